@@ -1,0 +1,624 @@
+"""Configuration: options in, frozen and validated objects out.
+
+``ClientConfig.build`` and ``ServerConfig.build`` take the options of the command line by their names (as strings or as
+the Python values one would expect) and raise ``ConfigError`` that names the option and what would be right. Nothing
+else in the package reads options, environment variables or option files.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, cast
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from ech_workers.errors import ConfigError
+
+__all__ = [
+    "DEFAULT_PROFILE",
+    "DEFAULT_RESOLVERS",
+    "ClientConfig",
+    "ListenAddress",
+    "Resolver",
+    "ServerAddress",
+    "ServerConfig",
+]
+
+DEFAULT_PROFILE = "firefox-120"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+Mode = Literal["yamux", "simple"]
+Alpn = Literal["auto", "http/1.1"]
+Reply = Literal["optimistic", "confirmed"]
+
+
+class ServerAddress(msgspec.Struct, frozen=True):
+    """The tunnel's server: the name that ECH hides, not an address."""
+
+    host: str
+    port: int = 443
+    path: str = "/"
+
+    @classmethod
+    def parse(cls, text: str) -> ServerAddress:
+        """Reads ``HOST[:PORT]/PATH``, with or without ``wss://`` or ``https://`` in front."""
+        rest = text.strip()
+        scheme, separator, tail = rest.partition("://")
+        if separator:
+            if scheme.lower() not in ("wss", "https"):
+                raise ConfigError(
+                    f"{scheme}:// is not encrypted or not known", option="--server", advice="write HOST[:PORT]/PATH"
+                )
+            rest = tail
+        authority, slash, path = rest.partition("/")
+        if "@" in authority or "?" in authority or "#" in rest:
+            raise ConfigError(f"cannot read {text!r}", option="--server", advice="write HOST[:PORT]/PATH")
+        host, port = _host_and_port(authority, "--server", default_port=443)
+        return cls(host, port, _path(slash + path, "--server"))
+
+    @property
+    def authority(self) -> str:
+        """``host:port``, IPv6 in brackets."""
+        return _authority(self.host, self.port)
+
+    def __str__(self) -> str:
+        return self.authority + self.path
+
+
+class ListenAddress(msgspec.Struct, frozen=True):
+    """A local port; port 0 takes a free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str, option: str = "--listen") -> ListenAddress:
+        """Reads ``ADDRESS:PORT`` or ``PORT`` (on 127.0.0.1 then)."""
+        text = text.strip()
+        if text.startswith(":"):
+            raise ConfigError(
+                f"{text!r} does not say on which address",
+                option=option,
+                advice=f"write 127.0.0.1{text} for this machine alone, or 0.0.0.0{text} for everyone",
+            )
+        if text.isdecimal():
+            text = f"127.0.0.1:{text}"
+        host, port = _host_and_port(text, option, default_port=None, zero=True)
+        if host != "localhost" and not _is_address(host):
+            raise ConfigError(f"{host!r} is not an IP address", option=option, advice="write ADDRESS:PORT")
+        return cls(host, port)
+
+    @property
+    def loopback(self) -> bool:
+        return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+
+    def __str__(self) -> str:
+        return _authority(self.host, self.port)
+
+
+class Resolver(msgspec.Struct, frozen=True):
+    """A DoH resolver (RFC 8484) and the addresses to reach it by, so that no plain DNS is ever asked."""
+
+    url: str
+    host: str
+    port: int
+    path: str
+    addresses: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, url: str, addresses: Sequence[str] = ()) -> Resolver:
+        """Reads an https URL. The addresses come from the caller, from the URL, or from the built-in list."""
+        option = "--doh-server"
+        text = url.strip()
+        if "://" not in text:
+            text = "https://" + text
+        try:
+            parts = urlsplit(text)
+            name, port = parts.hostname or "", parts.port if parts.port is not None else 443
+        except ValueError as error:
+            raise ConfigError(f"cannot read {url!r}: {error}", option=option, advice=_RESOLVER_FORM) from None
+        if parts.scheme.lower() != "https" or not name or parts.username is not None or parts.fragment:
+            raise ConfigError(f"cannot read {url!r}", option=option, advice=_RESOLVER_FORM)
+        if not 1 <= port <= 65535:
+            raise ConfigError(f"{port} is no port", option=option, advice=_RESOLVER_FORM)
+        # RFC 6570 form of RFC 8484 section 4.1: the variable is added by the look-up itself.
+        path = parts.path.removesuffix("{?dns}") or "/dns-query"
+        if parts.query:
+            path += "?" + parts.query
+        host = _host(name, option)
+        known = tuple(_address(address, "--doh-ip") for address in addresses)
+        if not known and _is_address(host):
+            known = (host,)
+        if not known:
+            known = next((resolver.addresses for resolver in DEFAULT_RESOLVERS if resolver.host == host), ())
+        if not known:
+            raise ConfigError(
+                f"the address of {host} is not known, and plain DNS is never asked",
+                option=option,
+                advice="give its address with --doh-ip",
+            )
+        return cls(f"https://{_authority(host, port, 443)}{path}", host, port, path, known)
+
+    def __str__(self) -> str:
+        return self.url
+
+
+_RESOLVER_FORM = "write https://HOST[:PORT]/PATH, like https://dns.quad9.net/dns-query"
+
+
+def _known(host: str, *addresses: str) -> Resolver:
+    return Resolver(f"https://{host}/dns-query", host, 443, "/dns-query", addresses)
+
+
+# Four operators in three countries, none of which filters by default except Quad9 (malware). The addresses are those
+# that the operators publish for their DoH service.
+DEFAULT_RESOLVERS: tuple[Resolver, ...] = (
+    _known("cloudflare-dns.com", "1.1.1.1", "1.0.0.1", "2606:4700:4700::1111"),
+    _known("dns.quad9.net", "9.9.9.9", "149.112.112.112", "2620:fe::fe"),
+    _known("dns.google", "8.8.8.8", "8.8.4.4", "2001:4860:4860::8888"),
+    _known("unfiltered.adguard-dns.com", "94.140.14.140", "94.140.14.141", "2a10:50c0::1:ff"),
+)
+
+
+class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that ``ech-workers proxy`` and ``Tunnel`` need. Times are seconds, sizes bytes."""
+
+    server: ServerAddress
+    token: str | None = None
+    ech: bool = True
+    mode: Mode = "yamux"
+    server_ips: tuple[str, ...] = ()
+    """The server's addresses; without them they are looked up over DoH."""
+    ech_domain: str | None = None
+    """The name whose HTTPS record gives the ECH configuration, when it is not the server's own."""
+    ech_config: bytes | None = None
+    """An ECHConfigList (RFC 9849 section 4); none is looked up then."""
+    resolvers: tuple[Resolver, ...] = DEFAULT_RESOLVERS
+    ca_file: Path | None = None
+    ca_pem: bytes | None = None
+    """The contents of ca_file: trusted beside the system's roots, for the server and for the resolvers."""
+    profile: str = DEFAULT_PROFILE
+    alpn: Alpn = "auto"
+    sessions: int = 1
+    """How many sessions are kept up."""
+    listen: tuple[ListenAddress, ...] = (ListenAddress("127.0.0.1", 1080),)
+    username: str | None = None
+    password: str | None = None
+    reply: Reply = "optimistic"
+    open_timeout: float = 8.0
+    """How long a local connection waits for a session."""
+    idle_timeout: float = 600.0
+    max_connections: int = 4096
+    memory_limit: int = 268435456
+    log_level: str = "info"
+    log_file: Path | None = None
+    cache_dir: Path | None = None
+    """Where ECH configurations are kept between runs; None keeps them in memory alone."""
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        server: str | ServerAddress,
+        token: str | None = None,
+        token_file: str | Path | None = None,
+        ech: bool = True,
+        yamux: bool = True,
+        server_ip: str | Sequence[str] | None = None,
+        ech_domain: str | None = None,
+        ech_config: str | bytes | None = None,
+        doh_server: str | Sequence[str] | None = None,
+        doh_ip: str | Sequence[str] | None = None,
+        ca_file: str | Path | None = None,
+        profile: str = DEFAULT_PROFILE,
+        alpn: str = "auto",
+        sessions: int = 1,
+        listen: str | Sequence[str] | None = "127.0.0.1:1080",
+        username: str | None = None,
+        password: str | None = None,
+        reply: str = "optimistic",
+        open_timeout: float = 8.0,
+        idle_timeout: float = 600.0,
+        max_connections: int = 4096,
+        memory_limit: int = 268435456,
+        log_level: str = "info",
+        log_file: str | Path | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> ClientConfig:
+        """Validates the options of ``ech-workers proxy``.
+
+        ech_config: base64 or ``@FILE`` as text, an ECHConfigList as bytes. cache_dir: None is the user's cache
+        directory, an empty string keeps nothing on disk. listen: None or empty opens no port.
+        Raises ConfigError.
+        """
+        address = server if isinstance(server, ServerAddress) else ServerAddress.parse(_text(server, "--server"))
+        if not ech:
+            for option, value in (("--ech-config", ech_config), ("--ech-domain", ech_domain)):
+                if value:
+                    raise ConfigError("has no meaning with --no-ech", option=option, advice="leave one of them out")
+        elif _is_address(address.host):
+            raise ConfigError(
+                f"ECH hides a name, and {address.host} is an address",
+                option="--server",
+                advice=f"give the server's name, and --server-ip {address.host}",
+            )
+        if ech_config and ech_domain:
+            raise ConfigError("--ech-config already says it", option="--ech-domain", advice="leave one of them out")
+        if (username is None) != (password is None):
+            raise ConfigError("--username and --password go together")
+        ca = Path(ca_file).expanduser() if ca_file else None
+        return cls(
+            server=address,
+            token=_token(token, token_file),
+            ech=ech,
+            mode="yamux" if yamux else "simple",
+            server_ips=tuple(_address(ip, "--server-ip") for ip in _several(server_ip)),
+            ech_domain=_host(ech_domain, "--ech-domain", address=False) if ech_domain else None,
+            ech_config=_ech_config(ech_config) if ech_config else None,
+            resolvers=_resolvers(_several(doh_server), _several(doh_ip)),
+            ca_file=ca,
+            ca_pem=_certificates(ca, "--ca-file") if ca else None,
+            profile=_profile(profile),
+            alpn=cast(Alpn, _one_of(alpn, ("auto", "http/1.1"), "--alpn")),
+            sessions=_within(sessions, 1, 64, "--sessions"),
+            listen=tuple(ListenAddress.parse(text) for text in _several(listen)),
+            username=_credential(username, "--username"),
+            password=_credential(password, "--password"),
+            reply=cast(Reply, _one_of(reply, ("optimistic", "confirmed"), "--reply")),
+            open_timeout=_seconds(open_timeout, "--open-timeout"),
+            idle_timeout=_seconds(idle_timeout, "--idle-timeout"),
+            max_connections=_within(max_connections, 1, 1_000_000, "--max-connections"),
+            memory_limit=_within(memory_limit, 16 << 20, 1 << 40, "--memory-limit"),
+            log_level=_one_of(log_level.lower(), LOG_LEVELS, "--log-level"),
+            log_file=Path(log_file).expanduser() if log_file else None,
+            cache_dir=_cache_dir(cache_dir),
+        )
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that ``ech-workers server`` needs. Times are seconds."""
+
+    listen: ListenAddress
+    certificates: tuple[tuple[bytes, bytes], ...]
+    """PEM chain and PEM key; the first pair is the default, the others are chosen by server name."""
+    tokens: tuple[str, ...]
+    ech_keys: Path | None = None
+    """The directory of RFC 9934 files; None serves without ECH."""
+    path: str = "/"
+    decoy: bytes | None = None
+    allow_private_targets: bool = False
+    max_sessions: int = 10000
+    max_streams: int = 1024
+    connect_timeout: float = 10.0
+    idle_timeout: float = 600.0
+    drain: float = 30.0
+    """How long open streams may go on after the signal to stop."""
+    workers: int = 1
+    log_level: str = "info"
+    log_file: Path | None = None
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        listen: str,
+        cert: str | Path | Sequence[str | Path],
+        key: str | Path | Sequence[str | Path],
+        token: str | Sequence[str] | None = None,
+        token_file: str | Path | None = None,
+        ech_keys: str | Path | None = None,
+        path: str = "/",
+        decoy: str | Path | None = None,
+        allow_private_targets: bool = False,
+        max_sessions: int = 10000,
+        max_streams: int = 1024,
+        connect_timeout: float = 10.0,
+        idle_timeout: float = 600.0,
+        drain: float = 30.0,
+        workers: int = 1,
+        log_level: str = "info",
+        log_file: str | Path | None = None,
+    ) -> ServerConfig:
+        """Validates the options of ``ech-workers server``. Raises ConfigError."""
+        chains, keys = _paths(cert), _paths(key)
+        if not chains:
+            raise ConfigError("a server needs a certificate", option="--cert")
+        if len(chains) != len(keys):
+            raise ConfigError(
+                f"{len(chains)} certificates and {len(keys)} keys",
+                option="--key",
+                advice="give one --key for each --cert",
+            )
+        tokens = tuple(_check_token(text, "--token") for text in _several(token))
+        if token_file:
+            tokens += _tokens_of(Path(token_file).expanduser())
+        if not tokens:
+            raise ConfigError(
+                "a server without a token would be open to everyone",
+                option="--token",
+                advice="give --token or --token-file",
+            )
+        directory = Path(ech_keys).expanduser() if ech_keys else None
+        if directory is not None and not directory.is_dir():
+            raise ConfigError(
+                f"there is no directory {directory}",
+                option="--ech-keys",
+                advice=f"make a key with `ech-workers keygen --public-name NAME --out {directory}`",
+            )
+        return cls(
+            listen=ListenAddress.parse(listen),
+            certificates=tuple(
+                (_certificates(chain, "--cert"), _read(private, "--key"))
+                for chain, private in zip(chains, keys, strict=True)
+            ),
+            tokens=tuple(dict.fromkeys(tokens)),
+            ech_keys=directory,
+            path=_path(path, "--path"),
+            decoy=_read(Path(decoy).expanduser(), "--decoy") if decoy else None,
+            allow_private_targets=allow_private_targets,
+            max_sessions=_within(max_sessions, 1, 10_000_000, "--max-sessions"),
+            max_streams=_within(max_streams, 1, 1_000_000, "--max-streams"),
+            connect_timeout=_seconds(connect_timeout, "--connect-timeout"),
+            idle_timeout=_seconds(idle_timeout, "--idle-timeout"),
+            drain=_seconds(drain, "--drain", zero=True),
+            workers=_within(workers, 1, 256, "--workers"),
+            log_level=_one_of(log_level.lower(), LOG_LEVELS, "--log-level"),
+            log_file=Path(log_file).expanduser() if log_file else None,
+        )
+
+
+# RFC 1035 section 2.3.1 and RFC 2181 section 11: what host names in the field look like.
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+
+
+def _host(text: str, option: str, *, address: bool = True) -> str:
+    """A DNS name in its ASCII form, lower case and without the final dot, or an IP literal without brackets."""
+    host = text.strip()
+    if address and _is_address(host):
+        return str(ipaddress.ip_address(host))
+    if not host.isascii():
+        try:
+            host = host.encode("idna").decode("ascii")
+        except UnicodeError:
+            raise ConfigError(f"{text!r} is no host name", option=option) from None
+    host = host.lower().removesuffix(".")
+    labels = host.split(".")
+    # A name that ends in a number is an address that went wrong (RFC 3986 section 7.4), never a name.
+    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels) or labels[-1].isdecimal():
+        raise ConfigError(f"{text!r} is no host name", option=option)
+    return host
+
+
+def _host_and_port(text: str, option: str, *, default_port: int | None, zero: bool = False) -> tuple[str, int]:
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or not _is_address(host) or (rest and not rest.startswith(":")):
+            raise ConfigError(f"cannot read {text!r}", option=option, advice="write [IPV6]:PORT")
+        digits = rest[1:] if rest else None
+    elif text.count(":") > 1:
+        raise ConfigError(f"cannot read {text!r}", option=option, advice="write IPv6 addresses in brackets: [::1]:443")
+    else:
+        host, colon, after = text.partition(":")
+        digits = after if colon else None
+    if not host:
+        raise ConfigError("the host is missing", option=option)
+    if digits is None:
+        if default_port is None:
+            raise ConfigError(f"{text!r} has no port", option=option, advice=f"write {text}:PORT")
+        port = default_port
+    elif digits.isascii() and digits.isdecimal() and (0 if zero else 1) <= int(digits[:6]) <= 65535:
+        port = int(digits[:6])
+    else:
+        raise ConfigError(f"{digits!r} is no port", option=option, advice="ports go from 1 to 65535")
+    return _host(host, option), port
+
+
+def _authority(host: str, port: int, default_port: int | None = None) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return name if port == default_port else f"{name}:{port}"
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _address(text: str, option: str) -> str:
+    bare = text.strip().removeprefix("[").removesuffix("]")
+    if not _is_address(bare):
+        raise ConfigError(f"{text!r} is no IP address", option=option)
+    return str(ipaddress.ip_address(bare))
+
+
+def _path(text: str, option: str) -> str:
+    path = text or "/"
+    if not path.startswith("/"):
+        path = "/" + path
+    if "#" in path or any(ord(character) < 0x21 or ord(character) == 0x7F for character in path):
+        raise ConfigError(f"{text!r} is no path", option=option, advice="write it as it stands in a URL")
+    return quote(path, safe="/?%:@!$&'()*+,;=-._~[]")
+
+
+def _check_token(text: str, option: str) -> str:
+    token = text.strip()
+    if not token or len(token) > 512 or any(not 0x21 <= ord(character) <= 0x7E for character in token) or "," in token:
+        # The token travels as the one value of Sec-WebSocket-Protocol: a comma or a space would make it a list.
+        raise ConfigError(
+            "a token is 1 to 512 visible ASCII characters without space and comma", option=option, code="token-invalid"
+        )
+    return token
+
+
+def _tokens_of(file: Path) -> tuple[str, ...]:
+    text = _read(file, "--token-file").decode("utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines()]
+    return tuple(_check_token(line, "--token-file") for line in lines if line and not line.startswith("#"))
+
+
+def _token(token: str | None, file: str | Path | None) -> str | None:
+    if token and file:
+        raise ConfigError("--token is given too", option="--token-file", advice="leave one of them out")
+    if file:
+        tokens = _tokens_of(Path(file).expanduser())
+        if len(tokens) != 1:
+            raise ConfigError(f"{file} has {len(tokens)} tokens", option="--token-file", advice="put one token in it")
+        return tokens[0]
+    return _check_token(token, "--token") if token else None
+
+
+def _ech_config(value: str | bytes) -> bytes:
+    option = "--ech-config"
+    if isinstance(value, bytes):
+        data, source = value, "the given bytes"
+    elif value.startswith("@"):
+        data, source = _read(Path(value[1:]).expanduser(), option), value[1:]
+    else:
+        data, source = value.encode("ascii", errors="replace"), "the given text"
+        if b"-----BEGIN" not in data:
+            data = _base64(data, option, source)
+    from ech_workers._native import parse_ech_config_list, read_ech_pem
+
+    try:
+        if b"-----BEGIN" in data:
+            _, data = read_ech_pem(data)
+        elif not _looks_like_list(data):
+            data = _base64(data, option, source)
+        parse_ech_config_list(data)
+    except ValueError as error:
+        raise ConfigError(
+            f"{source} is no ECHConfigList: {error}",
+            option=option,
+            advice="give base64, or @FILE with the raw list, its base64 or an RFC 9934 PEM file",
+        ) from None
+    return data
+
+
+def _looks_like_list(data: bytes) -> bool:
+    # ECHConfigList is a vector with a 16-bit length in front (RFC 9849 section 4).
+    return len(data) >= 2 and int.from_bytes(data[:2], "big") == len(data) - 2
+
+
+def _base64(data: bytes, option: str, source: str) -> bytes:
+    try:
+        return base64.b64decode(b"".join(data.strip().strip(b'"').split()), validate=True)
+    except binascii.Error:
+        raise ConfigError(
+            f"{source} is neither base64 nor an ECHConfigList",
+            option=option,
+            advice="give base64, or @FILE with the raw list, its base64 or an RFC 9934 PEM file",
+        ) from None
+
+
+def _resolvers(servers: Sequence[str], addresses: Sequence[str]) -> tuple[Resolver, ...]:
+    if not servers:
+        if addresses:
+            raise ConfigError("has no meaning without --doh-server", option="--doh-ip")
+        return DEFAULT_RESOLVERS
+    if len(servers) == 1:
+        return (Resolver.parse(servers[0], addresses),)
+    if not addresses:
+        return tuple(Resolver.parse(url) for url in servers)
+    if len(addresses) != len(servers):
+        raise ConfigError(
+            f"{len(addresses)} addresses for {len(servers)} resolvers",
+            option="--doh-ip",
+            advice="with several --doh-server give one --doh-ip for each, in the same order",
+        )
+    return tuple(Resolver.parse(url, (ip,)) for url, ip in zip(servers, addresses, strict=True))
+
+
+def _profile(name: str) -> str:
+    if name == DEFAULT_PROFILE:
+        return name
+    from ech_workers._native import PROFILES
+
+    return _one_of(name, PROFILES, "--profile")
+
+
+def _cache_dir(value: str | Path | None) -> Path | None:
+    if value is None:
+        import platformdirs
+
+        return platformdirs.user_cache_path("ech-workers", appauthor=False)
+    return Path(value).expanduser() if str(value) else None
+
+
+def _several(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    if value is None or value == "":
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _paths(value: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
+    values = (value,) if isinstance(value, str | Path) else value
+    return tuple(Path(path).expanduser() for path in values)
+
+
+def _text(value: object, option: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError("is missing", option=option, advice="write HOST[:PORT]/PATH")
+    return value
+
+
+def _credential(value: str | None, option: str) -> str | None:
+    # RFC 1929 section 2: one byte of length.
+    if value is not None and not 1 <= len(value.encode()) <= 255:
+        raise ConfigError("must be 1 to 255 bytes long", option=option)
+    return value
+
+
+def _one_of(value: str, choices: Iterable[str], option: str) -> str:
+    if value not in choices:
+        raise ConfigError(f"{value!r} is not known", option=option, advice=f"choose from {', '.join(choices)}")
+    return value
+
+
+def _within(value: int, low: int, high: int, option: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"{value} is out of range", option=option, advice=f"choose from {low} to {high}")
+    return value
+
+
+def _seconds(value: float, option: str, *, zero: bool = False) -> float:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not (0 <= value <= 86400)
+        or (value == 0 and not zero)
+    ):
+        raise ConfigError(f"{value} is no usable time", option=option, advice="give seconds, up to a day")
+    return float(value)
+
+
+def _certificates(file: Path, option: str) -> bytes:
+    pem = _read(file, option)
+    if b"-----BEGIN CERTIFICATE-----" not in pem:
+        raise ConfigError(f"{file} has no certificate in it", option=option, advice="give a PEM file")
+    return pem
+
+
+# Larger than any certificate bundle in use (the Mozilla set is about 230 KB).
+_FILE_LIMIT = 4 << 20
+
+
+def _read(file: Path, option: str) -> bytes:
+    try:
+        with open(file, "rb") as stream:
+            data = stream.read(_FILE_LIMIT + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {file}: {error.strerror or os.strerror(error.errno or 0)}", option=option
+        ) from None
+    if len(data) > _FILE_LIMIT:
+        raise ConfigError(f"{file} is larger than {_FILE_LIMIT >> 20} MiB", option=option)
+    return data

@@ -1,0 +1,335 @@
+"""What can go wrong, one class a layer.
+
+    Exception
+    └── TunnelError              exit code
+        ├── ConfigError          2   an option, an environment variable, a file that an option names
+        ├── ResolverError        3   the look-up over DoH
+        ├── ConnectError         4   TCP to the server
+        ├── TlsError             5   the TLS handshake, or the connection later on
+        ├── EchError             6   no ECH configuration, a bad one, or one that the server rejects
+        ├── CertificateError     7   the server's certificate
+        ├── WebSocketError       8   the upgrade, or the WebSocket connection
+        ├── TokenError           9   the server does not accept the token
+        ├── SessionError         10  yamux, or no session to be had
+        ├── TargetError          11  the target behind the server
+        ├── ListenError          12  the local port
+        └── EngineClosed         1   the tunnel was closed while in use
+
+Every one carries the same attributes, so a caller may branch on the class, on ``layer`` or on ``code``:
+
+* ``layer``: where it happened, one word;
+* ``code``: a stable word for programs (``tcp-refused``, ``ech-rejected``, ...; docs/reference/errors.md lists them);
+* ``message``: what failed and why, one line;
+* ``advice``: what to do about it, or None;
+* ``detail``: what a developer would want beside it, or None (``-v`` prints it);
+* ``exit_code``: what the command line ends with.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from ech_workers._native import Failure
+
+__all__ = [
+    "CertificateError",
+    "ConfigError",
+    "ConnectError",
+    "EchError",
+    "EngineClosed",
+    "ListenError",
+    "ResolverError",
+    "SessionError",
+    "TargetError",
+    "TlsError",
+    "TokenError",
+    "TunnelError",
+    "WebSocketError",
+    "from_failure",
+]
+
+
+class TunnelError(Exception):
+    """Any failure of the tunnel. ``str(error)`` is ``error.line()``."""
+
+    default_layer: ClassVar[str] = "internal"
+    default_code: ClassVar[str] = "internal"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        layer: str | None = None,
+        detail: str | None = None,
+        advice: str | None = None,
+    ) -> None:
+        """Without advice, the text that belongs to the code is used, if there is one."""
+        super().__init__(message)
+        self.message = _one_line(message)
+        self.code = code or self.default_code
+        self.layer = layer or self.default_layer
+        self.detail = detail
+        self.advice = _ADVICE.get(self.code) if advice is None else (advice or None)
+
+    def line(self) -> str:
+        """The whole of it in one line: ``layer: what failed: why; what to do``."""
+        line = f"{self.layer}: {self.message}"
+        return f"{line}; {self.advice}" if self.advice else line
+
+    def __str__(self) -> str:
+        return self.line()
+
+
+class ConfigError(TunnelError):
+    """An option that cannot be right; ``option`` names it as the command line spells it."""
+
+    default_layer = "config"
+    default_code = "config-invalid"
+    exit_code = 2
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        option: str | None = None,
+        code: str | None = None,
+        detail: str | None = None,
+        advice: str | None = None,
+    ) -> None:
+        super().__init__(f"{option}: {message}" if option else message, code=code, detail=detail, advice=advice)
+        self.option = option
+
+
+class ResolverError(TunnelError):
+    """No DoH resolver gave a usable answer."""
+
+    default_layer = "resolver"
+    default_code = "resolver-failed"
+    exit_code = 3
+
+
+class ConnectError(TunnelError):
+    """TCP to the server could not be had, or broke."""
+
+    default_layer = "tcp"
+    default_code = "tcp-failed"
+    exit_code = 4
+
+
+class TlsError(TunnelError):
+    """The TLS handshake or connection failed for a reason other than ECH and the certificate."""
+
+    default_layer = "tls"
+    default_code = "tls-failed"
+    exit_code = 5
+
+
+class EchError(TunnelError):
+    """ECH cannot be used.
+
+    ``retry_configs`` holds an authenticated ECHConfigList if the server handed one over (RFC 9849 section 6.1.6).
+    """
+
+    default_layer = "ech"
+    default_code = "ech-config-invalid"
+    exit_code = 6
+    retry_configs: bytes | None = None
+
+
+class CertificateError(TunnelError):
+    """The certificate was not accepted."""
+
+    default_layer = "certificate"
+    default_code = "certificate-invalid"
+    exit_code = 7
+
+
+class WebSocketError(TunnelError):
+    """The upgrade was refused, or the WebSocket connection ended wrongly."""
+
+    default_layer = "websocket"
+    default_code = "websocket-protocol"
+    exit_code = 8
+
+
+class TokenError(TunnelError):
+    """The server does not accept the token, or the path is another's."""
+
+    default_layer = "token"
+    default_code = "token-rejected"
+    exit_code = 9
+
+
+class SessionError(TunnelError):
+    """A yamux session failed, or there is none to open a stream on."""
+
+    default_layer = "yamux"
+    default_code = "yamux-protocol"
+    exit_code = 10
+
+
+class TargetError(TunnelError):
+    """The server could not reach the target, or was not willing to."""
+
+    default_layer = "target"
+    default_code = "target-failed"
+    exit_code = 11
+
+
+class ListenError(TunnelError):
+    """A local port could not be opened."""
+
+    default_layer = "local"
+    default_code = "listen-failed"
+    exit_code = 12
+
+    @classmethod
+    def from_os_error(cls, address: str, error: OSError) -> ListenError:
+        """Says why listening on ``address`` (host:port) failed."""
+        why, code = _LISTEN_REASONS.get(error.errno or 0, (error.strerror or str(error), "listen-failed"))
+        return cls(f"cannot listen on {address}: {why}", code=code, detail=str(error))
+
+
+class EngineClosed(TunnelError):
+    """The tunnel was closed."""
+
+    default_layer = "local"
+    default_code = "shutdown"
+    exit_code = 1
+
+    def __init__(
+        self,
+        message: str = "the tunnel is closed",
+        *,
+        code: str | None = None,
+        layer: str | None = None,
+        detail: str | None = None,
+        advice: str | None = None,
+    ) -> None:
+        super().__init__(message, code=code, layer=layer, detail=detail, advice=advice)
+
+
+def from_failure(
+    failure: Failure, *, server: str | None = None, resolver: str | None = None, advice: str | None = None
+) -> TunnelError:
+    """The exception for a native failure.
+
+    server: whom it was about, put in front of the message when the message does not name it.
+    resolver: the resolver's URL when the failure ended a look-up: whatever the layer below was, it is a ResolverError
+    then, with the layer's own code.
+    """
+    message = failure.message
+    subject = resolver or server
+    if subject and subject not in message:
+        message = f"{subject}: {message}"
+    if resolver is not None:
+        return ResolverError(
+            message,
+            code=failure.code,
+            detail=failure.detail,
+            advice=_RESOLVER_ADVICE.get(failure.code, _ADVICE["resolver-failed"]) if advice is None else advice,
+        )
+    kind = _CLASS_OF_CODE.get(failure.code) or _CLASS_OF_LAYER.get(failure.layer, TunnelError)
+    error: TunnelError
+    if kind is ConfigError:
+        error = ConfigError(message, code=failure.code, detail=failure.detail, advice=advice)
+    else:
+        error = kind(message, code=failure.code, layer=failure.layer, detail=failure.detail, advice=advice)
+    if isinstance(error, EchError):
+        error.retry_configs = failure.retry_configs
+    return error
+
+
+_CLASS_OF_LAYER: dict[str, type[TunnelError]] = {
+    "resolver": ResolverError,
+    "tcp": ConnectError,
+    "tls": TlsError,
+    "ech": EchError,
+    "certificate": CertificateError,
+    "websocket": WebSocketError,
+    "token": TokenError,
+    "yamux": SessionError,
+    "target": TargetError,
+    "local": ListenError,
+}
+
+# Codes whose class is not that of their layer.
+_CLASS_OF_CODE: dict[str, type[TunnelError]] = {
+    "shutdown": EngineClosed,
+    "no-session": SessionError,
+    "retired": SessionError,
+    "closed": SessionError,
+}
+
+_LISTEN_REASONS: dict[int, tuple[str, str]] = {
+    errno.EADDRINUSE: ("the port is in use", "listen-in-use"),
+    errno.EACCES: ("this user may not open that port", "listen-denied"),
+    errno.EPERM: ("this user may not open that port", "listen-denied"),
+    errno.EADDRNOTAVAIL: ("this machine has no such address", "listen-no-address"),
+}
+
+_CUT = "something on the way cuts such connections: try another --server-ip, another --ech-domain or another --profile"
+
+_ADVICE: dict[str, str] = {
+    "resolver-failed": "try other resolvers with --doh-server (and --doh-ip), or give --ech-config and --server-ip",
+    "resolver-no-name": "check the spelling of the name; the resolvers say that it does not exist",
+    "resolver-no-address": "give the server's address with --server-ip",
+    "tcp-refused": "check the port, and that the server runs",
+    "tcp-timeout": (
+        "check the address and the port, or try another address with --server-ip; a firewall may drop the packets"
+    ),
+    "tcp-unreachable": "check this machine's network, or try another address with --server-ip",
+    "tcp-reset": "check that the server runs; if it does, " + _CUT,
+    "tls-alert": "check that a TLS 1.3 server listens on this port, with a certificate for this name",
+    "tls-reset": _CUT,
+    "tls-version": "the server must speak TLS 1.3: ask its operator",
+    "tls-timeout": "the server accepts connections but does not answer: check the port; if it is right, " + _CUT,
+    "ech-rejected": "the server changed its keys, and the ones it handed over were rejected too: try again in a minute",
+    "ech-disabled": (
+        "the server no longer offers ECH: ask its operator to turn it on;"
+        " only --no-ech connects without, and shows the name to the network"
+    ),
+    "ech-config-invalid": "check --ech-config, or the ech= value in the HTTPS record",
+    "ech-no-config": (
+        "publish an HTTPS record with ech= for it (`ech-workers keygen` prints one), name a record that has one with"
+        " --ech-domain (behind Cloudflare: cloudflare-ech.com), or give --ech-config"
+    ),
+    "certificate-unknown-issuer": (
+        "if a private authority signed it, give its certificate with --ca-file; otherwise someone may be in the middle"
+    ),
+    "certificate-expired": "ask the server's operator to renew it, and check this machine's clock",
+    "certificate-not-yet-valid": "check this machine's clock",
+    "certificate-name": "check the name in --server; with --server-ip, check that the address is that server's",
+    "certificate-invalid": "ask the server's operator",
+    "websocket-status": "check the path in --server, and that this is the tunnel's server",
+    "websocket-protocol": "check that this is the tunnel's server and not something in front of it",
+    "websocket-timeout": "the server accepts TLS but does not answer the upgrade: check the path in --server",
+    "token-rejected": "check --token and the path in --server",
+    "yamux-protocol": "the server may not speak yamux: try --no-yamux",
+    "no-session": "the log says why the server cannot be reached",
+    "target-not-allowed": (
+        "the server refuses private addresses; its operator can allow them with --allow-private-targets"
+    ),
+    "target-not-found": "check the spelling of the target's name",
+    "listen-in-use": "stop the program that has it, or choose another port with --listen",
+    "listen-denied": "choose a port above 1023 with --listen",
+    "listen-no-address": "choose an address of this machine with --listen, 127.0.0.1 for local programs alone",
+}
+
+_RESOLVER_ADVICE: dict[str, str] = {
+    "certificate-unknown-issuer": (
+        "if a private authority signed the resolver's certificate, give it with --ca-file;"
+        " otherwise someone may be in the middle"
+    ),
+    "certificate-expired": "check this machine's clock, or try other resolvers with --doh-server",
+    "certificate-not-yet-valid": "check this machine's clock",
+    "http-status": "check the path in --doh-server",
+}
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()) if "\n" in text or "\r" in text else text
