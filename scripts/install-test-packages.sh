@@ -1,0 +1,25 @@
+#!/bin/sh
+# System packages that the tests use beyond the build's own needs (Debian, Ubuntu). Without them the tests that need them are skipped
+# with a reason on a user's machine, and fail in CI.
+set -eu
+
+wanted=""
+need() { # PROGRAM PACKAGE
+    command -v "$1" >/dev/null || wanted="$wanted $2"
+}
+need curl curl
+need git git
+need tmux tmux
+need c++ g++
+need named bind9
+# Debian's python3 comes without ensurepip.
+"${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || wanted="$wanted python3-venv"
+
+[ -n "$wanted" ] || exit 0
+
+as_root=""
+[ "$(id -u)" -eq 0 ] || as_root="sudo"
+export DEBIAN_FRONTEND=noninteractive
+$as_root apt-get update -qq
+# shellcheck disable=SC2086  # a list of packages
+$as_root apt-get install -qq --no-install-recommends $wanted
