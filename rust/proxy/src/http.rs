@@ -1,0 +1,445 @@
+//! HTTP/1 request heads (RFC 9112): CONNECT, and absolute-form requests rewritten for their target.
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+
+use crate::negotiation::MAX_HEAD;
+use crate::{Body, Credentials, Error, Target};
+
+/// More fields than any browser sends; the parser's table is on the stack.
+const MAX_FIELDS: usize = 128;
+
+/// Fields that concern only this connection (RFC 9110 section 7.6.1, and the proxy's own of section 11.7).
+/// Transfer-Encoding is not among them: the content goes through as it is.
+const HOP_BY_HOP: [&str; 8] = [
+    "Connection",
+    "Proxy-Connection",
+    "Keep-Alive",
+    "TE",
+    "Upgrade",
+    "Proxy-Authenticate",
+    "Proxy-Authentication-Info",
+    "Proxy-Authorization",
+];
+
+/// Fields that a Connection field may not name: without them the target would read another request
+/// than the one checked here.
+const NEVER_HOP_BY_HOP: [&str; 3] = ["Host", "Content-Length", "Transfer-Encoding"];
+
+/// For the person who opens the proxy port in a browser.
+const NOT_A_WEB_PAGE: &str = "\
+This is a proxy port of ech-workers, not a web page.
+
+It works when you set it as the SOCKS5 or HTTP proxy of your browser or program,
+with the address and port that you have just opened.";
+
+/// Some programs leave the padding out.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// Looks for the end of a head as its bytes arrive, each byte once.
+///
+/// Line ends are what parsers disagree on, so it is strict: CR LF alone ends a line, nothing is
+/// folded, no control characters.
+#[derive(Debug, Default)]
+pub(crate) struct HeadScanner {
+    scanned: usize,
+    in_fields: bool,
+}
+
+impl HeadScanner {
+    /// The length of the head with its empty line, once it is there. `bytes` begins where the head does.
+    pub(crate) fn scan(&mut self, bytes: &[u8]) -> Result<Option<usize>, Error> {
+        while self.scanned < bytes.len() {
+            if self.scanned == MAX_HEAD {
+                return Err(Error::HeadTooLarge);
+            }
+            let (seen, byte) = (&bytes[..self.scanned], bytes[self.scanned]);
+            check_byte(seen, byte)?;
+            self.scanned += 1;
+            if byte == b'\n' {
+                let line = &seen[..seen.len() - 1];
+                if !self.in_fields {
+                    check_request_line(line)?;
+                    self.in_fields = true;
+                } else if line.ends_with(b"\n") {
+                    return Ok(Some(self.scanned));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Whether a byte may follow those seen.
+fn check_byte(seen: &[u8], byte: u8) -> Result<(), Error> {
+    let reason = match (seen.last(), byte) {
+        (Some(b'\r'), b'\n') => return Ok(()),
+        (Some(b'\r'), _) => "a bare carriage return",
+        (_, b'\n') => "a line ends without a carriage return",
+        (Some(b'\n'), b' ' | b'\t') => "a folded field line",
+        (_, b'\t' | b'\r') => return Ok(()),
+        (_, 0..0x20 | 0x7f) => "a control character",
+        _ => return Ok(()),
+    };
+    Err(Error::MalformedRequest(reason))
+}
+
+/// What a head asks for.
+#[derive(Debug)]
+pub(crate) enum Parsed {
+    Connect(Target),
+    Forward {
+        target: Target,
+        /// The head for the target.
+        head: Vec<u8>,
+        /// Nothing when the connection changes its protocol: then all that follows is for the target.
+        body: Option<Body>,
+        /// Whether the answer to it has no content (RFC 9110 section 9.3.2).
+        bodiless_answer: bool,
+    },
+}
+
+/// Parses a complete head.
+pub(crate) fn parse(head: &[u8], credentials: Option<&Credentials>) -> Result<Parsed, Error> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut request = httparse::Request::new(&mut fields);
+    match request.parse(head) {
+        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+        Ok(_) => {
+            return Err(Error::MalformedRequest(
+                "the head does not end where it should",
+            ));
+        }
+        Err(error) => return Err(syntax_error(error)),
+    }
+    let (Some(method), Some(request_target), Some(version)) =
+        (request.method, request.path, request.version)
+    else {
+        return Err(Error::MalformedRequest("the request line"));
+    };
+    let fields = Fields(request.headers);
+
+    if method != "CONNECT" && (request_target.starts_with('/') || request_target == "*") {
+        return Err(Error::NotAProxyRequest);
+    }
+    if let Some(credentials) = credentials {
+        authenticate(&fields, credentials)?;
+    }
+    if fields.all("Host").count() > 1 {
+        return Err(Error::MalformedRequest("more than one Host field"));
+    }
+    let content = content(&fields, version)?;
+
+    if method == "CONNECT" {
+        // RFC 9110 section 9.3.6: a CONNECT request has no content; what follows goes through the tunnel.
+        if content != Content::Length(0) {
+            return Err(Error::MalformedRequest("a CONNECT request with content"));
+        }
+        return Ok(Parsed::Connect(request_target.parse()?));
+    }
+    let (target, origin_form) = absolute_form(method, request_target)?;
+    let options = connection_options(&fields)?;
+    let upgrade = method == "GET"
+        && version == 1
+        && content == Content::Length(0)
+        && upgrades_to_websocket(&fields, &options);
+
+    let mut forwarded = Vec::with_capacity(head.len() + 32);
+    for part in [
+        method,
+        " ",
+        &origin_form,
+        " HTTP/1.",
+        if version == 0 { "0" } else { "1" },
+        "\r\n",
+    ] {
+        forwarded.extend_from_slice(part.as_bytes());
+    }
+    // RFC 9112 section 3.2.2: the received Host is ignored, the one of the request target takes its place.
+    write_field(&mut forwarded, "Host", host_field(&target).as_bytes());
+    for field in fields.0 {
+        if !is_any(field.name, &HOP_BY_HOP)
+            && !is_any(field.name, &options)
+            && !field.name.eq_ignore_ascii_case("Host")
+        {
+            write_field(&mut forwarded, field.name, field.value);
+        }
+    }
+    if upgrade {
+        write_field(&mut forwarded, "Connection", b"Upgrade");
+        write_field(&mut forwarded, "Upgrade", b"websocket");
+    } else {
+        // One request a connection: the next one may be for another target.
+        write_field(&mut forwarded, "Connection", b"close");
+    }
+    forwarded.extend_from_slice(b"\r\n");
+
+    let body = match content {
+        _ if upgrade => None,
+        Content::Length(length) => Some(Body::sized(length)),
+        Content::Chunked => Some(Body::chunked()),
+    };
+    Ok(Parsed::Forward {
+        target,
+        head: forwarded,
+        body,
+        bodiless_answer: method == "HEAD",
+    })
+}
+
+/// The answer to a request that was turned away.
+pub(crate) fn rejection(error: &Error, bodiless: bool) -> Vec<u8> {
+    let status = match error {
+        Error::AuthenticationRequired | Error::AuthenticationFailed => {
+            "407 Proxy Authentication Required"
+        }
+        Error::TimedOut => "408 Request Timeout",
+        Error::HeadTooLarge => "431 Request Header Fields Too Large",
+        Error::UnsupportedVersion => "505 HTTP Version Not Supported",
+        _ => "400 Bad Request",
+    };
+    let field = match error {
+        Error::AuthenticationRequired | Error::AuthenticationFailed => {
+            "Proxy-Authenticate: Basic realm=\"ech-workers\", charset=\"UTF-8\"\r\n"
+        }
+        _ => "",
+    };
+    let text = match error {
+        Error::NotAProxyRequest => NOT_A_WEB_PAGE,
+        _ => &error.to_string(),
+    };
+    Reply {
+        status,
+        field,
+        text,
+    }
+    .into_bytes(bodiless)
+}
+
+/// An answer of our own, after which the connection is closed.
+pub(crate) struct Reply<'a> {
+    pub(crate) status: &'static str,
+    /// A field line with its line end, or nothing.
+    pub(crate) field: &'a str,
+    pub(crate) text: &'a str,
+}
+
+impl Reply<'_> {
+    /// `bodiless`: the content is announced but left out, as the answer to HEAD.
+    pub(crate) fn into_bytes(self, bodiless: bool) -> Vec<u8> {
+        let Self {
+            status,
+            field,
+            text,
+        } = self;
+        let mut reply = format!(
+            "HTTP/1.1 {status}\r\n{field}Content-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n\
+             Cache-Control: no-store\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+            text.len() + 1
+        );
+        if !bodiless {
+            reply.push_str(text);
+            reply.push('\n');
+        }
+        reply.into_bytes()
+    }
+}
+
+/// Tells a program that speaks another line protocol at once, rather than after the time-out.
+fn check_request_line(line: &[u8]) -> Result<(), Error> {
+    let version = line.rsplit(|&byte| byte == b' ').next().unwrap_or_default();
+    match version {
+        b"HTTP/1.1" | b"HTTP/1.0" => Ok(()),
+        _ if version.starts_with(b"HTTP/") => Err(Error::UnsupportedVersion),
+        _ => Err(Error::MalformedRequest(
+            "the request line does not end with an HTTP version",
+        )),
+    }
+}
+
+fn syntax_error(error: httparse::Error) -> Error {
+    match error {
+        httparse::Error::TooManyHeaders => Error::HeadTooLarge,
+        httparse::Error::Version => Error::UnsupportedVersion,
+        httparse::Error::HeaderName => Error::MalformedRequest("a field name"),
+        httparse::Error::HeaderValue => Error::MalformedRequest("a field value"),
+        httparse::Error::NewLine => Error::MalformedRequest("a line end"),
+        httparse::Error::Token | httparse::Error::Status => {
+            Error::MalformedRequest("the request line")
+        }
+    }
+}
+
+struct Fields<'a>(&'a [httparse::Header<'a>]);
+
+impl<'a> Fields<'a> {
+    fn all(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        self.0
+            .iter()
+            .filter(move |field| field.name.eq_ignore_ascii_case(name))
+            .map(|field| field.value)
+    }
+
+    /// The members of a list-based field (RFC 9110 section 5.6.1).
+    fn list(&self, name: &'static str) -> Result<Vec<&'a str>, Error> {
+        let mut members = Vec::new();
+        for value in self.all(name) {
+            let value =
+                str::from_utf8(value).map_err(|_| Error::MalformedRequest("a field value"))?;
+            members.extend(
+                value
+                    .split(',')
+                    .map(|member| member.trim_matches([' ', '\t']))
+                    .filter(|member| !member.is_empty()),
+            );
+        }
+        Ok(members)
+    }
+}
+
+/// `Proxy-Authorization: Basic` (RFC 7617).
+fn authenticate(fields: &Fields<'_>, credentials: &Credentials) -> Result<(), Error> {
+    let mut values = fields.all("Proxy-Authorization");
+    let Some(value) = values.next() else {
+        return Err(Error::AuthenticationRequired);
+    };
+    let user_pass = match value.split_at_checked(6) {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"Basic ") => {
+            BASE64.decode(token.trim_ascii())
+        }
+        _ => return Err(Error::AuthenticationFailed),
+    };
+    let Ok(user_pass) = user_pass else {
+        return Err(Error::AuthenticationFailed);
+    };
+    let Some(colon) = user_pass.iter().position(|&byte| byte == b':') else {
+        return Err(Error::AuthenticationFailed);
+    };
+    if values.next().is_none() && credentials.matches(&user_pass[..colon], &user_pass[colon + 1..])
+    {
+        Ok(())
+    } else {
+        Err(Error::AuthenticationFailed)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    Length(u64),
+    Chunked,
+}
+
+/// How the content is delimited (RFC 9112 section 6.3); whatever two parsers could read differently is refused.
+fn content(fields: &Fields<'_>, version: u8) -> Result<Content, Error> {
+    let codings = fields.list("Transfer-Encoding")?;
+    let mut lengths = fields.all("Content-Length");
+    let length = lengths.next();
+    if lengths.next().is_some() {
+        return Err(Error::MalformedRequest(
+            "more than one Content-Length field",
+        ));
+    }
+    if fields.all("Transfer-Encoding").next().is_some() {
+        if length.is_some() {
+            return Err(Error::MalformedRequest(
+                "both Content-Length and Transfer-Encoding",
+            ));
+        }
+        if version == 0 {
+            return Err(Error::MalformedRequest("Transfer-Encoding in HTTP/1.0"));
+        }
+        let chunked = codings
+            .iter()
+            .filter(|coding| coding.eq_ignore_ascii_case("chunked"))
+            .count();
+        if chunked != 1
+            || !codings
+                .last()
+                .is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"))
+        {
+            return Err(Error::MalformedRequest(
+                "Transfer-Encoding does not end with chunked",
+            ));
+        }
+        return Ok(Content::Chunked);
+    }
+    let Some(length) = length else {
+        return Ok(Content::Length(0));
+    };
+    str::from_utf8(length)
+        .ok()
+        .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
+        .and_then(|digits| digits.parse().ok())
+        .map(Content::Length)
+        .ok_or(Error::MalformedRequest("Content-Length is not a number"))
+}
+
+/// The target of an absolute-form request, and the origin-form that it is sent (RFC 9112 section 3.2).
+fn absolute_form(method: &str, request_target: &str) -> Result<(Target, String), Error> {
+    let Some((scheme, rest)) = request_target.split_once("://") else {
+        return Err(Error::MalformedRequest(
+            "the request target is not an absolute URI",
+        ));
+    };
+    if !scheme.eq_ignore_ascii_case("http") {
+        return Err(Error::UnsupportedScheme);
+    }
+    if rest.contains('#') {
+        return Err(Error::MalformedRequest("a fragment in the request target"));
+    }
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let target = Target::parse_authority(authority, Some(80))?;
+    let origin_form = match path {
+        // RFC 9112 section 3.2.4: OPTIONS without a path is about the server as a whole.
+        "" if method == "OPTIONS" => "*".to_owned(),
+        _ if path.starts_with('/') => path.to_owned(),
+        _ => format!("/{path}"),
+    };
+    Ok((target, origin_form))
+}
+
+/// The names in the Connection fields (RFC 9110 section 7.6.1).
+fn connection_options<'a>(fields: &Fields<'a>) -> Result<Vec<&'a str>, Error> {
+    let options = fields.list("Connection")?;
+    if options
+        .iter()
+        .any(|option| is_any(option, &NEVER_HOP_BY_HOP))
+    {
+        return Err(Error::MalformedRequest(
+            "the Connection field names a field of the request itself",
+        ));
+    }
+    Ok(options)
+}
+
+/// Only an upgrade to WebSocket is passed on: any other (HTTP/2 in clear, which RFC 9113 section 3.1
+/// took back) would let the program send requests for further hosts over the same connection.
+fn upgrades_to_websocket(fields: &Fields<'_>, options: &[&str]) -> bool {
+    is_any("Upgrade", options)
+        && fields
+            .list("Upgrade")
+            .is_ok_and(|protocols| is_any("websocket", &protocols))
+}
+
+/// The authority without the default port, as browsers send it.
+fn host_field(target: &Target) -> String {
+    if target.port == 80 {
+        target.host.to_string()
+    } else {
+        target.authority()
+    }
+}
+
+fn is_any(name: &str, names: &[&str]) -> bool {
+    names.iter().any(|other| name.eq_ignore_ascii_case(other))
+}
+
+fn write_field(head: &mut Vec<u8>, name: &str, value: &[u8]) {
+    for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+        head.extend_from_slice(part);
+    }
+}
