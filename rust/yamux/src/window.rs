@@ -1,0 +1,243 @@
+//! Receive windows: what the peer may send, how it grows with bandwidth and round trip, and what limits the growth.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::frame::INITIAL_WINDOW;
+
+/// Memory that the receive windows of all sessions of the process may grow by, beyond the first 256 KiB of each stream.
+///
+/// When it runs short, the streams that hold the most give back as they go, so that new ones can grow.
+#[derive(Debug)]
+pub struct WindowBudget {
+    limit: usize,
+    used: AtomicUsize,
+    holders: AtomicUsize,
+}
+
+impl WindowBudget {
+    /// A budget of `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            used: AtomicUsize::new(0),
+            holders: AtomicUsize::new(0),
+        }
+    }
+
+    /// The limit, in bytes.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// What is handed out now, in bytes.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Takes up to `wanted` bytes.
+    fn take(&self, wanted: usize) -> usize {
+        let mut taken = 0;
+        // The closure always returns a value, so the update cannot fail.
+        let _ = self
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                taken = wanted.min(self.limit.saturating_sub(used));
+                Some(used + taken)
+            });
+        taken
+    }
+
+    fn release(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn fair_share(&self) -> usize {
+        fair_share(
+            self.limit,
+            self.used(),
+            self.holders.load(Ordering::Relaxed),
+        )
+    }
+}
+
+/// What one holder may keep: anything while there is room, an equal part with room for a newcomer when there is not.
+fn fair_share(limit: usize, used: usize, holders: usize) -> usize {
+    let short = limit - limit / 8;
+    if used < short {
+        usize::MAX
+    } else {
+        short / (holders + 1)
+    }
+}
+
+/// The growth of one session's windows, within its own limit and the process's budget.
+#[derive(Debug)]
+pub(crate) struct Growth {
+    limit: usize,
+    used: usize,
+    holders: usize,
+    budget: Arc<WindowBudget>,
+}
+
+impl Growth {
+    pub(crate) fn new(limit: usize, budget: Arc<WindowBudget>) -> Self {
+        Self {
+            limit,
+            used: 0,
+            holders: 0,
+            budget,
+        }
+    }
+
+    pub(crate) fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Takes up to `wanted` bytes for a window that had `held` beyond its first.
+    fn take(&mut self, held: u32, wanted: u32) -> u32 {
+        let wanted = (wanted as usize).min(self.limit.saturating_sub(self.used));
+        let taken = self.budget.take(wanted);
+        if taken > 0 && held == 0 {
+            self.holders += 1;
+            self.budget.holders.fetch_add(1, Ordering::Relaxed);
+        }
+        self.used += taken;
+        taken as u32
+    }
+
+    /// Gives `bytes` back of the `held` that a window had.
+    fn release(&mut self, held: u32, bytes: u32) {
+        if bytes == 0 {
+            return;
+        }
+        if held == bytes {
+            self.holders -= 1;
+            self.budget.holders.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.used -= bytes as usize;
+        self.budget.release(bytes as usize);
+    }
+
+    fn fair_share(&self) -> usize {
+        fair_share(self.limit, self.used, self.holders).min(self.budget.fair_share())
+    }
+}
+
+impl Drop for Growth {
+    fn drop(&mut self) {
+        self.budget.release(self.used);
+        self.budget
+            .holders
+            .fetch_sub(self.holders, Ordering::Relaxed);
+    }
+}
+
+/// The receive window of one stream. Always `credit + held <= size`: the peer never has leave to send what there is no
+/// room for.
+#[derive(Debug)]
+pub(crate) struct ReceiveWindow {
+    /// What the peer may have under way or with us at a time.
+    size: u32,
+    /// What the peer may still send.
+    credit: u32,
+    /// What the peer has sent and the application has not taken.
+    held: u32,
+    /// When the peer was last given credit, or, before that, when the application first took something.
+    mark: Option<Instant>,
+    /// A window update is to be sent.
+    update_due: bool,
+}
+
+impl ReceiveWindow {
+    pub(crate) fn new() -> Self {
+        Self {
+            size: INITIAL_WINDOW,
+            credit: INITIAL_WINDOW,
+            held: 0,
+            mark: None,
+            update_due: false,
+        }
+    }
+
+    pub(crate) fn size(&self) -> u32 {
+        self.size
+    }
+
+    pub(crate) fn held(&self) -> u32 {
+        self.held
+    }
+
+    /// The peer announced a frame of `length` bytes. The error is the credit it had, if that was less.
+    pub(crate) fn receive(&mut self, length: u32) -> Result<(), u32> {
+        self.credit = self.credit.checked_sub(length).ok_or(self.credit)?;
+        self.held += length;
+        Ok(())
+    }
+
+    /// The application took `bytes`. True when that makes a window update due.
+    pub(crate) fn consume(
+        &mut self,
+        bytes: u32,
+        max: u32,
+        round_trip: Option<Duration>,
+        growth: &mut Growth,
+        now: Instant,
+    ) -> bool {
+        let bytes = bytes.min(self.held);
+        self.held -= bytes;
+        let mark = *self.mark.get_or_insert(now);
+        self.give_back(bytes, growth);
+        if self.update_due || self.due() < self.size / 2 {
+            return false;
+        }
+        // Half a window in less than 3/4 of a round trip: the window is below 1.5 times the product of bandwidth and
+        // delay, so the peer may be waiting for it. Doubling ends between 1.5 and 3 times the product.
+        let elapsed = now.saturating_duration_since(mark);
+        if round_trip.is_some_and(|round_trip| elapsed < round_trip * 3 / 4) {
+            self.size += growth.take(
+                self.size - INITIAL_WINDOW,
+                self.size.min(max.saturating_sub(self.size)),
+            );
+        }
+        self.mark = Some(now);
+        self.update_due = true;
+        true
+    }
+
+    /// The credit that a frame sent now must carry; it counts as given.
+    pub(crate) fn grant(&mut self) -> u32 {
+        if !std::mem::take(&mut self.update_due) {
+            return 0;
+        }
+        let due = self.due();
+        self.credit += due;
+        due
+    }
+
+    /// Ends the window: what it had grown by goes back.
+    pub(crate) fn close(&mut self, growth: &mut Growth) {
+        let excess = self.size - INITIAL_WINDOW;
+        growth.release(excess, excess);
+        self.size = INITIAL_WINDOW;
+        self.credit = 0;
+        self.held = 0;
+    }
+
+    fn due(&self) -> u32 {
+        self.size - self.credit - self.held
+    }
+
+    /// When memory is short, bytes that were taken are not granted anew until the window is down to its share.
+    fn give_back(&mut self, bytes: u32, growth: &mut Growth) {
+        let excess = self.size - INITIAL_WINDOW;
+        if excess == 0 {
+            return;
+        }
+        let share = u32::try_from(growth.fair_share()).unwrap_or(u32::MAX);
+        let cut = bytes.min(excess.saturating_sub(share));
+        growth.release(excess, cut);
+        self.size -= cut;
+    }
+}
