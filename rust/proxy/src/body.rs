@@ -31,6 +31,7 @@ enum Chunk {
     TrailerLineFeed,
     FinalLineFeed,
     End,
+    Broken,
 }
 
 impl Body {
@@ -47,7 +48,7 @@ impl Body {
     /// Fewer than all of them means that the request [is complete](Self::is_complete).
     ///
     /// # Errors
-    /// [`Error::MalformedRequest`] when the chunked framing is broken: nothing more may be forwarded.
+    /// [`Error::MalformedRequest`] when the chunked framing is broken, now or before: nothing more may be forwarded.
     pub fn accept(&mut self, bytes: &[u8]) -> Result<usize, Error> {
         match &mut self.0 {
             State::Sized(remaining) => {
@@ -66,7 +67,9 @@ impl Body {
                             *chunk = Chunk::DataCarriageReturn;
                         }
                     } else {
-                        *chunk = chunk.after(bytes[taken])?;
+                        *chunk = chunk
+                            .after(bytes[taken])
+                            .inspect_err(|_| *chunk = Chunk::Broken)?;
                         taken += 1;
                     }
                 }

@@ -264,11 +264,11 @@ fn check_request_line(line: &[u8]) -> Result<(), Error> {
 fn syntax_error(error: httparse::Error) -> Error {
     match error {
         httparse::Error::TooManyHeaders => Error::HeadTooLarge,
-        httparse::Error::Version => Error::UnsupportedVersion,
         httparse::Error::HeaderName => Error::MalformedRequest("a field name"),
         httparse::Error::HeaderValue => Error::MalformedRequest("a field value"),
         httparse::Error::NewLine => Error::MalformedRequest("a line end"),
-        httparse::Error::Token | httparse::Error::Status => {
+        // The version itself was checked before: what stands in its place is a third word.
+        httparse::Error::Token | httparse::Error::Status | httparse::Error::Version => {
             Error::MalformedRequest("the request line")
         }
     }
