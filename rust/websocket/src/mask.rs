@@ -1,6 +1,3 @@
-/// Bytes of a step: wide enough that LLVM makes full vector registers of it, whatever their width.
-const STEP: usize = 64;
-
 /// XORs `payload` with the masking key (RFC 6455 section 5.3), where `payload` starts `phase` bytes into the frame's
 /// payload. Masking and unmasking are the same operation.
 #[inline]
@@ -9,14 +6,14 @@ pub fn mask(payload: &mut [u8], key: [u8; 4], phase: usize) {
     if key == [0; 4] {
         return;
     }
-    let pattern: [u8; STEP] = std::array::from_fn(|index| key[index % 4]);
-    let (steps, rest) = payload.as_chunks_mut::<STEP>();
-    for step in steps {
-        for (byte, key) in step.iter_mut().zip(&pattern) {
-            *byte ^= key;
-        }
+    // LLVM makes full vector registers of this, whatever their width, and needs no alignment.
+    let [a, b, c, d] = key;
+    let pattern = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
+    let (words, rest) = payload.as_chunks_mut();
+    for word in words {
+        *word = (u64::from_ne_bytes(*word) ^ pattern).to_ne_bytes();
     }
-    for (byte, key) in rest.iter_mut().zip(&pattern) {
+    for (byte, key) in rest.iter_mut().zip(pattern.to_ne_bytes()) {
         *byte ^= key;
     }
 }
