@@ -210,11 +210,11 @@ impl ClientHandshake {
                 }
                 Err(error) => return Err(HandshakeError::Malformed(error.to_string())),
             }
-            if response.version != Some(1) {
-                return Err(HandshakeError::NotHttp(excerpt(&head)));
-            }
             match response.code {
-                Some(101) => return Ok(Some((taken, self.accept(response.headers)?))),
+                Some(101) if response.version == Some(1) => {
+                    return Ok(Some((taken, self.accept(response.headers)?)));
+                }
+                Some(101) => return Err(HandshakeError::NotHttp(excerpt(&head))),
                 // RFC 9110 section 15.2: interim responses are passed over.
                 Some(100..=199) => self.interim += head.len(),
                 _ => {
@@ -455,5 +455,409 @@ impl std::fmt::Debug for Request<'_> {
 impl std::fmt::Debug for ClientHandshake {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ClientHandshake").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The key of RFC 6455 section 1.3, and its answer.
+    const KEY: &[u8; 16] = b"the sample nonce";
+    const ACCEPT: &str = "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
+
+    fn handshake(token: Option<&str>) -> ClientHandshake {
+        let request = Request {
+            host: "example.org:8443",
+            path: "/ws?x=1",
+            token,
+        };
+        ClientHandshake::new(&RequestTemplate::default(), request, *KEY).unwrap()
+    }
+
+    /// A 101 with `more` fields.
+    fn switch(more: &str) -> String {
+        format!(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: WebSocket\r\nConnection: keep-alive, upgrade\r\n{ACCEPT}{more}\r\n"
+        )
+    }
+
+    fn refused(result: Result<Option<(usize, Response)>, HandshakeError>) -> Refusal {
+        match result {
+            Err(HandshakeError::Refused(refusal)) => *refusal,
+            other => unreachable!("no refusal: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_request_is_firefox_s_but_for_extensions() {
+        assert_eq!(
+            str::from_utf8(handshake(Some("s3cret")).request()).unwrap(),
+            "GET /ws?x=1 HTTP/1.1\r\n\
+             Host: example.org:8443\r\n\
+             User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:120.0) Gecko/20100101 Firefox/120.0\r\n\
+             Accept: */*\r\n\
+             Accept-Language: en-US,en;q=0.5\r\n\
+             Accept-Encoding: gzip, deflate, br\r\n\
+             Sec-WebSocket-Version: 13\r\n\
+             Origin: https://example.org:8443\r\n\
+             Sec-WebSocket-Protocol: s3cret\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             Connection: keep-alive, Upgrade\r\n\
+             Sec-Fetch-Dest: empty\r\n\
+             Sec-Fetch-Mode: websocket\r\n\
+             Sec-Fetch-Site: same-origin\r\n\
+             Pragma: no-cache\r\n\
+             Cache-Control: no-cache\r\n\
+             Upgrade: websocket\r\n\
+             \r\n"
+        );
+    }
+
+    #[test]
+    fn without_a_token_no_protocol_is_offered() {
+        let handshake = handshake(None);
+        let request = str::from_utf8(handshake.request()).unwrap();
+        assert!(!request.contains("Sec-WebSocket-Protocol"));
+    }
+
+    #[test]
+    fn values_that_would_break_the_request_apart_are_refused() {
+        let good = Request {
+            host: "[2001:db8::1]:443",
+            path: "/",
+            token: Some("a/b=="),
+        };
+        let new =
+            |request| ClientHandshake::new(&RequestTemplate::default(), request, *KEY).map(|_| ());
+        assert_eq!(new(good), Ok(()));
+        for host in ["", "a b", "a\r\nX: y", "a/b", "user@a", "bücher.example"] {
+            assert_eq!(new(Request { host, ..good }), Err(RequestError::Host));
+        }
+        for path in ["", "ws", "/a b", "/a\r\nX: y", "/a#b", "/é", "/a\0"] {
+            assert_eq!(new(Request { path, ..good }), Err(RequestError::Path));
+        }
+        for token in ["", "a b", "a,b", "a\r\nX: y", "é", "a\x7f"] {
+            let token = Some(token);
+            assert_eq!(new(Request { token, ..good }), Err(RequestError::Token));
+        }
+    }
+
+    #[test]
+    fn the_first_frame_behind_the_response_is_not_swallowed() {
+        let head = switch("Sec-WebSocket-Protocol: s3cret\r\nX-Announce: 1 udp\r\n");
+        let input = format!("{head}\u{2}\u{1}a");
+        let (taken, response) = handshake(Some("s3cret"))
+            .receive(input.as_bytes())
+            .unwrap()
+            .unwrap();
+        assert_eq!(taken, head.len());
+        assert_eq!(response.protocol.as_deref(), Some("s3cret"));
+        assert_eq!(response.header("x-announce"), Some("1 udp"));
+        assert_eq!(response.header("x-other"), None);
+    }
+
+    #[test]
+    fn a_response_one_byte_at_a_time_is_the_same_response() {
+        let head = switch("");
+        let mut handshake = handshake(None);
+        let (last, first) = head.as_bytes().split_last().unwrap();
+        for byte in first {
+            assert_eq!(handshake.receive(&[*byte]), Ok(None));
+        }
+        let (taken, response) = handshake.receive(&[*last, 0x82]).unwrap().unwrap();
+        assert_eq!((taken, response.protocol), (1, None));
+    }
+
+    #[test]
+    fn a_token_that_is_not_echoed_is_not_confirmed() {
+        for more in [
+            "",
+            "Sec-WebSocket-Protocol:\r\n",
+            "Sec-WebSocket-Protocol: other\r\n",
+            "Sec-WebSocket-Protocol: S3CRET\r\n",
+            "Sec-WebSocket-Protocol: s3cret, other\r\n",
+            "Sec-WebSocket-Protocol: s3cret\r\nSec-WebSocket-Protocol: other\r\n",
+        ] {
+            assert_eq!(
+                handshake(Some("s3cret")).receive(switch(more).as_bytes()),
+                Err(HandshakeError::ProtocolNotConfirmed),
+                "{more}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_server_that_takes_the_token_in_the_path_may_echo_an_empty_protocol() {
+        for more in [
+            "",
+            "Sec-WebSocket-Protocol:\r\n",
+            "Sec-WebSocket-Protocol: \r\n",
+        ] {
+            let result = handshake(None).receive(switch(more).as_bytes());
+            assert_eq!(result.unwrap().unwrap().1.protocol, None, "{more:?}");
+        }
+        assert_eq!(
+            handshake(None).receive(switch("Sec-WebSocket-Protocol: x\r\n").as_bytes()),
+            Err(HandshakeError::ProtocolNotOffered)
+        );
+    }
+
+    #[test]
+    fn a_101_that_does_not_answer_our_request_is_refused() {
+        let good = switch("");
+        for (part, instead, error) in [
+            ("Upgrade: WebSocket\r\n", "", HandshakeError::Upgrade),
+            ("WebSocket\r\n", "h2c\r\n", HandshakeError::Upgrade),
+            (
+                "Connection: keep-alive, upgrade\r\n",
+                "",
+                HandshakeError::Connection,
+            ),
+            (", upgrade", "", HandshakeError::Connection),
+            (ACCEPT, "", HandshakeError::Accept),
+            ("s3pP", "S3pP", HandshakeError::Accept),
+            (ACCEPT, &ACCEPT.repeat(2), HandshakeError::Accept),
+            (
+                ACCEPT,
+                &format!("{ACCEPT}Sec-WebSocket-Extensions: permessage-deflate\r\n"),
+                HandshakeError::Extension,
+            ),
+        ] {
+            let response = good.replacen(part, instead, 1);
+            assert_eq!(
+                handshake(None).receive(response.as_bytes()),
+                Err(error),
+                "{response}"
+            );
+        }
+        let old = good.replacen("HTTP/1.1", "HTTP/1.0", 1);
+        assert!(matches!(
+            handshake(None).receive(old.as_bytes()),
+            Err(HandshakeError::NotHttp(_))
+        ));
+    }
+
+    #[test]
+    fn a_decoy_page_is_a_refusal_with_the_beginning_of_the_page() {
+        let mut handshake = handshake(Some("wrong"));
+        let head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n<html>";
+        assert_eq!(handshake.receive(head), Ok(None));
+        let refusal = refused(handshake.receive(&[b'x'; 994]));
+        assert_eq!((refusal.status, &refusal.reason[..]), (200, "OK"));
+        assert_eq!(refusal.body, format!("<html>{}", "x".repeat(250)));
+        assert_eq!(refusal.to_string(), "status 200 OK");
+    }
+
+    #[test]
+    fn a_short_body_is_waited_for_and_no_longer() {
+        let mut handshake = handshake(None);
+        let head = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 5\r\n\r\nsorr";
+        assert_eq!(handshake.receive(head), Ok(None));
+        assert_eq!(refused(handshake.receive(b"y")).body, "sorry");
+    }
+
+    #[test]
+    fn a_refusal_without_a_body_is_reported_at_once() {
+        for response in [
+            "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 204 \r\n\r\n",
+            "HTTP/1.1 500 \r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        ] {
+            let refusal = refused(handshake(None).receive(response.as_bytes()));
+            assert_eq!(refusal.body, "", "{response}");
+        }
+    }
+
+    #[test]
+    fn the_body_of_a_refusal_is_shown_without_the_borders_of_its_chunks() {
+        let mut handshake = handshake(None);
+        let response = b"HTTP/1.1 502 Bad Gateway\r\nTransfer-Encoding: chunked\r\n\r\n\
+            6\r\nerror \r\n9;x=y\r\ncode: 521\r\n0\r\n\r\n";
+        let (first, last_chunk) = response.split_at(response.len() - 5);
+        for byte in first.chunks(1) {
+            assert_eq!(handshake.receive(byte), Ok(None));
+        }
+        let refusal = refused(handshake.receive(last_chunk));
+        assert_eq!(refusal.body, "error code: 521");
+    }
+
+    #[test]
+    fn a_refusal_that_never_ends_is_told_when_time_is_up() {
+        let mut handshake = handshake(None);
+        assert_eq!(
+            handshake.receive(b"HTTP/1.0 503 Busy\r\n\r\nlater"),
+            Ok(None)
+        );
+        assert_eq!(refused(Err(handshake.end())).body, "later");
+    }
+
+    #[test]
+    fn a_redirect_says_where_it_leads() {
+        let response =
+            b"HTTP/1.1 301 Moved\r\nLocation: https://www.example.org/ws\r\nContent-Length: 0\r\n\r\n";
+        let refusal = refused(handshake(None).receive(response));
+        assert_eq!(
+            refusal.to_string(),
+            "status 301 Moved, redirected to https://www.example.org/ws"
+        );
+    }
+
+    #[test]
+    fn early_hints_before_the_response_are_passed_over() {
+        let hints = "HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n";
+        let input = format!("{hints}{hints}{}", switch(""));
+        let (taken, _) = handshake(None).receive(input.as_bytes()).unwrap().unwrap();
+        assert_eq!(taken, input.len());
+
+        let endless = hints.repeat(MAX_HEAD / hints.len() + 1);
+        assert_eq!(
+            handshake(None).receive(endless.as_bytes()),
+            Err(HandshakeError::HeadTooLong)
+        );
+    }
+
+    #[test]
+    fn an_answer_that_is_not_http_is_named_at_its_first_byte() {
+        // The SETTINGS of HTTP/2, a TLS alert, another protocol's banner.
+        for answer in [
+            &b"\0\0\x12\x04\0"[..],
+            b"\x15\x03\x03",
+            b"SSH-2.0-",
+            b"HTTP/2 200",
+        ] {
+            assert!(matches!(
+                handshake(None).receive(answer),
+                Err(HandshakeError::NotHttp(_))
+            ));
+        }
+    }
+
+    #[test]
+    fn a_malformed_head_is_named() {
+        for response in [
+            "HTTP/1.1 abc\r\n\r\n",
+            "HTTP/1.1 101 Switching Protocols\r\nno colon\r\n\r\n",
+            &format!("HTTP/1.1 101 X\r\n{}\r\n", "a: b\r\n".repeat(200)),
+        ] {
+            assert!(matches!(
+                handshake(None).receive(response.as_bytes()),
+                Err(HandshakeError::Malformed(_))
+            ));
+        }
+    }
+
+    #[test]
+    fn a_head_without_end_does_not_fill_the_memory() {
+        let mut handshake = handshake(None);
+        assert_eq!(handshake.receive(b"HTTP/1.1 101 Switching"), Ok(None));
+        assert_eq!(handshake.receive(&[b'x'; 16_000]), Ok(None));
+        assert_eq!(
+            handshake.receive(&[b'x'; 16_000]),
+            Err(HandshakeError::HeadTooLong)
+        );
+    }
+
+    #[test]
+    fn a_connection_that_ends_early_says_how_much_had_come() {
+        let mut handshake = handshake(None);
+        assert_eq!(handshake.end(), HandshakeError::Closed { received: 0 });
+        assert_eq!(handshake.receive(b"HTTP/1.1 1"), Ok(None));
+        assert_eq!(handshake.end(), HandshakeError::Closed { received: 10 });
+    }
+
+    #[test]
+    fn the_token_is_not_in_the_debug_output() {
+        let request = Request {
+            host: "example.org",
+            path: "/s3cret",
+            token: Some("s3cret"),
+        };
+        assert!(!format!("{request:?} {:?}", handshake(Some("s3cret"))).contains("s3cret"));
+    }
+
+    /// Feeds `parts` one after the other: the outcome, and how many bytes were taken in all.
+    fn outcome(parts: &[&[u8]]) -> (usize, Option<Result<Response, HandshakeError>>) {
+        let mut handshake = handshake(Some("t"));
+        let mut taken = 0;
+        for part in parts {
+            match handshake.receive(part) {
+                Ok(None) => taken += part.len(),
+                Ok(Some((len, response))) => return (taken + len, Some(Ok(response))),
+                Err(error) => return (0, Some(Err(error))),
+            }
+        }
+        (taken, None)
+    }
+
+    /// Bytes that come near a response.
+    fn responses() -> impl Strategy<Value = Vec<u8>> {
+        let piece = prop_oneof![
+            4 => prop::sample::select(vec![
+                "HTTP/1.1 101 Switching Protocols\r\n",
+                "HTTP/1.1 200 OK\r\n",
+                "HTTP/1.0 404 Not Found\n",
+                "HTTP/1.1 103 Early Hints\r\n",
+                "Upgrade: websocket\r\n",
+                "Connection: Upgrade\r\n",
+                ACCEPT,
+                "Sec-WebSocket-Protocol: t\r\n",
+                "Content-Length: 3\r\n",
+                "Transfer-Encoding: chunked\r\n",
+                "3\r\nabc\r\n",
+                "0\r\n\r\n",
+                "\r\n",
+                "\n",
+                "\r",
+                " ",
+            ])
+            .prop_map(|text| text.as_bytes().to_vec()),
+            1 => prop::collection::vec(any::<u8>(), 0..20),
+        ];
+        prop::collection::vec(piece, 0..14).prop_map(|pieces| pieces.concat())
+    }
+
+    fn valid_response() -> impl Strategy<Value = Vec<u8>> {
+        Just(
+            [
+                switch("Sec-WebSocket-Protocol: t\r\n").as_bytes(),
+                b"\x82\0",
+            ]
+            .concat(),
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn the_outcome_does_not_depend_on_how_the_response_is_split(
+            bytes in prop_oneof![3 => responses(), 1 => valid_response()],
+            splits in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
+        ) {
+            let mut splits: Vec<usize> =
+                splits.iter().map(|index| index.index(bytes.len() + 1)).collect();
+            splits.sort_unstable();
+            let mut parts = Vec::new();
+            let mut start = 0;
+            for split in splits {
+                parts.push(&bytes[start..split]);
+                start = split;
+            }
+            parts.push(&bytes[start..]);
+            let (whole, split) = (outcome(&[&bytes]), outcome(&parts));
+            match (whole, split) {
+                // What is excerpted of garbage, or of an endless body, depends on what has come.
+                (
+                    (_, Some(Err(HandshakeError::NotHttp(_)))),
+                    (_, Some(Err(HandshakeError::NotHttp(_)))),
+                ) => {}
+                (
+                    (_, Some(Err(HandshakeError::Refused(whole)))),
+                    (_, Some(Err(HandshakeError::Refused(split)))),
+                ) => prop_assert_eq!(whole.status, split.status),
+                (whole, split) => prop_assert_eq!(whole, split),
+            }
+        }
     }
 }

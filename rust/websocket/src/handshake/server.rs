@@ -126,3 +126,139 @@ impl<'a> Once<'a> {
         Ok(self.value)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handshake::{ClientHandshake, Request, RequestTemplate};
+
+    const REQUEST: [(&str, &str); 5] = [
+        ("upgrade", "WebSocket"),
+        ("connection", "keep-alive, Upgrade"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ("sec-websocket-protocol", "s3cret"),
+    ];
+
+    fn validate<'a>(
+        fields: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Upgrade<'a>, UpgradeError> {
+        let fields = fields
+            .into_iter()
+            .map(|(name, value)| (name, value.as_bytes()));
+        validate_upgrade("GET", true, fields)
+    }
+
+    /// The request with another value of the field `name`, or without it.
+    fn with(name: &str, value: Option<&'static str>) -> Result<Upgrade<'static>, UpgradeError> {
+        validate(REQUEST.into_iter().filter_map(|(field, old)| {
+            if field == name {
+                value.map(|value| (field, value))
+            } else {
+                Some((field, old))
+            }
+        }))
+    }
+
+    #[test]
+    fn our_own_client_s_request_is_accepted_and_our_answer_by_it() {
+        let request = Request {
+            host: "example.org",
+            path: "/ws",
+            token: Some("s3cret"),
+        };
+        let mut client =
+            ClientHandshake::new(&RequestTemplate::default(), request, [7; 16]).unwrap();
+        let mut fields = [httparse::EMPTY_HEADER; 32];
+        let mut parsed = httparse::Request::new(&mut fields);
+        assert!(parsed.parse(client.request()).unwrap().is_complete());
+        let headers = parsed.headers.iter().map(|field| (field.name, field.value));
+        let upgrade = validate_upgrade(parsed.method.unwrap(), true, headers).unwrap();
+        assert_eq!(upgrade.protocol, Some(&b"s3cret"[..]));
+
+        let mut answer = "HTTP/1.1 101 Switching Protocols\r\n".to_owned();
+        for (name, value) in upgrade.response_headers() {
+            answer += &format!("{name}: {value}\r\n");
+        }
+        answer += "sec-websocket-protocol: s3cret\r\n\r\n";
+        let (taken, response) = client.receive(answer.as_bytes()).unwrap().unwrap();
+        assert_eq!(taken, answer.len());
+        assert_eq!(response.protocol.as_deref(), Some("s3cret"));
+    }
+
+    #[test]
+    fn an_ordinary_request_is_told_apart() {
+        assert_eq!(validate([]), Err(UpgradeError::NotAsked));
+        assert_eq!(with("upgrade", None), Err(UpgradeError::NotAsked));
+        assert_eq!(with("upgrade", Some("h2c")), Err(UpgradeError::NotAsked));
+        assert_eq!(with("connection", None), Err(UpgradeError::NotAsked));
+        assert_eq!(
+            with("connection", Some("close")),
+            Err(UpgradeError::NotAsked)
+        );
+        let fields = || REQUEST.map(|(name, value)| (name, value.as_bytes()));
+        assert_eq!(
+            validate_upgrade("POST", true, fields()),
+            Err(UpgradeError::NotAsked)
+        );
+        assert_eq!(
+            validate_upgrade("GET", false, fields()),
+            Err(UpgradeError::NotAsked)
+        );
+        assert!(validate_upgrade("GET", true, fields()).is_ok());
+    }
+
+    #[test]
+    fn connection_and_upgrade_may_be_spread_over_lines() {
+        let more = [("Connection", "close"), ("Upgrade", "h2c, other")];
+        assert!(validate(more.into_iter().chain(REQUEST)).is_ok());
+    }
+
+    #[test]
+    fn another_version_is_answered_with_ours() {
+        for version in [None, Some("8"), Some("13, 8"), Some("")] {
+            let error = with("sec-websocket-version", version).unwrap_err();
+            assert_eq!((error, error.status()), (UpgradeError::Version, 426));
+        }
+    }
+
+    #[test]
+    fn a_key_must_be_16_bytes() {
+        for key in [
+            None,
+            Some(""),
+            Some("dGhlIHNhbXBsZSBub25j"),
+            Some("dGhlIHNhbXBsZSBub25jZWQ="),
+            Some("dGhlIHNhbXBsZSBub25jZQ"),
+            Some("not base64 at all!!!!!!!"),
+        ] {
+            let error = with("sec-websocket-key", key).unwrap_err();
+            assert_eq!((error, error.status()), (UpgradeError::Key, 400), "{key:?}");
+        }
+    }
+
+    #[test]
+    fn fields_that_matter_are_not_there_twice() {
+        for (name, known) in [
+            ("Sec-WebSocket-Version", "13"),
+            ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+            ("Sec-WebSocket-Protocol", "other"),
+        ] {
+            assert_eq!(
+                validate(REQUEST.into_iter().chain([(name, known)])),
+                Err(UpgradeError::Duplicate(name))
+            );
+        }
+    }
+
+    #[test]
+    fn an_empty_protocol_is_none() {
+        for protocol in [None, Some(""), Some(" ")] {
+            let upgrade = with("sec-websocket-protocol", protocol).unwrap();
+            assert_eq!(upgrade.protocol, None);
+        }
+        // Not taken apart: a list is never equal to a token.
+        let upgrade = with("sec-websocket-protocol", Some("a, b")).unwrap();
+        assert_eq!(upgrade.protocol, Some(&b"a, b"[..]));
+    }
+}

@@ -79,6 +79,30 @@ const REQUIRED: [(&str, &str, Option<Part>); 6] = [
     ("Sec-WebSocket-Protocol", "{protocol}", Some(Part::Protocol)),
 ];
 
+/// What Firefox of that time sends over TLS (seen in 118; today's, 153, differs in Accept-Language, Accept-Encoding and
+/// Connection alone), without the permessage-deflate that it offers right before the key: a server might accept it.
+const FIREFOX: [(&str, &str); 16] = [
+    ("Host", "{host}"),
+    (
+        "User-Agent",
+        "Mozilla/5.0 (X11; Linux x86_64; rv:120.0) Gecko/20100101 Firefox/120.0",
+    ),
+    ("Accept", "*/*"),
+    ("Accept-Language", "en-US,en;q=0.5"),
+    ("Accept-Encoding", "gzip, deflate, br"),
+    ("Sec-WebSocket-Version", "13"),
+    ("Origin", "https://{host}"),
+    ("Sec-WebSocket-Protocol", "{protocol}"),
+    ("Sec-WebSocket-Key", "{key}"),
+    ("Connection", "keep-alive, Upgrade"),
+    ("Sec-Fetch-Dest", "empty"),
+    ("Sec-Fetch-Mode", "websocket"),
+    ("Sec-Fetch-Site", "same-origin"),
+    ("Pragma", "no-cache"),
+    ("Cache-Control", "no-cache"),
+    ("Upgrade", "websocket"),
+];
+
 const FORBIDDEN: [&str; 3] = [
     "Sec-WebSocket-Extensions",
     "Content-Length",
@@ -139,6 +163,13 @@ impl RequestTemplate {
     }
 }
 
+impl Default for RequestTemplate {
+    /// A browser's fields, in its order: those of Firefox 120, without extensions.
+    fn default() -> Self {
+        Self::new(&FIREFOX).expect("a test writes this request")
+    }
+}
+
 impl Field {
     fn parse(name: &str, value: &str) -> Result<Self, TemplateError> {
         if name.is_empty() || !name.bytes().all(is_token_byte) {
@@ -154,7 +185,9 @@ impl Field {
             if !text.is_empty() {
                 parts.push(Part::Text(text.to_owned()));
             }
-            let (placeholder, tail) = tail.split_once('}').unwrap_or((tail, ""));
+            let Some((placeholder, tail)) = tail.split_once('}') else {
+                return Err(TemplateError::Placeholder(name.to_owned()));
+            };
             parts.push(match placeholder {
                 "host" => Part::Host,
                 "key" => Part::Key,
@@ -194,4 +227,129 @@ impl Field {
 /// RFC 9110 section 5.6.2.
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The default, with the fields that `change` makes of each.
+    fn changed(
+        change: impl Fn(&'static str, &'static str) -> Vec<(&'static str, &'static str)>,
+    ) -> Result<RequestTemplate, TemplateError> {
+        let fields: Vec<_> = FIREFOX
+            .iter()
+            .flat_map(|(name, value)| change(name, value))
+            .collect();
+        RequestTemplate::new(&fields)
+    }
+
+    #[test]
+    fn order_names_and_case_are_the_template_s() {
+        // Firefox 153, captured.
+        let template = RequestTemplate::new(&[
+            ("Host", "{host}"),
+            (
+                "User-Agent",
+                "Mozilla/5.0 (X11; Linux x86_64; rv:153.0) Gecko/20100101 Firefox/153.0",
+            ),
+            ("Accept", "*/*"),
+            ("Accept-Language", "en-US,en;q=0.9"),
+            ("Accept-Encoding", "gzip, deflate, br, zstd"),
+            ("Sec-WebSocket-Version", "13"),
+            ("Origin", "https://{host}"),
+            ("Sec-WebSocket-Protocol", "{protocol}"),
+            ("Sec-WebSocket-Key", "{key}"),
+            ("Connection", "Upgrade"),
+            ("Sec-Fetch-Dest", "empty"),
+            ("Sec-Fetch-Mode", "websocket"),
+            ("Sec-Fetch-Site", "same-origin"),
+            ("Pragma", "no-cache"),
+            ("Cache-Control", "no-cache"),
+            ("Upgrade", "websocket"),
+        ])
+        .unwrap();
+        let mut out = Vec::new();
+        let values = Values {
+            host: "h.test",
+            key: "K",
+            protocol: Some("{key}"),
+        };
+        template.write(&mut out, values);
+        let text = String::from_utf8(out).unwrap();
+        let lines: Vec<_> = text.split_terminator("\r\n").collect();
+        assert_eq!(lines.len(), 16);
+        assert_eq!(
+            lines[5..10],
+            [
+                "Sec-WebSocket-Version: 13",
+                "Origin: https://h.test",
+                // A value is not searched for placeholders.
+                "Sec-WebSocket-Protocol: {key}",
+                "Sec-WebSocket-Key: K",
+                "Connection: Upgrade",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_template_without_a_field_that_the_handshake_needs_is_refused() {
+        for (name, value, _) in REQUIRED {
+            let missing = TemplateError::Missing { name, value };
+            let without = changed(|field, value| {
+                if field == name {
+                    vec![]
+                } else {
+                    vec![(field, value)]
+                }
+            });
+            assert_eq!(without, Err(missing.clone()));
+            let other =
+                changed(|field, value| vec![(field, if field == name { "other" } else { value })]);
+            assert_eq!(other, Err(missing));
+            let twice = changed(|field, value| {
+                if field == name {
+                    vec![(field, value); 2]
+                } else {
+                    vec![(field, value)]
+                }
+            });
+            assert_eq!(twice, Err(TemplateError::Duplicate(name)));
+        }
+    }
+
+    #[test]
+    fn a_template_that_offers_what_we_cannot_do_is_refused() {
+        for name in FORBIDDEN {
+            let with = changed(|field, value| match field {
+                "Pragma" => vec![(name, "x")],
+                _ => vec![(field, value)],
+            });
+            assert_eq!(with, Err(TemplateError::Forbidden(name)));
+        }
+    }
+
+    #[test]
+    fn a_template_that_would_break_the_request_apart_is_refused() {
+        let with = |name, value| {
+            changed(move |field, old| match field {
+                "Pragma" => vec![(name, value)],
+                _ => vec![(field, old)],
+            })
+            .map(|_| ())
+        };
+        assert_eq!(with("Pragma", ""), Ok(()));
+        for name in ["", "a b", "a:", "é", "a\r\n"] {
+            assert_eq!(with(name, "x"), Err(TemplateError::Name(name.into())));
+        }
+        for value in ["a\r\nb", " a", "a ", "é", "\0"] {
+            assert_eq!(with("X", value), Err(TemplateError::Value("X".into())));
+        }
+        for value in ["{origin}", "{", "{host", "a{}b"] {
+            assert_eq!(
+                with("X", value),
+                Err(TemplateError::Placeholder("X".into()))
+            );
+        }
+    }
 }
