@@ -12,23 +12,27 @@ import binascii
 import ipaddress
 import os
 import re
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, TypedDict, cast
 from urllib.parse import quote, urlsplit
 
 import msgspec
 
 from ech_workers.errors import ConfigError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
 __all__ = [
     "DEFAULT_PROFILE",
     "DEFAULT_RESOLVERS",
     "ClientConfig",
+    "ClientOptions",
     "ListenAddress",
     "Resolver",
     "ServerAddress",
     "ServerConfig",
+    "authority",
 ]
 
 DEFAULT_PROFILE = "firefox-120"
@@ -47,26 +51,26 @@ class ServerAddress(msgspec.Struct, frozen=True):
     path: str = "/"
 
     @classmethod
-    def parse(cls, text: str) -> ServerAddress:
+    def parse(cls, text: str, option: str = "--server") -> ServerAddress:
         """Reads ``HOST[:PORT]/PATH``, with or without ``wss://`` or ``https://`` in front."""
         rest = text.strip()
         scheme, separator, tail = rest.partition("://")
         if separator:
             if scheme.lower() not in ("wss", "https"):
                 raise ConfigError(
-                    f"{scheme}:// is not encrypted or not known", option="--server", advice="write HOST[:PORT]/PATH"
+                    f"{scheme}:// is not encrypted or not known", option=option, advice="write HOST[:PORT]/PATH"
                 )
             rest = tail
         authority, slash, path = rest.partition("/")
         if "@" in authority or "?" in authority or "#" in rest:
-            raise ConfigError(f"cannot read {text!r}", option="--server", advice="write HOST[:PORT]/PATH")
-        host, port = _host_and_port(authority, "--server", default_port=443)
-        return cls(host, port, _path(slash + path, "--server"))
+            raise ConfigError(f"cannot read {text!r}", option=option, advice="write HOST[:PORT]/PATH")
+        host, port = _host_and_port(authority, option, default_port=443)
+        return cls(host, port, _path(slash + path, option))
 
     @property
     def authority(self) -> str:
         """``host:port``, IPv6 in brackets."""
-        return _authority(self.host, self.port)
+        return authority(self.host, self.port)
 
     def __str__(self) -> str:
         return self.authority + self.path
@@ -100,7 +104,7 @@ class ListenAddress(msgspec.Struct, frozen=True):
         return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
 
     def __str__(self) -> str:
-        return _authority(self.host, self.port)
+        return authority(self.host, self.port)
 
 
 class Resolver(msgspec.Struct, frozen=True):
@@ -144,7 +148,7 @@ class Resolver(msgspec.Struct, frozen=True):
                 option=option,
                 advice="give its address with --doh-ip",
             )
-        return cls(f"https://{_authority(host, port, 443)}{path}", host, port, path, known)
+        return cls(f"https://{authority(host, port, 443)}{path}", host, port, path, known)
 
     def __str__(self) -> str:
         return self.url
@@ -165,6 +169,35 @@ DEFAULT_RESOLVERS: tuple[Resolver, ...] = (
     _known("dns.google", "8.8.8.8", "8.8.4.4", "2001:4860:4860::8888"),
     _known("unfiltered.adguard-dns.com", "94.140.14.140", "94.140.14.141", "2a10:50c0::1:ff"),
 )
+
+
+class ClientOptions(TypedDict, total=False):
+    """The options of ``ClientConfig.build`` beside ``server``, for callers that hand them on."""
+
+    token: str | None
+    token_file: str | Path | None
+    ech: bool
+    yamux: bool
+    server_ip: str | Sequence[str] | None
+    ech_domain: str | None
+    ech_config: str | bytes | None
+    doh_server: str | Sequence[str] | None
+    doh_ip: str | Sequence[str] | None
+    ca_file: str | Path | None
+    profile: str
+    alpn: str
+    sessions: int
+    listen: str | Sequence[str] | None
+    username: str | None
+    password: str | None
+    reply: str
+    open_timeout: float
+    idle_timeout: float
+    max_connections: int
+    memory_limit: int
+    log_level: str
+    log_file: str | Path | None
+    cache_dir: str | Path | None
 
 
 class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,6 +234,9 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     log_file: Path | None = None
     cache_dir: Path | None = None
     """Where ECH configurations are kept between runs; None keeps them in memory alone."""
+
+    def __repr__(self) -> str:
+        return f"ClientConfig({self.server}, {self.mode}, {'ECH' if self.ech else 'no ECH'})"  # no secrets in logs
 
     @classmethod
     def build(
@@ -266,12 +302,12 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
             ca_file=ca,
             ca_pem=_certificates(ca, "--ca-file") if ca else None,
             profile=_profile(profile),
-            alpn=cast(Alpn, _one_of(alpn, ("auto", "http/1.1"), "--alpn")),
+            alpn=cast("Alpn", _one_of(alpn, ("auto", "http/1.1"), "--alpn")),
             sessions=_within(sessions, 1, 64, "--sessions"),
             listen=tuple(ListenAddress.parse(text) for text in _several(listen)),
             username=_credential(username, "--username"),
             password=_credential(password, "--password"),
-            reply=cast(Reply, _one_of(reply, ("optimistic", "confirmed"), "--reply")),
+            reply=cast("Reply", _one_of(reply, ("optimistic", "confirmed"), "--reply")),
             open_timeout=_seconds(open_timeout, "--open-timeout"),
             idle_timeout=_seconds(idle_timeout, "--idle-timeout"),
             max_connections=_within(max_connections, 1, 1_000_000, "--max-connections"),
@@ -303,6 +339,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     workers: int = 1
     log_level: str = "info"
     log_file: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"ServerConfig({self.listen}, {self.path})"  # no secrets in logs
 
     @classmethod
     def build(
@@ -420,7 +459,8 @@ def _host_and_port(text: str, option: str, *, default_port: int | None, zero: bo
     return _host(host, option), port
 
 
-def _authority(host: str, port: int, default_port: int | None = None) -> str:
+def authority(host: str, port: int, default_port: int | None = None) -> str:
+    """``host:port`` with IPv6 in brackets; the default port is left out."""
     name = f"[{host}]" if ":" in host else host
     return name if port == default_port else f"{name}:{port}"
 
@@ -613,7 +653,7 @@ _FILE_LIMIT = 4 << 20
 
 def _read(file: Path, option: str) -> bytes:
     try:
-        with open(file, "rb") as stream:
+        with file.open("rb") as stream:
             data = stream.read(_FILE_LIMIT + 1)
     except OSError as error:
         raise ConfigError(

@@ -1,0 +1,5 @@
+"""``python -m ech_workers``."""
+
+from ech_workers.cli import main
+
+main()

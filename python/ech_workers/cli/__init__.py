@@ -1,0 +1,108 @@
+"""The command line. Each command's module is imported when the command is used, for the sake of start-up and memory."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from ech_workers.errors import TunnelError
+
+__all__ = ["main"]
+
+PROGRAM = "ech-workers"
+
+# Name, module that holds a click command of that name, and the line in the list.
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "proxy": ("ech_workers.cli.proxy", "A local SOCKS5 and HTTP port whose traffic goes through the tunnel."),
+    "server": ("ech_workers.cli.server", "The other end of the tunnel."),
+    "keygen": ("ech_workers.cli.keygen", "Make an ECH key and the DNS record for it."),
+    "demo": ("ech_workers.cli.demo", "The whole tunnel on loopback: try it without a server."),
+    "completion": ("ech_workers.cli.completion", "Print the completion script for a shell."),
+}
+
+
+class Commands(click.Group):
+    """A group that imports a command only when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = _COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command = getattr(importlib.import_module(entry[0]), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+
+
+def _version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from ech_workers import _native
+
+        click.echo(f"{PROGRAM} {_native.__version__} (BoringSSL {_native.BORINGSSL_REVISION})")
+        ctx.exit()
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: 0 well, 1 internal, 2 usage, then one a layer: 3 resolver, 4 tcp, 5 tls, 6 ech, 7 certificate,"
+    " 8 websocket, 9 token, 10 yamux, 11 target, 12 local port.",
+)
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version and exit."
+)
+def commands() -> None:
+    """Local programs' traffic through WebSocket sessions over TLS 1.3 with Encrypted Client Hello."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Runs the command line and exits the process."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command line; returns the exit code. A failure is one line on standard error."""
+    verbose = any(_is_verbose_flag(argument) for argument in arguments)
+    try:
+        result = commands.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+    except TunnelError as error:
+        _complain(error.line())
+        if verbose and error.detail:
+            click.echo(error.detail, err=True)
+        return error.exit_code
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else PROGRAM
+        _complain(f"usage: {_flat(error.format_message())}; `{command} --help` lists the options")
+        return error.exit_code
+    except click.ClickException as error:
+        _complain(_flat(error.format_message()))
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130  # 128 + SIGINT, as shells count
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; nothing more may be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def _is_verbose_flag(argument: str) -> bool:
+    return argument == "--verbose" or (argument.startswith("-v") and set(argument[1:]) == {"v"})
+
+
+def _flat(message: str) -> str:
+    return " ".join(message.split()).removesuffix(".")
+
+
+def _complain(line: str) -> None:
+    click.secho(f"{PROGRAM}: {line}", fg="red" if sys.stderr.isatty() else None, err=True)

@@ -1,0 +1,105 @@
+"""``ech-workers keygen``."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+from pathlib import Path
+
+import click
+
+from ech_workers import _native
+from ech_workers.cli.options import option
+from ech_workers.config import ServerAddress
+from ech_workers.errors import ConfigError
+
+
+@click.command()
+@option("--public-name", required=True, metavar="NAME", help="The name that the network will see.")
+@option("--out", required=True, metavar="DIR", help="The directory for the key file; made if it is not there.")
+@option("--name", metavar="HOST[:PORT]", help="The server's own name, for the DNS record; default: @, the zone itself.")
+@option(
+    "--maximum-name-length",
+    type=click.IntRange(0, 255),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Names up to this length cannot be told apart by the hello's size (RFC 9849 section 4).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def keygen(public_name: str, out: str, name: str | None, maximum_name_length: int, as_json: bool) -> None:
+    """Make an ECH key: a file DIR/ID.pem (RFC 9934, for the server alone), and what to publish in DNS."""
+    directory = Path(out).expanduser()
+    number, configs, file = _write(directory, public_name, maximum_name_length)
+    encoded = base64.b64encode(configs).decode()
+    record = _record(name, encoded)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "config_id": number,
+                    "public_name": public_name,
+                    "file": str(file),
+                    "ech_config_list": encoded,
+                    "https_record": record,
+                }
+            )
+        )
+        return
+    click.echo(f"key file           {file}\nECH configuration  {encoded}\nDNS record         {record}")
+
+
+def _write(directory: Path, public_name: str, maximum_name_length: int) -> tuple[int, bytes, Path]:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        taken = {path.stem for path in directory.glob("*.pem")} | _config_ids(directory)
+        free = [number for number in range(256) if str(number) not in taken]
+        if not free:
+            raise ConfigError(
+                f"{directory} holds a key for each of the 256 ids", option="--out", advice="remove old ones"
+            )
+        # At random, so that a new key seldom has the id of one that clients still remember (RFC 9849 section 4).
+        number = secrets.choice(free)
+        pem, configs = _native.generate_ech_key(number, public_name, maximum_name_length)
+        file = directory / f"{number}.pem"
+        # Written aside and linked into place: a server that watches the directory never sees half a file.
+        aside = directory / f".{number}.{secrets.token_hex(4)}"
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(pem)
+                stream.flush()
+                os.fsync(stream.fileno())
+            aside.chmod(0o600)
+            os.link(aside, file)
+        finally:
+            aside.unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot write to {directory}: {error.strerror}", option="--out") from None
+    except ValueError as error:
+        raise ConfigError(str(error), option="--public-name") from None
+    return number, configs, file
+
+
+def _config_ids(directory: Path) -> set[str]:
+    """The ids in use by files of other makers, which may have any name."""
+    used: set[str] = set()
+    for path in directory.glob("*.pem"):
+        try:
+            entries = _native.parse_ech_config_list(_native.read_ech_pem(path.read_bytes())[1])
+        except (OSError, ValueError):
+            continue
+        used.update(str(entry.config_id) for entry in entries if entry.config_id is not None)
+    return used
+
+
+def _record(name: str | None, encoded: str) -> str:
+    if name is None:
+        return f'@ 300 IN HTTPS 1 . ech="{encoded}"'
+    server = ServerAddress.parse(name, "--name")
+    if server.port == 443:
+        return f'{server.host}. 300 IN HTTPS 1 . ech="{encoded}"'
+    # RFC 9460 section 9.1: another port has a record of its own, whose TargetName leads back to the name.
+    return f'_{server.port}._https.{server.host}. 300 IN HTTPS 1 {server.host}. port={server.port} ech="{encoded}"'

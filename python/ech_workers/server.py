@@ -1,0 +1,207 @@
+"""The server's orchestration: the native server, its ECH keys kept in step with a directory, log lines, the drain."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from ech_workers import _native
+from ech_workers.errors import ConfigError, ListenError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from ech_workers.config import ServerConfig
+
+__all__ = ["KeyDirectory", "KeyFile", "TunnelServer"]
+
+log = logging.getLogger("ech_workers.server")
+
+# How often the key directory is looked at; a look is one scandir.
+WATCH_INTERVAL = 1.0
+
+# A key file holds one key and its configuration, a few hundred bytes.
+KEY_FILE_LIMIT = 65536
+
+Stamp = tuple[int, int, int]
+
+
+class KeyFile(NamedTuple):
+    """One usable RFC 9934 file."""
+
+    path: Path
+    pem: bytes
+    config_ids: tuple[int, ...]
+    public_names: tuple[str, ...]
+    modified: int
+
+
+class KeyDirectory:
+    """The ECH keys in a directory: every ``*.pem`` file that holds a private key and its configuration.
+
+    The newest file comes first, so that its configuration is the one that clients pick out of what is sent as retry
+    configurations. A file that cannot be used is said once and left out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.keys: tuple[KeyFile, ...] = ()
+        self._stamps: Mapping[str, Stamp] | None = None
+
+    def refresh(self) -> bool:
+        """Looks for changes; True when ``keys`` changed. Raises OSError when the directory cannot be read."""
+        stamps = self._look()
+        if stamps == self._stamps:
+            return False
+        self._stamps = stamps
+        found = [key for name in stamps if (key := _read_key(self.path / name)) is not None]
+        found.sort(key=lambda key: (-key.modified, key.path.name))
+        keys: list[KeyFile] = []
+        owners: dict[int, KeyFile] = {}
+        for key in found:
+            other = next((owners[number] for number in key.config_ids if number in owners), None)
+            if other is not None:
+                # The config_id is how the server finds the key (RFC 9849 section 7.1): two of a kind cannot be told apart.
+                log.warning("%s is left out: its config id is that of %s", key.path.name, other.path.name)
+                continue
+            owners.update(dict.fromkeys(key.config_ids, key))
+            keys.append(key)
+        changed = [key.pem for key in keys] != [key.pem for key in self.keys]
+        self.keys = tuple(keys)
+        return changed
+
+    def _look(self) -> dict[str, Stamp]:
+        stamps = {}
+        for file in self.path.glob("*.pem"):
+            try:
+                status = file.stat()
+            except OSError:
+                continue  # gone in between, or a dangling link
+            stamps[file.name] = (status.st_mtime_ns, status.st_size, status.st_ino)
+        return dict(sorted(stamps.items()))
+
+
+class TunnelServer:
+    """A running server. ``close`` must be called in the end."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        """Opens the port and begins to serve. Raises ConfigError and ListenError."""
+        self.config = config
+        self._closing = threading.Event()
+        self._keys = KeyDirectory(config.ech_keys) if config.ech_keys else None
+        if self._keys is not None:
+            _first_look(self._keys)
+        try:
+            self._native = _native.Server(
+                host=config.listen.host,
+                port=config.listen.port,
+                certificates=config.certificates,
+                tokens=config.tokens,
+                path=config.path,
+                decoy=config.decoy,
+                ech_keys=[key.pem for key in self._keys.keys] if self._keys else [],
+                allow_private_targets=config.allow_private_targets,
+                max_sessions=config.max_sessions,
+                max_streams=config.max_streams,
+                connect_timeout=config.connect_timeout,
+                idle_timeout=config.idle_timeout,
+                workers=config.workers,
+            )
+        except ValueError as error:
+            raise ConfigError(str(error), advice="check --cert, --key and --ech-keys") from None
+        except OSError as error:
+            raise ListenError.from_os_error(str(config.listen), error) from None
+        if self._keys is None:
+            log.warning("there is no --ech-keys: clients can only connect with --no-ech")
+        else:
+            log.info("serving with %s", _names(self._keys.keys))
+        self._thread = threading.Thread(target=self._attend, name="ech-workers-server", daemon=True)
+        self._thread.start()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The address that is listened on, with the port that was taken."""
+        return self._native.address
+
+    def snapshot(self) -> _native.ServerSnapshot:
+        """The counters at this moment."""
+        return self._native.snapshot()
+
+    def close(self, grace: float = 0.0) -> None:
+        """Stops accepting, and ends what is still open after at most ``grace`` seconds.
+
+        Another call with less grace, from another thread, shortens the wait.
+        """
+        self._native.close(grace)
+        self._closing.set()
+        self._native.wake()
+        self._thread.join()
+
+    def _attend(self) -> None:
+        look = time.monotonic() + WATCH_INTERVAL
+        while not self._closing.is_set():
+            event = self._native.next_event(max(0.0, look - time.monotonic()))
+            if isinstance(event, _native.LogLine):
+                logging.getLogger(f"ech_workers.{event.target}").log(event.level, "%s", event.message)
+            if time.monotonic() >= look:
+                look = time.monotonic() + WATCH_INTERVAL
+                if self._keys is not None:
+                    self._swap(self._keys)
+
+    def _swap(self, directory: KeyDirectory) -> None:
+        """Takes over what changed in the key directory; whatever is wrong there, the keys in use stay."""
+        try:
+            if not directory.refresh():
+                return
+            if not directory.keys:
+                log.error("there is no ECH key in %s any more: the keys in use stay until there is one", directory.path)
+                return
+            self._native.set_ech_keys([(key.pem, True) for key in directory.keys])
+        except (OSError, ValueError) as error:
+            log.error("the ECH keys in use stay: %s", error)
+        else:
+            log.info("now serving with %s", _names(directory.keys))
+
+
+def _first_look(directory: KeyDirectory) -> None:
+    try:
+        directory.refresh()
+    except OSError as error:
+        raise ConfigError(f"cannot read {directory.path}: {error.strerror}", option="--ech-keys") from None
+    if not directory.keys:
+        raise ConfigError(
+            f"there is no ECH key in {directory.path}",
+            option="--ech-keys",
+            advice=f"make one with `ech-workers keygen --public-name NAME --out {directory.path}`",
+        )
+
+
+def _read_key(file: Path) -> KeyFile | None:
+    try:
+        with file.open("rb") as stream:
+            modified = file.stat().st_mtime_ns
+            pem = stream.read(KEY_FILE_LIMIT + 1)
+        if len(pem) > KEY_FILE_LIMIT:
+            raise ValueError(f"it is larger than {KEY_FILE_LIMIT >> 10} KiB")
+        private, configs = _native.read_ech_pem(pem)
+        if private is None:
+            raise ValueError("it has no private key")
+        entries = _native.parse_ech_config_list(configs)
+    except (OSError, ValueError) as error:
+        log.warning("%s is left out: %s", file.name, error)
+        return None
+    return KeyFile(
+        file,
+        pem,
+        tuple(entry.config_id for entry in entries if entry.config_id is not None),
+        tuple(dict.fromkeys(entry.public_name for entry in entries if entry.public_name is not None)),
+        modified,
+    )
+
+
+def _names(keys: tuple[KeyFile, ...]) -> str:
+    names = ", ".join(f"{key.path.name} ({', '.join(key.public_names)})" for key in keys)
+    return f"{len(keys)} ECH key{'' if len(keys) == 1 else 's'}: {names}"
