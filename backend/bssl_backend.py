@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import maturin
-from maturin import *  # noqa: F403  (the hooks that need no libclang)
+from maturin import *
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,7 +20,7 @@ def seed() -> None:
     """Copies libclang.so into .libclang/, unless it is there or LIBCLANG_PATH names another one."""
     if os.environ.get("LIBCLANG_PATH"):
         return
-    import clang  # type: ignore[import-untyped]
+    import clang  # the libclang wheel
 
     source = Path(clang.__file__).parent / "native" / "libclang.so"
     target = ROOT / ".libclang" / "libclang.so"
@@ -30,17 +30,17 @@ def seed() -> None:
     # Two builds may run at once: each writes its own file and moves it into place.
     partial = target.with_suffix(f".{os.getpid()}")
     shutil.copy2(source, partial)
-    os.replace(partial, target)
+    partial.replace(target)
 
 
 def build_wheel(*arguments: Any, **options: Any) -> str:
     seed()
-    return maturin.build_wheel(*arguments, **options)
+    return str(maturin.build_wheel(*arguments, **options))
 
 
 def build_editable(*arguments: Any, **options: Any) -> str:
     seed()
-    return maturin.build_editable(*arguments, **options)
+    return str(maturin.build_editable(*arguments, **options))
 
 
 if __name__ == "__main__":

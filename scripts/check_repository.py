@@ -10,10 +10,14 @@ MAX_BYTES = 1 << 20
 FORBIDDEN = {
     # Spelled so that this file does not match itself.
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+[A-Za-z0-9+/=]{16}"),
-    "a cloud or forge token": re.compile(r"\b(AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36}|xox[abp]-[A-Za-z0-9-]{20,})\b"),
-    "a path of somebody's home": re.compile(r"(?<![\w.$}])/(home|Users)/(?!user\b|runner\b)[a-z][\w.-]*/|(?<![\w.$}])/root/"),
+    "a cloud or forge token": re.compile(
+        r"\b(AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36}|xox[abp]-[A-Za-z0-9-]{20,})\b"
+    ),
+    "a path of somebody's home": re.compile(
+        r"(?<![\w.$}])/(home|Users)/(?!user\b|runner\b)[a-z][\w.-]*/|(?<![\w.$}])/root/"
+    ),
     "a merge conflict": re.compile(r"^(<{7} |>{7} |={7}$)", re.MULTILINE),
-    "unfinished work": re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X)\b(?!\w)"),
+    "unfinished work": re.compile(r"\b(?:T[O]DO|F[I]XME|X[X]X)\b"),
 }
 
 

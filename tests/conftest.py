@@ -1,0 +1,67 @@
+"""Fixtures that every room of the tests shares."""
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import go
+from harness.authority import Authority
+from harness.processes import Processes, python_program
+from harness.tunnel import Site
+
+TESTS = Path(__file__).resolve().parent
+
+
+@pytest.fixture
+def processes(request: pytest.FixtureRequest) -> Iterator[Processes]:
+    """Starts programs, ends them, and shows what they said when the test failed."""
+    started = Processes()
+    yield started
+    started.stop()
+    if getattr(request.node, "failed", False):
+        print(started.report())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.when == "call" and report.failed:
+        item.failed = True  # type: ignore[attr-defined]
+    return report
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def site(tmp_path: Path, processes: Processes, authority: Authority) -> Iterator[Site]:
+    """A resolver, certificates and ECH keys; both ends are started by the test."""
+    made = Site.make(tmp_path, processes, authority)
+    yield made
+    processes.stop()
+    made.resolver.stop()
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the target's /files/ serves."""
+    return tmp_path_factory.mktemp("files")
+
+
+@pytest.fixture(scope="session")
+def targets(files: Path) -> Iterator[dict[str, int]]:
+    """The servers behind the tunnel: name to port."""
+    started = Processes()
+    program = started.start(*python_program("harness.targets"), str(files), env={"PYTHONPATH": str(TESTS)})
+    event = program.wait_event("listening")
+    yield {name: port for name, port in event.items() if name != "event"}
+    started.stop()
+
+
+@pytest.fixture(scope="session")
+def go_peers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The deployed protocol's server and client, and hashicorp/yamux: name to program."""
+    return go.build(tmp_path_factory.mktemp("go"))

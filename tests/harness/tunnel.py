@@ -1,0 +1,164 @@
+"""Both ends of the tunnel as users start them: `ech-workers server` and `ech-workers proxy`."""
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .authority import Authority, Certificate
+from .ech import EchKey, ech_key
+from .processes import Process, Processes
+from .resolver import Resolver
+
+SERVER_NAME = "hidden.ech-workers.test"
+PUBLIC_NAME = "public.ech-workers.test"
+RESOLVER_NAME = "resolver.ech-workers.test"
+TOKEN = "correct-horse-battery"
+PATH = "/ws"
+COMMAND = Path(sys.executable).with_name("ech-workers")
+
+
+@dataclass
+class Site:
+    """What both ends agree on: certificates, ECH keys, the resolver's records, and where files go."""
+
+    folder: Path
+    processes: Processes
+    authority: Authority
+    resolver: Resolver
+    inner: Certificate
+    outer: Certificate
+    key: EchKey
+    keys_folder: Path
+    servers: list["ServerProgram"] = field(default_factory=list)
+
+    @classmethod
+    def make(cls, folder: Path, processes: Processes, authority: Authority) -> "Site":
+        keys = folder / "keys"
+        return cls(
+            folder=folder,
+            processes=processes,
+            authority=authority,
+            resolver=Resolver(authority.issue(RESOLVER_NAME), RESOLVER_NAME),
+            inner=authority.issue(SERVER_NAME),
+            outer=authority.issue(PUBLIC_NAME),
+            key=ech_key(keys, PUBLIC_NAME, 7),
+            keys_folder=keys,
+        )
+
+    def server(
+        self,
+        *options: str | Path,
+        certificate: Certificate | None = None,
+        ech: bool = True,
+        listen: str = "127.0.0.1:0",
+        publish: bool = True,
+    ) -> "ServerProgram":
+        """Starts our server; with `publish` the resolver knows it (and its ECH configuration) then."""
+        inner = certificate or self.inner
+        arguments: list[str | Path] = ["--cert", inner.chain, "--key", inner.key]
+        if ech:
+            arguments += ["--cert", self.outer.chain, "--key", self.outer.key, "--ech-keys", self.keys_folder]
+        process = self.processes.start(
+            COMMAND,
+            "server",
+            "--listen",
+            listen,
+            *arguments,
+            "--token",
+            TOKEN,
+            "--path",
+            PATH,
+            "--allow-private-targets",
+            *options,
+        )
+        found = process.wait_line(r"listening on \S*?:(\d+)\b")
+        program = ServerProgram(process, int(found.group(1)))
+        self.servers.append(program)
+        if publish:
+            self.publish(program.port, self.key.base64 if ech else None)
+        return program
+
+    def publish(self, port: int, ech: str | None) -> None:
+        """The records of a server on this port."""
+        self.resolver.add(SERVER_NAME, "A", "127.0.0.1")
+        self.resolver.add_https(SERVER_NAME, port, ech)
+
+    def proxy_arguments(
+        self,
+        port: int,
+        *options: str | Path,
+        token: str = TOKEN,
+        path: str = PATH,
+        resolver: bool = True,
+        trust: bool = True,
+    ) -> list[str | Path]:
+        """The command line of a proxy for the server on this port."""
+        arguments: list[str | Path] = [
+            COMMAND,
+            "proxy",
+            "--plain",
+            "--server",
+            f"{SERVER_NAME}:{port}{path}",
+            "--token",
+            token,
+        ]
+        if "--listen" not in options:
+            arguments += ["--listen", "127.0.0.1:0"]
+        if resolver:
+            arguments += ["--doh-server", self.resolver.url, "--doh-ip", "127.0.0.1"]
+        if trust:
+            arguments += ["--ca-file", self.authority.path]
+        return [*arguments, *options]
+
+    def proxy(
+        self,
+        port: int,
+        *options: str | Path,
+        token: str = TOKEN,
+        path: str = PATH,
+        resolver: bool = True,
+        trust: bool = True,
+        wait: bool = True,
+    ) -> "ProxyProgram":
+        """Starts a proxy; with `wait` its first session is up on return."""
+        arguments = self.proxy_arguments(port, *options, token=token, path=path, resolver=resolver, trust=trust)
+        process = self.processes.start(*arguments, env=self.environment)
+        found = process.wait_line(r"listening on (\S*?):(\d+)\b")
+        program = ProxyProgram(process, int(found.group(2)))
+        if wait:
+            program.wait_session()
+        return program
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Nothing is remembered between tests, and nothing of the user's is read or changed."""
+        return {"XDG_CACHE_HOME": str(self.folder / "cache"), "HOME": str(self.folder)}
+
+
+@dataclass
+class ServerProgram:
+    process: Process
+    port: int
+
+
+@dataclass
+class ProxyProgram:
+    process: Process
+    port: int
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return ("127.0.0.1", self.port)
+
+    def wait_session(self, timeout: float = 20.0, *, after: int = 0) -> re.Match[str]:
+        return self.process.wait_line(r"session up", timeout, after=after)
+
+    def curl(self, kind: str) -> Sequence[str]:
+        """curl's options for going through this proxy: socks5, http-connect, or http."""
+        return {
+            "socks5": ["--socks5-hostname", f"127.0.0.1:{self.port}"],
+            "http-connect": ["--proxytunnel", "--proxy", f"http://127.0.0.1:{self.port}"],
+            "http": ["--proxy", f"http://127.0.0.1:{self.port}"],
+        }[kind]

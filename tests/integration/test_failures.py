@@ -1,0 +1,254 @@
+"""What users see when something is wrong: each cause has its own line, the port stays open, local programs fail soon."""
+
+import re
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.authority import Authority
+from harness.curl import curl, fetch
+from harness.ech import ech_key
+from harness.processes import Processes
+from harness.tap import Tap
+from harness.targets import pattern
+from harness.tunnel import COMMAND, PATH, PUBLIC_NAME, SERVER_NAME, TOKEN, ProxyProgram, Site
+
+REPLY_LIMIT = 10.0
+
+
+def assert_fails_soon_and_says_why_once(proxy: ProxyProgram, pattern: str, targets: dict[str, int]) -> None:
+    """Local programs get a failing reply, by each protocol; the log names the cause once, not once a connection."""
+    proxy.process.wait_line(pattern, 15)
+    url = f"http://localhost:{targets['http']}/bytes/10"
+    for kind in ("socks5", "http-connect", "http"):
+        started = time.monotonic()
+        failed = curl(
+            proxy, kind, "--write-out", "%{http_code} %{http_connect}", "--output", "/dev/null", url, timeout=20
+        )
+        assert time.monotonic() - started < REPLY_LIMIT, failed
+        if kind == "socks5":
+            assert failed.returncode == 97, failed  # CURLE_PROXY: a SOCKS5 code other than 0
+        elif kind == "http-connect":
+            assert failed.stdout.split()[1] in ("502", "503"), failed
+        else:
+            assert failed.stdout.split()[0] in ("502", "503"), failed
+    assert proxy.process.running
+    said = [line for line in proxy.process.lines if re.search(pattern, line)]
+    assert len(said) == 1, said
+    assert SERVER_NAME not in "".join(line for line in said if "public" in line)
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        return int(unused.getsockname()[1])
+
+
+@pytest.mark.parametrize("mode", ["--yamux", "--no-yamux"])
+def test_wrong_token(site: Site, targets: dict[str, int], mode: str) -> None:
+    proxy = site.proxy(site.server().port, mode, token="another-token", wait=False)
+    assert_fails_soon_and_says_why_once(proxy, r"does not accept this token", targets)
+
+
+def test_wrong_path(site: Site, targets: dict[str, int]) -> None:
+    proxy = site.proxy(site.server().port, path="/elsewhere", wait=False)
+    assert_fails_soon_and_says_why_once(proxy, r"token.*path|path.*token", targets)
+
+
+def test_unreachable_server(site: Site, targets: dict[str, int]) -> None:
+    port = closed_port()
+    site.publish(port, site.key.base64)
+    assert_fails_soon_and_says_why_once(site.proxy(port, wait=False), r"(?i)\btcp\b.*refused", targets)
+
+
+def test_server_that_never_answers(site: Site, targets: dict[str, int]) -> None:
+    """A port that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        port = silent.getsockname()[1]
+        site.publish(port, site.key.base64)
+        proxy = site.proxy(port, wait=False)
+        started = time.monotonic()
+        failed = curl(proxy, "socks5", f"http://localhost:{targets['http']}/", timeout=20)
+        assert failed.returncode == 97
+        assert time.monotonic() - started < REPLY_LIMIT
+        proxy.process.wait_line(r"(?i)tls.*(time|answer)", 20)
+
+
+def test_server_that_closes_at_the_hello(site: Site, targets: dict[str, int]) -> None:
+    with Tap() as blocked:
+        site.publish(blocked.port, site.key.base64)
+        assert_fails_soon_and_says_why_once(
+            site.proxy(blocked.port, wait=False), r"(?i)tls.*(reset|closed).*hello", targets
+        )
+
+
+def test_unknown_authority(site: Site, targets: dict[str, int]) -> None:
+    server = site.server(publish=False)
+    proxy = site.proxy(
+        server.port, "--ech-config", site.key.base64, "--server-ip", "127.0.0.1", trust=False, wait=False
+    )
+    assert_fails_soon_and_says_why_once(proxy, r"(?i)certificate.*(unknown|not trusted|issuer|authority)", targets)
+
+
+def test_expired_certificate(site: Site, targets: dict[str, int], authority: Authority) -> None:
+    server = site.server(certificate=authority.issue(SERVER_NAME, expired=True))
+    assert_fails_soon_and_says_why_once(site.proxy(server.port, wait=False), r"(?i)certificate.*expired", targets)
+
+
+def test_certificate_for_another_name(site: Site, targets: dict[str, int], authority: Authority) -> None:
+    server = site.server(certificate=authority.issue("other.ech-workers.test"))
+    assert_fails_soon_and_says_why_once(site.proxy(server.port, wait=False), r"(?i)certificate.*name", targets)
+
+
+def test_no_https_record(site: Site, targets: dict[str, int]) -> None:
+    server = site.server(publish=False)
+    site.resolver.add(SERVER_NAME, "A", "127.0.0.1")
+    assert_fails_soon_and_says_why_once(site.proxy(server.port, wait=False), r"(?i)no HTTPS record", targets)
+
+
+def test_https_record_without_ech(site: Site, targets: dict[str, int]) -> None:
+    server = site.server(publish=False)
+    site.publish(server.port, None)
+    assert_fails_soon_and_says_why_once(site.proxy(server.port, wait=False), r"(?i)record.*\bech\b", targets)
+
+
+def test_resolver_down(site: Site, targets: dict[str, int]) -> None:
+    server = site.server()
+    site.resolver.stop()
+    assert_fails_soon_and_says_why_once(site.proxy(server.port, wait=False), r"(?i)resolver.*refused", targets)
+
+
+@pytest.mark.parametrize("behaviour", ["servfail", "http-500", "garbage"])
+def test_resolver_that_fails(site: Site, targets: dict[str, int], behaviour: str) -> None:
+    server = site.server()
+    site.resolver.behaviour = behaviour  # type: ignore[assignment]
+    words = {"servfail": "SERVFAIL", "http-500": "500", "garbage": "answer|message"}[behaviour]
+    assert_fails_soon_and_says_why_once(site.proxy(server.port, wait=False), rf"(?i)resolver.*({words})", targets)
+
+
+def test_resolver_comes_back(site: Site, targets: dict[str, int]) -> None:
+    server = site.server()
+    site.resolver.behaviour = "servfail"
+    proxy = site.proxy(server.port, wait=False)
+    proxy.process.wait_line("SERVFAIL", 15)
+    site.resolver.behaviour = "answer"
+    proxy.wait_session(40)
+    assert fetch(proxy, "socks5", f"http://localhost:{targets['http']}/bytes/10") == pattern(10)[-1]
+
+
+def test_server_comes_back(site: Site, targets: dict[str, int]) -> None:
+    """The same port again after a crash: the proxy finds it by itself, and connections made meanwhile fail soon or wait."""
+    server = site.server()
+    proxy = site.proxy(server.port)
+    before = len(proxy.process.lines)
+    server.process.kill()
+    proxy.process.wait_line(r"(?i)session|refused", after=before)
+    site.server(listen=f"127.0.0.1:{server.port}")
+    proxy.wait_session(40, after=before)
+    assert fetch(proxy, "socks5", f"http://localhost:{targets['http']}/bytes/10") == pattern(10)[-1]
+
+
+def test_stale_ech_is_mended_by_retry_configurations(site: Site, targets: dict[str, int], tmp_path: Path) -> None:
+    """The resolver still has an old key: the server's authenticated retry configuration is used and remembered."""
+    stale = ech_key(tmp_path / "stale", PUBLIC_NAME, 99)
+    server = site.server()
+    site.publish(server.port, stale.base64)
+    proxy = site.proxy(server.port)
+    assert fetch(proxy, "socks5", f"http://localhost:{targets['http']}/bytes/10") == pattern(10)[-1]
+
+
+def test_stale_ech_without_retry_configurations(
+    site: Site, targets: dict[str, int], tmp_path: Path, processes: Processes, go_peers: dict[str, Path]
+) -> None:
+    stale = ech_key(tmp_path / "stale", PUBLIC_NAME, 99)
+    server = processes.start(
+        go_peers["deployed_server"], "-certificate", f"{site.outer.chain}:{site.outer.key}", "-token", TOKEN
+    )
+    port = int(server.wait_event("listening")["address"].rpartition(":")[2])
+    site.publish(port, stale.base64)
+    assert_fails_soon_and_says_why_once(
+        site.proxy(port, wait=False), r"(?i)\bech\b.*(reject|turned off|disabled|not accept)", targets
+    )
+
+
+def test_tls_1_2_only_server(
+    site: Site, targets: dict[str, int], processes: Processes, go_peers: dict[str, Path]
+) -> None:
+    server = processes.start(
+        go_peers["deployed_server"],
+        "-certificate",
+        f"{site.outer.chain}:{site.outer.key}",
+        "-token",
+        TOKEN,
+        "-tls",
+        "1.2",
+    )
+    port = int(server.wait_event("listening")["address"].rpartition(":")[2])
+    site.publish(port, site.key.base64)
+    assert_fails_soon_and_says_why_once(site.proxy(port, wait=False), r"(?i)\b(tls|ech)\b", targets)
+
+
+def test_port_in_use(site: Site, processes: Processes) -> None:
+    server = site.server()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        process = processes.start(*site.proxy_arguments(server.port, "--listen", listen), env=site.environment)
+        assert process.wait() == 12
+        assert re.search(rf"{listen}.*in use", process.output), process.output
+        assert "Traceback" not in process.output
+
+
+def test_server_port_in_use(site: Site, processes: Processes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        process = processes.start(
+            COMMAND,
+            "server",
+            "--listen",
+            listen,
+            "--cert",
+            site.inner.chain,
+            "--key",
+            site.inner.key,
+            "--token",
+            TOKEN,
+            "--path",
+            PATH,
+        )
+        assert process.wait() == 12
+        assert re.search(rf"{listen}.*in use", process.output), process.output
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["--server", "https://"], "--server"),
+        (["--server", "secret.test/ws", "--token", "two words"], "--token"),
+        (["--server", "secret.test/ws", "--ech-config", "%%%"], "--ech-config"),
+        (["--server", "secret.test/ws", "--ca-file", "/nonexistent.pem"], "--ca-file"),
+        (["--server", "secret.test/ws", "--profile", "lynx"], "--profile"),
+        (["--server", "secret.test/ws", "--doh-server", "https://resolver.test/dns-query"], "--doh-ip"),
+        (["--server", "secret.test/ws", "--listen", "1080x"], "--listen"),
+        (["--server", "192.0.2.1/ws"], "--server"),
+        ([], "--server"),
+    ],
+)
+def test_wrong_option_is_named_in_one_line(processes: Processes, options: list[str], names: str) -> None:
+    process = processes.start(COMMAND, "proxy", *options)
+    assert process.wait() == 2
+    assert names in process.output
+    assert "Traceback" not in process.output
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_signal_ends_both_ends_cleanly(site: Site, targets: dict[str, int], number: str) -> None:
+    import signal
+
+    server = site.server()
+    proxy = site.proxy(server.port)
+    assert fetch(proxy, "socks5", f"http://localhost:{targets['http']}/bytes/10") == pattern(10)[-1]
+    for process in (proxy.process, server.process):
+        process.signal(signal.Signals[number])
+        assert process.wait(10) == 0, process.output
+        assert "Traceback" not in process.output

@@ -1,0 +1,79 @@
+"""The live table as a person sees it, in a real terminal."""
+
+from pathlib import Path
+
+import pytest
+
+from harness import socks
+from harness.terminal import Terminal
+from harness.tunnel import COMMAND, PATH, SERVER_NAME, Site
+from harness.waiting import wait_until
+
+
+def proxy_command(site: Site, port: int, listen: int) -> list[str | Path]:
+    return [word for word in site.proxy_arguments(port, "--listen", f"127.0.0.1:{listen}") if word != "--plain"]
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        return int(unused.getsockname()[1])
+
+
+def test_live_table_shows_the_session_and_ctrl_c_ends_it(site: Site, targets: dict[str, int], tmp_path: Path) -> None:
+    server, listen = site.server(), free_port()
+    with Terminal(tmp_path, proxy_command(site, server.port, listen), env=site.environment) as terminal:
+        terminal.wait_for("up")
+        with socks.connect(("127.0.0.1", listen), "localhost", targets["http"]) as connection:
+            connection.sendall(b"GET /bytes/3000000 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert len(socks.until_end(connection)) > 3000000
+        screen = terminal.wait_for("MB")
+        assert f"127.0.0.1:{listen}" in screen
+        assert "ECH" in screen
+        terminal.press("C-c")
+        screen = terminal.wait_for("exit=")
+        assert "exit=0" in screen
+        assert "Traceback" not in screen
+
+
+def test_table_says_why_there_is_no_session(site: Site, tmp_path: Path) -> None:
+    server = site.server()
+    command = [
+        word if word != "correct-horse-battery" else "another-token"
+        for word in proxy_command(site, server.port, free_port())
+    ]
+    with Terminal(tmp_path, command, env=site.environment) as terminal:
+        terminal.wait_for("token")
+        terminal.press("C-c")
+        assert "Traceback" not in terminal.wait_for("exit=0")
+
+
+@pytest.mark.parametrize("size", [(60, 15), (40, 10), (200, 60)], ids=["small", "tiny", "large"])
+def test_table_survives_other_sizes(site: Site, tmp_path: Path, size: tuple[int, int]) -> None:
+    server = site.server()
+    with Terminal(tmp_path, proxy_command(site, server.port, free_port()), env=site.environment) as terminal:
+        terminal.wait_for("up")
+        terminal.resize(*size)
+        wait_until(lambda: "up" in terminal.screen(), "the table in its new size")
+        terminal.press("C-c")
+        assert "Traceback" not in terminal.wait_for("exit=0")
+
+
+def test_demo_in_a_terminal_says_which_curl_to_try_and_ends_with_ctrl_c(tmp_path: Path) -> None:
+    with Terminal(
+        tmp_path, [COMMAND, "demo", "--listen", f"127.0.0.1:{free_port()}"], env={"HOME": str(tmp_path)}
+    ) as terminal:
+        assert "curl" in terminal.wait_for("curl", 30)
+        terminal.press("C-c")
+        assert "Traceback" not in terminal.wait_for("exit=0")
+
+
+def test_stopped_proxy_leaves_a_usable_terminal(site: Site, tmp_path: Path) -> None:
+    """The cursor is visible again, and the error of a wrong option is one line."""
+    with Terminal(
+        tmp_path, [COMMAND, "proxy", "--server", f"{SERVER_NAME}{PATH}", "--listen", "x"], env=site.environment
+    ) as terminal:
+        screen = terminal.wait_for("exit=2")
+        assert "--listen" in screen
+        assert "Traceback" not in screen

@@ -1,0 +1,233 @@
+"""Our client against the deployed server (gorilla/websocket, hashicorp/yamux, Go's crypto/tls with ECH)."""
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness import socks
+from harness.curl import KINDS, curl, fetch, fetch_sha256
+from harness.deployed import DeployedServer
+from harness.ech import ech_key
+from harness.targets import BANNER, pattern, pattern_sha256
+from harness.tunnel import PUBLIC_NAME, SERVER_NAME, TOKEN, Site
+from harness.waiting import wait_until
+
+Start = Callable[..., DeployedServer]
+MODES = {"yamux": "--yamux", "simple": "--no-yamux"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_curl_gets_pages_with_ech(site: Site, deployed_server: Start, targets: dict[str, int], mode: str) -> None:
+    server = deployed_server()
+    proxy = site.proxy(server.port, MODES[mode])
+    for kind in KINDS:
+        assert fetch(proxy, kind, f"http://localhost:{targets['http']}/bytes/300000") == b"".join(pattern(300000))
+    server.process.wait_event("handshake", ech=True, server_name=SERVER_NAME, version="TLS 1.3")
+    server.process.wait_event("session", mode=mode)
+    assert not [event for event in server.process.events("handshake") if not event["ech"]]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_without_ech(site: Site, deployed_server: Start, targets: dict[str, int], mode: str) -> None:
+    server = deployed_server(ech=False)
+    proxy = site.proxy(server.port, MODES[mode], "--no-ech")
+    assert fetch(proxy, "socks5", f"http://localhost:{targets['http']}/bytes/1000") == b"".join(pattern(1000))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_large_transfers_both_ways(
+    site: Site, deployed_server: Start, targets: dict[str, int], tmp_path: Path, mode: str
+) -> None:
+    size = 100 << 20
+    proxy = site.proxy(deployed_server().port, MODES[mode])
+    assert fetch_sha256(proxy, "socks5", f"http://localhost:{targets['http']}/bytes/{size}") == (
+        size,
+        pattern_sha256(size),
+    )
+    file = tmp_path / "upload"
+    with file.open("wb") as out:
+        out.writelines(pattern(size))
+    sent = curl(proxy, "http-connect", "--upload-file", file, f"http://localhost:{targets['http']}/sink")
+    assert json.loads(sent.stdout) == {"bytes": size, "sha256": pattern_sha256(size)}, sent.stderr
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_echo_in_both_directions_at_once(
+    site: Site, deployed_server: Start, targets: dict[str, int], mode: str
+) -> None:
+    proxy = site.proxy(deployed_server().port, MODES[mode])
+    content = b"".join(pattern(10 << 20))
+    with socks.connect(proxy.address, "localhost", targets["echo"]) as connection:
+        sender = threading.Thread(target=connection.sendall, args=(content,))
+        sender.start()
+        assert socks.exactly(connection, len(content)) == content
+        sender.join(10)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_server_that_speaks_first_is_heard(
+    site: Site, deployed_server: Start, targets: dict[str, int], mode: str
+) -> None:
+    proxy = site.proxy(deployed_server().port, MODES[mode])
+    with socks.connect(proxy.address, "localhost", targets["banner"]) as connection:
+        assert socks.exactly(connection, len(BANNER)) == BANNER
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_half_close_is_held_back(site: Site, deployed_server: Start, targets: dict[str, int], mode: str) -> None:
+    """The deployed server ends both directions at the first FIN: a program's half-close must not reach it before the answer has."""
+    proxy = site.proxy(deployed_server().port, MODES[mode])
+    with socks.connect(proxy.address, "localhost", targets["http"]) as connection:
+        connection.sendall(b"GET /slow/20 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        connection.shutdown(socket.SHUT_WR)
+        assert socks.until_end(connection).endswith(b"\r\n\r\n" + b"." * 20)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_many_streams_at_a_time(site: Site, deployed_server: Start, targets: dict[str, int], mode: str) -> None:
+    proxy = site.proxy(deployed_server().port, MODES[mode])
+    count = 100
+    connections = [socks.connect(proxy.address, "127.0.0.1", targets["echo"]) for _ in range(count)]
+    for number, connection in enumerate(connections):
+        connection.sendall(number.to_bytes(2, "big") * 500)
+    for number, connection in enumerate(connections):
+        with connection:
+            assert socks.exactly(connection, 1000) == number.to_bytes(2, "big") * 500
+
+
+def test_word_close_as_a_binary_message_is_never_sent(
+    site: Site, deployed_server: Start, targets: dict[str, int]
+) -> None:
+    """The deployed server takes a binary message that spells CLOSE for the end of the connection."""
+    proxy = site.proxy(deployed_server().port, "--no-yamux")
+    with socks.connect(proxy.address, "localhost", targets["echo"]) as connection:
+        for _ in range(3):
+            connection.sendall(b"CLOSE")
+            assert socks.exactly(connection, 5) == b"CLOSE"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_target_that_refuses(site: Site, deployed_server: Start, mode: str) -> None:
+    proxy = site.proxy(deployed_server().port, MODES[mode])
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    try:
+        with socks.connect(proxy.address, "127.0.0.1", port) as connection:
+            connection.sendall(b"hello")
+            assert socks.until_end(connection) == b""
+    except (socks.ReplyError, ConnectionResetError):
+        pass
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_wrong_token_gets_the_decoy_and_a_clear_word(site: Site, deployed_server: Start, mode: str) -> None:
+    server = deployed_server()
+    proxy = site.proxy(server.port, MODES[mode], token="another-token", wait=False)
+    proxy.process.wait_line(r"does not accept this token")
+    server.process.wait_event("decoy", upgrade=True)
+    assert server.process.events("session") == []
+
+
+@pytest.mark.parametrize("echo", ["none", "empty"])
+def test_token_in_the_path(site: Site, deployed_server: Start, targets: dict[str, int], echo: str) -> None:
+    """Some deployments take the token from the path, and answer with an empty protocol or none."""
+    server = deployed_server("-token-in", "path", "-echo", echo)
+    arguments = [str(word) for word in site.proxy_arguments(server.port, path=f"/{TOKEN}")]
+    at = arguments.index("--token")
+    del arguments[at : at + 2]
+    process = site.processes.start(*arguments, env=site.environment)
+    port = int(process.wait_line(r"listening on \S*?:(\d+)\b").group(1))
+    process.wait_line("session up")
+    with socks.connect(("127.0.0.1", port), "localhost", targets["echo"]) as connection:
+        connection.sendall(b"hello")
+        assert socks.exactly(connection, 5) == b"hello"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_server_that_chooses_h2_is_met_with_the_websocket_hello_and_remembered(
+    site: Site, deployed_server: Start, targets: dict[str, int], mode: str
+) -> None:
+    """net/http with HTTP/2 on, as every CDN: the first contact ends in h2, the second hello offers http/1.1 alone; the next start goes straight there."""
+    server = deployed_server("-alpn", "h2,http/1.1")
+    proxy = site.proxy(server.port, MODES[mode])
+    assert fetch(proxy, "socks5", f"http://localhost:{targets['http']}/bytes/1000") == b"".join(pattern(1000))
+    chosen = [event["alpn"] for event in server.process.events("handshake")]
+    assert chosen[0] == "h2"
+    assert set(chosen[1:]) == {"http/1.1"}
+    proxy.process.stop()
+    before = len(server.process.events("handshake"))
+    again = site.proxy(server.port, MODES[mode])
+    assert fetch(again, "socks5", f"http://localhost:{targets['http']}/bytes/1000") == b"".join(pattern(1000))
+    assert {event["alpn"] for event in server.process.events("handshake")[before:]} == {"http/1.1"}
+
+
+def test_server_that_chooses_no_protocol(site: Site, deployed_server: Start, targets: dict[str, int]) -> None:
+    server = deployed_server("-alpn", "")
+    proxy = site.proxy(server.port)
+    assert fetch(proxy, "socks5", f"http://localhost:{targets['http']}/bytes/1000") == b"".join(pattern(1000))
+    server.process.wait_event("handshake", alpn="", ech=True)
+
+
+def test_alpn_option_skips_the_first_contact(site: Site, deployed_server: Start) -> None:
+    server = deployed_server("-alpn", "h2,http/1.1")
+    site.proxy(server.port, "--alpn", "http/1.1")
+    assert {event["alpn"] for event in server.process.events("handshake")} == {"http/1.1"}
+
+
+def test_stale_key_is_mended_and_remembered(
+    site: Site, deployed_server: Start, targets: dict[str, int], tmp_path: Path
+) -> None:
+    server = deployed_server(publish=False)
+    site.publish(server.port, ech_key(tmp_path / "stale", PUBLIC_NAME, 99).base64)
+    proxy = site.proxy(server.port)
+    assert fetch(proxy, "socks5", f"http://localhost:{targets['http']}/bytes/1000") == b"".join(pattern(1000))
+    tried = [(event["ech"], event["server_name"]) for event in server.process.events("handshake")]
+    assert tried == [(False, PUBLIC_NAME), (True, SERVER_NAME)]
+    proxy.process.stop()
+    again = site.proxy(server.port)
+    assert fetch(again, "socks5", f"http://localhost:{targets['http']}/bytes/1000") == b"".join(pattern(1000))
+    assert all(event["ech"] for event in server.process.events("handshake")[2:])
+
+
+def test_session_that_is_cut_is_replaced(site: Site, deployed_server: Start, targets: dict[str, int]) -> None:
+    """The server dies in the middle of a download: that download ends, and later ones work once a server is back."""
+    server = deployed_server("-close-after", str(1 << 20))
+    proxy = site.proxy(server.port)
+    before = len(proxy.process.lines)
+    with socks.connect(proxy.address, "localhost", targets["http"]) as connection:
+        connection.sendall(b"GET /bytes/50000000 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        connection.settimeout(20)
+        with contextlib.suppress(ConnectionResetError):
+            assert len(socks.until_end(connection)) < 50000000
+    replacement = deployed_server("-listen", f"127.0.0.1:{server.port}")
+    proxy.wait_session(40, after=before)
+    assert fetch(proxy, "socks5", f"http://localhost:{targets['http']}/bytes/1000") == b"".join(pattern(1000))
+    assert replacement.process.running
+
+
+def test_large_windows_are_not_overrun(site: Site, deployed_server: Start, targets: dict[str, int]) -> None:
+    """A program that does not read holds back its own stream alone, within the windows on both sides."""
+    proxy = site.proxy(deployed_server().port)
+    with socks.connect(proxy.address, "localhost", targets["http"]) as stuck:
+        stuck.sendall(b"GET /bytes/1000000000 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        socks.exactly(stuck, 100)
+        for _ in range(3):
+            assert fetch(proxy, "socks5", f"http://localhost:{targets['http']}/bytes/5000000") == b"".join(
+                pattern(5000000)
+            )
+        assert proxy.process.resident_kib() < 150_000
+
+
+def test_request_waits_for_the_upgrade(site: Site, deployed_server: Start, targets: dict[str, int]) -> None:
+    """The deployed server drops a client that sends anything before it has read the 101."""
+    server = deployed_server()
+    for mode in MODES.values():
+        proxy = site.proxy(server.port, mode)
+        assert fetch(proxy, "socks5", f"http://localhost:{targets['http']}/bytes/10") == pattern(10)[-1]
+    wait_until(lambda: len(server.process.events("session")) >= 2, "both sessions")
+    assert server.process.events("upgrade-failed") == []
