@@ -113,6 +113,8 @@ class HttpsAnswer(msgspec.Struct, frozen=True):
     """CNAME and AliasMode steps so far; hand it to the reading of the next message."""
     why: str | None = None
     """Why there is no endpoint."""
+    doubtful: bool = False
+    """An absence that a resolver which filters might have made up."""
 
     def with_ech(self) -> Endpoint | None:
         """The endpoint to use when ECH is a must: the first that has a configuration."""
@@ -126,6 +128,8 @@ class AddressAnswer(msgspec.Struct, frozen=True):
     ttl: int
     addresses: tuple[str, ...] = ()
     why: str | None = None
+    doubtful: bool = False
+    """As in HttpsAnswer. That a name has no address of one family is common, and not doubted."""
 
 
 def https_name(host: str, port: int = 443) -> str:
@@ -202,7 +206,7 @@ def read_https_answer(wire: bytes, question: Question, port: int, *, steps: int 
             _host_name(name)
             return HttpsAnswer(_text(name), _ttl(ttl), alias=_text(name), steps=steps)
     why = f"{_text(name)} does not exist" if _is_nxdomain(message) else f"{_text(name)} has no HTTPS record"
-    return HttpsAnswer(_text(name), _negative_ttl(message, ttl), steps=steps, why=why)
+    return HttpsAnswer(_text(name), _negative_ttl(message, ttl), steps=steps, why=why, doubtful=True)
 
 
 def read_address_answer(wire: bytes, question: Question) -> AddressAnswer:
@@ -213,14 +217,13 @@ def read_address_answer(wire: bytes, question: Question) -> AddressAnswer:
     name, ttl, _ = _follow(message, question, 0)
     records = _records(message, name, dns.rdatatype.from_text(question.type))
     if records is None:
-        why = (
-            f"{_text(name)} does not exist" if _is_nxdomain(message) else f"{_text(name)} has no {question.type} record"
-        )
-        return AddressAnswer(_text(name), _negative_ttl(message, ttl), why=why)
+        missing = _is_nxdomain(message)
+        why = f"{_text(name)} does not exist" if missing else f"{_text(name)} has no {question.type} record"
+        return AddressAnswer(_text(name), _negative_ttl(message, ttl), why=why, doubtful=missing)
     addresses = _usable(record.address for record in records)
     # 0.0.0.0 and :: are how filtering resolvers say no.
     blocked = None if addresses else f"the resolver blocks {_text(name)}: it answers with {next(iter(records)).address}"
-    return AddressAnswer(_text(name), _ttl(min(ttl, records.ttl)), addresses, blocked)
+    return AddressAnswer(_text(name), _ttl(min(ttl, records.ttl)), addresses, blocked, blocked is not None)
 
 
 _MEDIA_TYPE = "application/dns-message"

@@ -144,24 +144,19 @@ class EchStore:
             self._change(change)
             return self._entries.configurations[server]
 
-    def learn(self, server: str, configs: bytes, *, origin: str) -> Configuration:
-        """Keeps authenticated retry configurations of a server."""
-
-        def change(entries: _Entries) -> None:
-            known = entries.configurations.get(server)
-            learned = Configuration(
-                configs=configs, source="retry", origin=origin, fetched_at=self._clock(), ttl=RETRY_TTL
-            )
-            if known is not None:
-                rejected = known.rejected if known.source == "retry" else known.configs
-                learned = msgspec.structs.replace(
-                    learned, target=known.target, port=known.port, hints=known.hints, rejected=rejected
-                )
-            entries.configurations[server] = learned
-
+    def learn(self, server: str, configs: bytes, *, used: Configuration) -> Configuration:
+        """Keeps authenticated retry configurations of a server that rejected those in ``used``."""
+        learned = msgspec.structs.replace(
+            used,
+            configs=configs,
+            source="retry",
+            fetched_at=self._clock(),
+            ttl=RETRY_TTL,
+            rejected=used.rejected if used.source == "retry" else used.configs,
+        )
         with self._lock:
-            self._change(change)
-            return self._entries.configurations[server]
+            self._change(lambda entries: entries.configurations.__setitem__(server, learned))
+            return learned
 
     def forget(self, server: str) -> None:
         """Drops the configuration of a server."""

@@ -61,7 +61,7 @@ def test_without_a_directory_nothing_is_written(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     store = EchStore(None)
     store.store(SERVER, found())
-    store.learn(SERVER, b"retry", origin="secret.test")
+    store.learn(SERVER, b"retry", used=found())
     store.remember_h2(SERVER)
     assert store.configuration(SERVER) is not None
     assert list(tmp_path.iterdir()) == []
@@ -83,7 +83,7 @@ def test_an_entry_from_the_future_is_stale_because_the_clock_was_set_back() -> N
 def test_retry_configurations_replace_those_that_were_rejected_and_keep_the_rest() -> None:
     store = EchStore(None, clock=Clock())
     store.store(SERVER, found())
-    learned = store.learn(SERVER, b"retry", origin="secret.test")
+    learned = store.learn(SERVER, b"retry", used=found())
     assert (learned.configs, learned.source) == (b"retry", "retry")
     assert (learned.target, learned.port, learned.hints) == ("pool.test", 8443, ("192.0.2.1", "2001:db8::1"))
 
@@ -92,8 +92,8 @@ def test_a_look_up_that_still_finds_the_rejected_configurations_changes_nothing_
     clock = Clock()
     store = EchStore(None, clock=clock)
     store.store(SERVER, found(b"old"))
-    store.learn(SERVER, b"retry 1", origin="secret.test")
-    store.learn(SERVER, b"retry 2", origin="secret.test")
+    first = store.learn(SERVER, b"retry 1", used=found(b"old"))
+    store.learn(SERVER, b"retry 2", used=first)
     used = store.store(SERVER, found(b"old", at=clock.now + 100, ttl=42))
     assert (used.configs, used.source, used.fetched_at, used.ttl) == (b"retry 2", "retry", clock.now + 100, 42)
     newer = store.store(SERVER, found(b"new", at=clock.now + 200))
@@ -277,7 +277,7 @@ def test_a_directory_that_cannot_be_made_is_reported_once_and_memory_serves(
     store = EchStore(tmp_path / "file" / "cache")
     for _ in range(3):
         store.store(SERVER, found())
-        store.learn(SERVER, b"retry", origin="x")
+        store.learn(SERVER, b"retry", used=found())
     kept = store.configuration(SERVER)
     assert kept is not None
     assert kept.configs == b"retry"
