@@ -39,11 +39,11 @@ impl CloseReason {
                 _ => Err(ProtocolError::CloseTooShort),
             };
         };
+        let reason = str::from_utf8(reason).map_err(|_| ProtocolError::CloseReasonUtf8)?;
         let code = u16::from_be_bytes(*code);
         if !may_be_sent(code) {
             return Err(ProtocolError::CloseCode(code));
         }
-        let reason = str::from_utf8(reason).map_err(|_| ProtocolError::CloseReasonUtf8)?;
         Ok(Some(Self {
             code,
             reason: reason.to_owned(),
