@@ -194,7 +194,7 @@ class ListenError(TunnelError):
         return cls(f"cannot listen on {address}: {why}", code=code, detail=str(error))
 
 
-class EngineClosed(TunnelError):
+class EngineClosed(TunnelError):  # noqa: N818 (an end, not always an error)
     """The tunnel was closed."""
 
     default_layer = "local"
@@ -231,7 +231,7 @@ def from_failure(
             message,
             code=failure.code,
             detail=failure.detail,
-            advice=_RESOLVER_ADVICE.get(failure.code, _ADVICE["resolver-failed"]) if advice is None else advice,
+            advice=_RESOLVER_ADVICE.get(failure.code, _OTHER_RESOLVERS) if advice is None else advice,
         )
     kind = _CLASS_OF_CODE.get(failure.code) or _CLASS_OF_LAYER.get(failure.layer, TunnelError)
     error: TunnelError
@@ -272,10 +272,22 @@ _LISTEN_REASONS: dict[int, tuple[str, str]] = {
     errno.EADDRNOTAVAIL: ("this machine has no such address", "listen-no-address"),
 }
 
+_OTHER_RESOLVERS = "try other resolvers with --doh-server (and --doh-ip), or give --ech-config and --server-ip"
+
 _CUT = "something on the way cuts such connections: try another --server-ip, another --ech-domain or another --profile"
 
 _ADVICE: dict[str, str] = {
-    "resolver-failed": "try other resolvers with --doh-server (and --doh-ip), or give --ech-config and --server-ip",
+    "resolver-failed": _OTHER_RESOLVERS,
+    "resolver-malformed": _OTHER_RESOLVERS,
+    "resolver-mismatch": _OTHER_RESOLVERS,
+    "resolver-not-dns": "check the path in --doh-server; something in front of the resolver may have answered",
+    "resolver-truncated": _OTHER_RESOLVERS,
+    "resolver-servfail": _OTHER_RESOLVERS,
+    "resolver-refused": _OTHER_RESOLVERS,
+    "resolver-formerr": _OTHER_RESOLVERS,
+    "resolver-rcode": _OTHER_RESOLVERS,
+    "resolver-alias-chain": "the name's records lead round in a circle or too far: ask whoever keeps its zone",
+    "resolver-unusable": "this client cannot use the name's HTTPS records: ask whoever keeps its zone",
     "resolver-no-name": "check the spelling of the name; the resolvers say that it does not exist",
     "resolver-no-address": "give the server's address with --server-ip",
     "tcp-refused": "check the port, and that the server runs",

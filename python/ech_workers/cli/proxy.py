@@ -1,0 +1,88 @@
+"""``ech-workers proxy``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ech_workers.cli import logs
+from ech_workers.cli.options import client_options, log_options, option
+from ech_workers.cli.stopping import Stopping
+from ech_workers.config import ClientConfig, authority
+from ech_workers.tunnel import Tunnel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ech_workers._native import Event
+
+log = logging.getLogger("ech_workers")
+
+
+@click.command()
+@option(
+    "--listen",
+    multiple=True,
+    default=("127.0.0.1:1080",),
+    show_default=True,
+    metavar="ADDR:PORT",
+    help="The SOCKS5 and HTTP port; may be given several times; port 0 takes a free one.",
+)
+@option("--username", metavar="TEXT", help="What local programs must give, with --password.")
+@option("--password", metavar="TEXT", help="Better set in the environment.")
+@client_options
+@option("--plain", is_flag=True, help="Single lines instead of the live table (also when the output is no terminal).")
+@log_options
+def proxy(verbose: bool, plain: bool, **options: Any) -> None:
+    """A local SOCKS5 and HTTP port whose traffic goes through the tunnel.
+
+    The port is open from the start and stays open: while the server cannot be reached, local programs get a failing
+    reply, and the log says why. SIGINT and SIGTERM end it.
+    """
+    config = ClientConfig.build(**options)
+    logs.configure(config.log_level, config.log_file, verbose=verbose)
+    run(config, plain=plain)
+
+
+def run(
+    config: ClientConfig, *, plain: bool, notes: Callable[[Sequence[tuple[str, int]]], Sequence[str]] | None = None
+) -> None:
+    """Runs the tunnel until a signal ends it. ``notes`` makes, of the open ports, what to say below all else."""
+    plain = plain or not sys.stdout.isatty()
+    if config.username is None and not all(address.loopback for address in config.listen):
+        log.warning(
+            "the port is open to the network without a password: anyone there can use it (--username, --password)"
+        )
+    with Stopping() as stopping:
+        tunnel = Tunnel.from_config(config, on_event=_say if plain and not _is_logged(config) else None)
+        try:
+            tunnel.start()
+            below = notes(tunnel.addresses) if notes else ()
+            if plain:
+                for address in tunnel.addresses:
+                    click.echo(f"listening on {authority(*address)}")
+                for note in below:
+                    click.echo(note)
+                stopping.wait()
+            else:
+                from ech_workers.status.table import show
+
+                show(tunnel, stopping.wait, below)
+        finally:
+            tunnel.close()
+    log.info("stopped")
+
+
+def _is_logged(config: ClientConfig) -> bool:
+    """Whether the supervisor's own line about the first session is seen on standard error."""
+    return config.log_file is None and log.isEnabledFor(logging.INFO)
+
+
+def _say(event: Event) -> None:
+    if type(event).__name__ == "SessionUp":
+        from ech_workers.status.lines import session_up
+
+        click.echo(session_up(event))  # type: ignore[arg-type]
