@@ -254,7 +254,6 @@ _CLASS_OF_LAYER: dict[str, type[TunnelError]] = {
     "token": TokenError,
     "yamux": SessionError,
     "target": TargetError,
-    "local": ListenError,
 }
 
 # Codes whose class is not that of their layer.

@@ -8,7 +8,8 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from ech_workers import _native
-from ech_workers.errors import ConfigError, ListenError
+from ech_workers._logging import forward
+from ech_workers.errors import ConfigError, EngineClosed, ListenError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,7 +91,6 @@ class TunnelServer:
     def __init__(self, config: ServerConfig) -> None:
         """Opens the port and begins to serve. Raises ConfigError and ListenError."""
         self.config = config
-        self._closing = threading.Event()
         self._keys = KeyDirectory(config.ech_keys) if config.ech_keys else None
         if self._keys is not None:
             _first_look(self._keys)
@@ -109,6 +109,7 @@ class TunnelServer:
                 connect_timeout=config.connect_timeout,
                 idle_timeout=config.idle_timeout,
                 workers=config.workers,
+                log_level=log.getEffectiveLevel(),
             )
         except ValueError as error:
             raise ConfigError(str(error), advice="check --cert, --key and --ech-keys") from None
@@ -131,21 +132,19 @@ class TunnelServer:
         return self._native.snapshot()
 
     def close(self, grace: float = 0.0) -> None:
-        """Stops accepting, and ends what is still open after at most ``grace`` seconds.
-
-        Another call with less grace, from another thread, shortens the wait.
-        """
+        """Stops accepting, and ends what is still open after at most ``grace`` seconds."""
         self._native.close(grace)
-        self._closing.set()
-        self._native.wake()
         self._thread.join()
 
     def _attend(self) -> None:
         look = time.monotonic() + WATCH_INTERVAL
-        while not self._closing.is_set():
-            event = self._native.next_event(max(0.0, look - time.monotonic()))
+        while True:
+            try:
+                event = self._native.next_event(max(0.0, look - time.monotonic()))
+            except EngineClosed:
+                return
             if isinstance(event, _native.LogLine):
-                logging.getLogger(f"ech_workers.{event.target}").log(event.level, "%s", event.message)
+                forward(event)
             if time.monotonic() >= look:
                 look = time.monotonic() + WATCH_INTERVAL
                 if self._keys is not None:
@@ -186,8 +185,8 @@ def _read_key(file: Path) -> KeyFile | None:
             pem = stream.read(KEY_FILE_LIMIT + 1)
         if len(pem) > KEY_FILE_LIMIT:
             raise ValueError(f"it is larger than {KEY_FILE_LIMIT >> 10} KiB")
-        private, configs = _native.read_ech_pem(pem)
-        if private is None:
+        has_key, configs = _native.read_ech_pem(pem)
+        if not has_key:
             raise ValueError("it has no private key")
         entries = _native.parse_ech_config_list(configs)
     except (OSError, ValueError) as error:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import msgspec
 
 from ech_workers import doh
+from ech_workers._logging import forward
 from ech_workers.ech import Addresses, Configuration, EchStore
 from ech_workers.errors import (
     EchError,
@@ -245,7 +246,7 @@ class Supervisor:
             "H2Chosen": self._h2_chosen,
             "Fetched": self._resolvers.fetched,
             "FetchFailed": self._resolvers.failed,
-            "LogLine": _log_line,
+            "LogLine": forward,
         }
 
     # ------------------------------------------------------------ for every thread
@@ -1066,7 +1067,3 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _log_line(event: _native.LogLine) -> None:
-    logging.getLogger(event.target.replace("::", ".")).log(event.level, "%s", event.message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from typing import TYPE_CHECKING, Any, Unpack
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from ech_workers import _native
 from ech_workers.config import ClientConfig, ListenAddress
 from ech_workers.ech import EchStore
-from ech_workers.errors import ConfigError, EngineClosed, ListenError, SessionError
+from ech_workers.errors import ConfigError, EngineClosed, ListenError, SessionError, TargetError
 from ech_workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from ech_workers.supervisor import SupervisorStatus
 
 __all__ = ["StreamSocket", "Tunnel"]
+
+log = logging.getLogger("ech_workers")
 
 
 class Tunnel:
@@ -89,20 +92,16 @@ class Tunnel:
         """
         engine, supervisor = self._running()
         host, port = address
-        ours, theirs = socket.socketpair()
-        stream = StreamSocket(address, ours)
         try:
-            engine.open_stream(theirs.detach(), host, port, timeout)
+            stream = StreamSocket(address, engine.open_stream(host, port, timeout))
         except SessionError as error:
-            stream.close()
             cause = supervisor.status().cause if error.code == "no-session" else None
             if cause is not None:
                 # Why there is no session says more than that there is none.
                 raise cause from error
             raise
-        except BaseException:
-            stream.close()
-            raise
+        except ValueError as error:
+            raise TargetError(str(error), code="target-invalid") from None
         stream.settimeout(timeout)
         return stream
 
@@ -170,9 +169,9 @@ class StreamSocket(socket.socket):
     target, and TCP options, which have no meaning here, are accepted.
     """
 
-    def __init__(self, target: tuple[str, int], end: socket.socket) -> None:
-        """Takes over ``end``."""
-        super().__init__(end.family, end.type, end.proto, fileno=end.detach())
+    def __init__(self, target: tuple[str, int], descriptor: int) -> None:
+        """Owns the descriptor from then on."""
+        super().__init__(fileno=descriptor)
         self._target = target
 
     def getpeername(self) -> tuple[str, int]:
@@ -194,6 +193,7 @@ def _engine(config: ClientConfig) -> _native.Engine:
             idle_timeout=config.idle_timeout,
             memory_limit=config.memory_limit,
             reply=config.reply,
+            log_level=log.getEffectiveLevel(),
         )
     except ValueError as error:
         raise ConfigError(str(error), option="--ca-file" if config.ca_pem else None) from None
@@ -204,5 +204,7 @@ def _listen(
 ) -> tuple[str, int]:
     try:
         return engine.listen(address.host, address.port, username=username, password=password)
+    except ValueError as error:
+        raise ConfigError(str(error), option="--username") from None
     except OSError as error:
         raise ListenError.from_os_error(str(address), error) from None

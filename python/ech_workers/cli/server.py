@@ -56,6 +56,5 @@ def server(verbose: bool, **options: Any) -> None:
             log.info("draining: %d streams may go on for %g s; another signal ends them", streams, config.drain)
         closing = threading.Thread(target=running.close, args=(config.drain,), daemon=True)
         closing.start()
-        if not stopping.wait_for(closing):
-            running.close()
-    log.info("stopped")
+        drained = stopping.wait_for(closing)
+    log.info("stopped" if drained else "stopped without waiting for the rest")
