@@ -20,9 +20,10 @@ pub fn mask(payload: &mut [u8], key: [u8; 4], phase: usize) {
 
 /// The key as it applies from `phase` bytes on.
 #[inline]
-pub(crate) fn rotate(mut key: [u8; 4], phase: usize) -> [u8; 4] {
-    key.rotate_left(phase % 4);
-    key
+pub(crate) fn rotate(key: [u8; 4], phase: usize) -> [u8; 4] {
+    // One instruction, where `key.rotate_left` is a loop.
+    let bits = 8 * (phase % 4) as u32;
+    u32::from_le_bytes(key).rotate_right(bits).to_le_bytes()
 }
 
 #[cfg(test)]
