@@ -2,6 +2,27 @@
 //!
 //! The client's request is written from a [`RequestTemplate`], so that it looks like the browser whose TLS hello goes
 //! before it. The server reads requests with a web server's own parser: here is only the check and what to answer.
+//!
+//! ```
+//! use ech_workers_websocket::handshake::{ClientHandshake, Request, RequestTemplate};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let request = Request { host: "example.org", path: "/ws", token: Some("s3cret") };
+//! let nonce = *b"the sample nonce"; // 16 random bytes
+//! let mut handshake = ClientHandshake::new(&RequestTemplate::default(), request, nonce)?;
+//! assert!(handshake.request().starts_with(b"GET /ws HTTP/1.1\r\nHost: example.org\r\nUser-Agent: "));
+//!
+//! let received = b"HTTP/1.1 101 Switching Protocols\r\n\
+//!     Upgrade: websocket\r\nConnection: Upgrade\r\n\
+//!     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\
+//!     Sec-WebSocket-Protocol: s3cret\r\n\r\n\
+//!     \x82\x05first";
+//! let (taken, response) = handshake.receive(received)?.expect("a whole response");
+//! assert_eq!(response.protocol.as_deref(), Some("s3cret"));
+//! assert_eq!(received[taken..], *b"\x82\x05first");
+//! # Ok(())
+//! # }
+//! ```
 
 mod client;
 mod server;

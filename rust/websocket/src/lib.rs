@@ -11,6 +11,36 @@
 //! * [`handshake`]: the upgrade request in a given order of header fields, the check of its answer, and the server's
 //!   side of the same.
 //!
+//! ```
+//! use ech_workers_websocket::{Decoder, Event, OpCode, Role, encode_header, header_len, mask};
+//!
+//! # fn main() -> Result<(), ech_workers_websocket::ProtocolError> {
+//! // A client sends what it read behind the room for a header ...
+//! let (payload, key) = (b"hello", [0x37, 0xfa, 0x21, 0x3d]);
+//! let room = header_len(Role::Client, payload.len());
+//! let mut wire = vec![0; room + payload.len()];
+//! wire[room..].copy_from_slice(payload);
+//! encode_header(&mut wire, OpCode::Binary, true, payload.len(), Some(key));
+//! mask(&mut wire[room..], key, 0);
+//!
+//! // ... and the server finds it there, though it came in two parts.
+//! let (first, second) = wire.split_at_mut(room + 2);
+//! let mut decoder = Decoder::new(Role::Server);
+//! let mut received = Vec::new();
+//! for mut input in [first, second] {
+//!     while !input.is_empty() {
+//!         let (taken, event) = decoder.decode(input)?;
+//!         if let Some(Event::Data { range, .. }) = event {
+//!             received.extend_from_slice(&input[range]);
+//!         }
+//!         input = &mut input[taken..];
+//!     }
+//! }
+//! assert_eq!(received, payload);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Extensions (RFC 6455 section 9) are never offered and never accepted. Text is handed on as bytes: whether it is
 //! UTF-8 (section 8.1) is for the caller to find out, who alone has the whole message.
 
