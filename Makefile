@@ -83,6 +83,7 @@ $(VENV)/installed.stamp: pyproject.toml backend/bssl_backend.py scripts/check-to
 	@PYTHON='$(PYTHON)' sh scripts/check-toolchain.sh
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet 'maturin>=1.9,<2' libclang==18.1.1 'cmake>=3.22'
-	@echo 'Building the native module; the first time includes BoringSSL, which takes 3 to 6 minutes on two cores.'
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	@$(BIN)/python backend/bssl_backend.py
+	@echo 'Building the native module: the first time includes BoringSSL, which takes 3 to 6 minutes on two cores.'
+	$(BIN)/maturin develop --release --locked --extras test,dev
 	@touch $@
