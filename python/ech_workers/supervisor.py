@@ -327,6 +327,8 @@ class Supervisor:
             try:
                 now = self._clock()
                 self._compare_clocks(now)
+                # Answers first: they may name something else to look up.
+                self._resolvers.advance()
                 self._look_up(now)
                 following = self._resolvers.advance()
                 self._replan()
