@@ -14,7 +14,7 @@ FORBIDDEN = {
         r"\b(AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36}|xox[abp]-[A-Za-z0-9-]{20,})\b"
     ),
     "a path of somebody's home": re.compile(
-        r"(?<![\w.$}])/(home|Users)/(?!user\b|runner\b)[a-z][\w.-]*/|(?<![\w.$}])/root/"
+        r"(?<![\w.$}])/(?:home|Users)/(?!user\b|runner\b)[a-z][\w.-]*/|(?<![\w.$}])/r[o]ot/"
     ),
     "a merge conflict": re.compile(r"^(<{7} |>{7} |={7}$)", re.MULTILINE),
     "unfinished work": re.compile(r"\b(?:T[O]DO|F[I]XME|X[X]X)\b"),
