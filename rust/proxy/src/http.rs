@@ -336,19 +336,18 @@ enum Content {
 /// How the content is delimited (RFC 9112 section 6.3); whatever two parsers could read differently is refused.
 fn content(fields: &Fields<'_>, version: u8) -> Result<Content, Error> {
     let codings = fields.list("Transfer-Encoding")?;
+    let transfer_encodings = fields.all("Transfer-Encoding").count();
     let mut lengths = fields.all("Content-Length");
     let length = lengths.next();
-    if lengths.next().is_some() {
+    if lengths.next().is_some()
+        || length.is_some() && transfer_encodings > 0
+        || transfer_encodings > 1
+    {
         return Err(Error::MalformedRequest(
-            "more than one Content-Length field",
+            "more than one Content-Length or Transfer-Encoding field",
         ));
     }
-    if fields.all("Transfer-Encoding").next().is_some() {
-        if length.is_some() {
-            return Err(Error::MalformedRequest(
-                "both Content-Length and Transfer-Encoding",
-            ));
-        }
+    if transfer_encodings == 1 {
         if version == 0 {
             return Err(Error::MalformedRequest("Transfer-Encoding in HTTP/1.0"));
         }

@@ -278,6 +278,7 @@ mod smuggling {
             &["Transfer-Encoding: identity"],
             &["Transfer-Encoding: chunked, gzip"],
             &["Transfer-Encoding: chunked, chunked"],
+            &["Transfer-Encoding: gzip", "Transfer-Encoding: chunked"],
             &["Transfer-Encoding: "],
             &["Transfer-Encoding: xchunked"],
             &["Host: a.test", "Host: b.test"],
