@@ -1,0 +1,234 @@
+"""The command line: options, environment variables, exit codes, and errors of one line."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import click
+import pytest
+
+from ech_workers import _native, cli
+from ech_workers.cli import options
+from ech_workers.errors import TunnelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def run(*arguments: str) -> int:
+    return cli.run(list(arguments))
+
+
+def test_version_names_boringssl(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"ech-workers {_native.__version__} (BoringSSL {_native.BORINGSSL_REVISION})\n"
+    assert _native.BORINGSSL_REVISION
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    shown = capsys.readouterr().out
+    for command in ("proxy", "server", "keygen", "demo", "completion"):
+        assert re.search(rf"^  {command} ", shown, re.MULTILINE)
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(cli.commands)
+    for name in cli.commands.list_commands(context):
+        command = cli.commands.get_command(context, name)
+        assert command is not None
+        yield name, command
+
+
+@pytest.mark.parametrize(("name", "command"), list(commands()))
+def test_every_option_says_what_it_is_for(
+    name: str, command: click.Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(name, "--help") == 0
+    shown = capsys.readouterr().out
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+            assert parameter.opts[-1] in shown
+
+
+@pytest.mark.parametrize("name", ["proxy", "server"])
+def test_every_option_has_its_environment_variable(name: str) -> None:
+    command = dict(commands())[name]
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.name not in ("verbose", "help"):
+            assert parameter.name is not None
+            assert parameter.envvar == "ECH_WORKERS_" + parameter.name.upper()
+
+
+def test_the_issue_s_options_are_all_there() -> None:
+    proxy = {
+        option
+        for parameter in dict(commands())["proxy"].params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    assert proxy >= set(
+        ["--listen", "--server", "--token", "--token-file", "--ech", "--no-ech", "--yamux", "--no-yamux", "--server-ip", "--ech-domain", "--doh-server", "--doh-ip", "--ech-config", "--ca-file", "--profile", "--sessions", "--log-level", "--log-file", "--plain", "-v"]
+    )
+    server = {option for parameter in dict(commands())["server"].params for option in parameter.opts}
+    assert server >= set(["--listen", "--cert", "--key", "--ech-keys", "--token", "--path", "--allow-private-targets"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "pattern"),
+    [
+        (["proxy"], 2, r"usage: Missing option '--server'.*`ech-workers proxy --help` lists the options$"),
+        (["prxy"], 2, r"usage: No such command 'prxy'"),
+        (["proxy", "--sever", "x"], 2, r"usage: No such option.*--sever"),
+        (["proxy", "--server", "a.test/", "--idle-timeout", "soon"], 2, r"--idle-timeout.*'soon' is no time; write 90"),
+        (["proxy", "--server", "a.test/", "--memory-limit", "much"], 2, r"--memory-limit.*'much' is no size"),
+        (["proxy", "--server", "192.0.2.1/"], 2, r"config: --server: ECH hides a name"),
+        (["proxy", "--server", "a.test/", "--doh-server", "https://b.test/q"], 2, r"--doh-ip"),
+        (
+            ["proxy", "--server", "a.test/", "--log-file", "/nonexistent/log"],
+            2,
+            r"--log-file: cannot write /nonexistent/log",
+        ),
+        (["server", "--listen", "0", "--cert", "/x", "--key", "/x", "--token", "a"], 2, r"--cert: cannot read /x"),
+        (["keygen", "--public-name", "no name", "--out", "{tmp}"], 2, r"--public-name: "),
+        (["keygen", "--public-name", "public.test", "--out", "/proc/keys"], 2, r"--out: cannot write to /proc/keys"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str], code: int, pattern: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(*(argument.format(tmp=tmp_path) for argument in arguments)) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(rf"ech-workers: .*{pattern[:-1] if pattern.endswith('$') else pattern + '.*'}\n", said.err), (
+        said.err
+    )
+
+
+def test_a_port_in_use_ends_with_its_own_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert run("proxy", "--plain", "--server", "a.test/", "--listen", address, "--cache-dir", "") == 12
+    assert f"cannot listen on {address}: the port is in use" in capsys.readouterr().err
+
+
+def test_details_come_with_v(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise TunnelError("it broke", detail="at line 7")
+
+    monkeypatch.setattr(cli.commands, "main", fail)
+    assert run("proxy") == 1
+    assert capsys.readouterr().err == "ech-workers: internal: it broke\n"
+    assert run("proxy", "-v") == 1
+    assert capsys.readouterr().err == "ech-workers: internal: it broke\nat line 7\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90.0), ("1.5", 1.5), ("500ms", 0.5), ("90s", 90.0), ("10m", 600.0), ("1h", 3600.0)]
+)
+def test_times(text: str, seconds: float) -> None:
+    assert options.SECONDS.convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize(("text", "size"), [("1000", 1000), ("256M", 256 << 20), ("1g", 1 << 30), ("64KiB", 64 << 10)])
+def test_sizes(text: str, size: int) -> None:
+    assert options.SIZE.convert(text, None, None) == size
+
+
+def keygen(folder: Path, *arguments: str, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    assert run("keygen", "--public-name", "public.test", "--out", str(folder), "--json", *arguments) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert isinstance(made, dict)
+    return made
+
+
+def test_keygen_writes_what_the_server_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "keys"
+    made = keygen(folder, capsys=capsys)
+    file = folder / f"{made['config_id']}.pem"
+    assert str(file) == made["file"]
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert folder.stat().st_mode & 0o777 == 0o700
+    has_key, configs = _native.read_ech_pem(file.read_bytes())
+    assert has_key
+    assert base64.b64encode(configs).decode() == made["ech_config_list"]
+    entries = _native.parse_ech_config_list(configs)
+    assert [(entry.config_id, entry.public_name) for entry in entries] == [(made["config_id"], "public.test")]
+    assert [path.name for path in folder.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "record"),
+    [
+        ([], '@ 300 IN HTTPS 1 . ech="{}"'),
+        (["--name", "tunnel.test"], 'tunnel.test. 300 IN HTTPS 1 . ech="{}"'),
+        (
+            ["--name", "tunnel.test:8443"],
+            '_8443._https.tunnel.test. 300 IN HTTPS 1 tunnel.test. port=8443 ech="{}"',
+        ),
+    ],
+)
+def test_keygen_prints_a_record_that_resolvers_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: list[str], record: str
+) -> None:
+    import dns.zone
+
+    made = keygen(tmp_path, *name, capsys=capsys)
+    assert made["https_record"] == record.format(made["ech_config_list"])
+    zone = dns.zone.from_text(
+        f"$TTL 60\n@ SOA ns.test. a.test. 1 60 60 60 60\n@ NS ns.test.\n{made['https_record']}\n", "tunnel.test."
+    )
+    found = [rdata for _, _, rdata in zone.iterate_rdatas("HTTPS")]
+    assert len(found) == 1
+    assert found[0].params[5].ech == base64.b64decode(str(made["ech_config_list"]))
+
+
+def test_keygen_takes_an_id_that_is_free(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(256):
+        if number not in (77, 200):
+            (tmp_path / f"{number}.pem").write_text("taken")
+    # Another maker's file may have any name.
+    (tmp_path / "other.pem").write_bytes(_native.generate_ech_key(200, "public.test")[0])
+    assert keygen(tmp_path, capsys=capsys)["config_id"] == 77
+    assert run("keygen", "--public-name", "public.test", "--out", str(tmp_path)) == 2
+    assert "256 ids" in capsys.readouterr().err
+
+
+def test_keygen_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("keygen", "--public-name", "public.test", "--out", str(tmp_path)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:17].strip() for line in lines] == ["key file", "ECH configuration", "DNS record"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("completion", shell) == 0
+    assert "_ECH_WORKERS_COMPLETE" in capsys.readouterr().out
+
+
+def test_completion_completes_options() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ech_workers"],
+        env={"_ECH_WORKERS_COMPLETE": "bash_complete", "COMP_WORDS": "ech-workers proxy --ech-", "COMP_CWORD": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert {"plain,--ech-config", "plain,--ech-domain"} <= set(done.stdout.split()), done.stderr
+
+
+def test_output_into_a_closed_pipe_is_no_traceback() -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"'{sys.executable}' -m ech_workers --help | true"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
