@@ -57,6 +57,7 @@ class EngineLike(Protocol):
     def set_plan(self, plan: DialPlan | None) -> None: ...
     def dial(self, plan: DialPlan) -> int: ...
     def retire(self, session: int) -> None: ...
+    def probe(self) -> None: ...
     def unavailable(self, reason: str | None) -> None: ...
     def fetch(self, plan: FetchPlan) -> int: ...
     def next_event(self, timeout: float | None) -> Event | None: ...
@@ -381,7 +382,8 @@ class Supervisor:
         gap = max(moved, stalled)
         if gap <= self._timing.clock_jump:
             return
-        _log.info("%.0f s are missing (sleep, or a clock that was set): every session is renewed", gap)
+        _log.info("%.0f s are missing (sleep, or a clock that was set): every session is probed and renewed", gap)
+        self._engine.probe()
         for session in self._sessions.values():
             session.renew_at = now
         self._resolvers.forgive()
@@ -703,9 +705,12 @@ class Supervisor:
         dial = self._dials.pop(event.dial, None)
         now = self._clock()
         age = self._timing.session_age * (0.9 + 0.2 * self._uniform())
+        if self._config.mode == "simple":
+            # A warm connection: the next one tells the same, newer.
+            self._sessions.clear()
         self._sessions[event.session] = _Session(event, now, now + age)
         self._verified = True
-        self._preferred = event.address
+        self._preferred = event.address.rpartition(":")[0].strip("[]")
         self._failures = 0
         self._dial_at = now
         self._breaker = "closed"

@@ -59,7 +59,7 @@ class Failure:
 class SessionUp:
     dial: int
     session: int
-    address: str = "192.0.2.1"
+    address: str = "192.0.2.1:443"
     ech: str = "accepted"
     public_name: str | None = "public.test"
     profile: str = "firefox-120"
@@ -240,6 +240,9 @@ class World:
     def retire(self, session: int) -> None:
         self.verbs.append(("retire", session, self.now, len(self.live)))
         self.post(1.0, lambda: self.lose(session, Failure("yamux", "retired", "retired")))
+
+    def probe(self) -> None:
+        self.verbs.append(("probe", self.now))
 
     def unavailable(self, reason: str | None) -> None:
         self.reason = reason
@@ -531,7 +534,7 @@ def test_the_wanted_number_of_sessions_is_kept_but_one_goes_first(world: World) 
 
 
 def test_the_address_that_worked_last_is_tried_first(world: World) -> None:
-    world.answer = lambda plan: {"address": "192.0.2.1"}
+    world.answer = lambda plan: {"address": "192.0.2.1:443"}
     start(world)
     world.run(10)
     world.lose_all()
@@ -1153,6 +1156,7 @@ def test_after_a_sleep_every_session_is_renewed_and_nothing_waits(world: World) 
     assert len(status.sessions) == 2
     assert not before & set(world.live)
     assert {verb[1] for verb in world.verbs if verb[0] == "retire"} == before
+    assert any(verb[0] == "probe" for verb in world.verbs)
 
 
 def test_after_a_sleep_a_long_pause_is_over(world: World) -> None:
@@ -1312,9 +1316,9 @@ def test_every_event_is_handed_on_and_a_failing_listener_does_no_harm(world: Wor
 def test_native_log_lines_reach_pythons_logging(world: World, caplog: pytest.LogCaptureFixture) -> None:
     start(world)
     with caplog.at_level(logging.INFO):
-        world.post(0.0, LogLine(logging.INFO, "ech_workers::tunnel", "hello %s"))
+        world.post(0.0, LogLine(logging.INFO, "ech_workers_tunnel::dial", "hello %s"))
         world.run(0.1)
-    assert ("ech_workers.tunnel", logging.INFO, "hello %s") in caplog.record_tuples
+    assert ("ech_workers.tunnel.dial", logging.INFO, "hello %s") in caplog.record_tuples
 
 
 def test_an_idle_tunnel_sleeps(world: World) -> None:
