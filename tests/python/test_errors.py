@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
@@ -150,3 +151,9 @@ def test_errors_survive_a_process_boundary() -> None:
 def test_every_class_is_exported() -> None:
     for kind in [TunnelError, *TunnelError.__subclasses__()]:
         assert kind.__name__ in errors.__all__
+
+
+def test_every_code_with_advice_is_in_the_reference() -> None:
+    reference = (Path(__file__).parents[2] / "docs" / "reference" / "errors.md").read_text()
+    for code in errors._ADVICE:
+        assert f"`{code}`" in reference, code
