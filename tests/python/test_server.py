@@ -5,12 +5,17 @@ from __future__ import annotations
 import base64
 import logging
 import os
+import time
 from typing import TYPE_CHECKING
 
-from ech_workers import _native
+import msgspec
+
+from ech_workers import Tunnel, _native
+from ech_workers.demo import Demo
 from ech_workers.server import KeyDirectory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import pytest
@@ -90,3 +95,38 @@ def test_a_folder_with_the_name_of_a_key_is_left_out(tmp_path: Path) -> None:
     directory = KeyDirectory(tmp_path)
     assert not directory.refresh()
     assert directory.keys == ()
+
+
+def test_keys_are_swapped_while_the_server_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A new key in, the old one out: clients that know either one, or neither, get through."""
+    with Demo() as demo, caplog.at_level(logging.INFO, "ech_workers"):
+        number = _native.parse_ech_config_list(demo.ech_configs)[0].config_id
+        assert number is not None
+        new = write(demo.keys, "new.pem", (number + 1) % 256, modified=2_000_000_000)
+        wait_for(lambda: "now serving with 2 ECH keys: new.pem" in caplog.text)
+        for configs in (demo.ech_configs, new):
+            connect(demo, configs)
+        (demo.keys / "demo.pem").unlink()
+        wait_for(lambda: "now serving with 1 ECH key: new.pem" in caplog.text)
+        retries = connect(demo, demo.ech_configs)
+        assert retries == 1
+        (demo.keys / "new.pem").unlink()
+        wait_for(lambda: "the keys in use stay" in caplog.text)
+        assert connect(demo, new) == 0
+
+
+def connect(demo: Demo, configs: bytes) -> int:
+    """Fetches something by way of this ECH configuration; returns how many retries it took."""
+    config = msgspec.structs.replace(demo.client(mode="yamux", listen="127.0.0.1:0"), ech_config=configs)
+    with Tunnel.from_config(config) as tunnel:
+        with tunnel.create_connection(demo.target_address, timeout=10) as connection:
+            connection.sendall(b"GET /bytes/10 HTTP/1.0\r\n\r\n")
+            assert connection.recv(100)
+        return tunnel.snapshot().ech_retries
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
