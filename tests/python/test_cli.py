@@ -159,6 +159,17 @@ def test_details_come_with_v(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert capsys.readouterr().err == "ech-workers: internal: it broke\nat line 7\n"
 
 
+def test_a_defect_is_one_line_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr(cli.commands, "main", fail)
+    assert run("proxy") == 1
+    assert capsys.readouterr().err == "ech-workers: internal: KeyError: 'x'; this is a defect, -v shows where\n"
+    assert run("proxy", "--verbose") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90.0), ("1.5", 1.5), ("500ms", 0.5), ("90s", 90.0), ("10m", 600.0), ("1h", 3600.0)]
 )

@@ -93,6 +93,13 @@ def run(arguments: list[str]) -> int:
         # Whoever read the output has seen enough; nothing more may be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except Exception as error:
+        _complain(f"internal: {type(error).__name__}: {_flat(str(error))}; this is a defect, -v shows where")
+        if verbose:
+            import traceback
+
+            click.echo(traceback.format_exc(), err=True)
+        return 1
     return result if isinstance(result, int) else 0
 
 
