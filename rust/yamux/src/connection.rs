@@ -657,3 +657,6 @@ impl Connection {
         error
     }
 }
+
+#[cfg(test)]
+mod tests;

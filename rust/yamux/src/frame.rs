@@ -16,7 +16,8 @@ const VERSION: u8 = 0;
 pub struct StreamId(NonZeroU32);
 
 impl StreamId {
-    pub(crate) fn new(id: u32) -> Option<Self> {
+    /// The id with this number on the wire; 0 is the session and no stream.
+    pub fn new(id: u32) -> Option<Self> {
         NonZeroU32::new(id).map(Self)
     }
 

@@ -134,6 +134,10 @@ impl Drop for Growth {
     }
 }
 
+/// A window update is sent for each quarter of the window: often enough that the peer is left with most of it while it
+/// waits, seldom enough to cost nothing.
+const UPDATES_PER_WINDOW: u32 = 4;
+
 /// The receive window of one stream. Always `credit + held <= size`: the peer never has leave to send what there is no
 /// room for.
 #[derive(Debug)]
@@ -144,8 +148,10 @@ pub(crate) struct ReceiveWindow {
     credit: u32,
     /// What the peer has sent and the application has not taken.
     held: u32,
-    /// When the peer was last given credit, or, before that, when the application first took something.
-    mark: Option<Instant>,
+    /// When the current round began: a round trip in which consumption is counted.
+    round: Option<Instant>,
+    /// What the application has taken in this round.
+    consumed: u32,
     /// A window update is to be sent.
     update_due: bool,
 }
@@ -156,7 +162,8 @@ impl ReceiveWindow {
             size: INITIAL_WINDOW,
             credit: INITIAL_WINDOW,
             held: 0,
-            mark: None,
+            round: None,
+            consumed: 0,
             update_due: false,
         }
     }
@@ -187,21 +194,26 @@ impl ReceiveWindow {
     ) -> bool {
         let bytes = bytes.min(self.held);
         self.held -= bytes;
-        let mark = *self.mark.get_or_insert(now);
         self.give_back(bytes, growth);
-        if self.update_due || self.due() < self.size / 2 {
+        if let Some(round_trip) = round_trip {
+            let round = self.round.get_or_insert(now);
+            if now.saturating_duration_since(*round) >= round_trip {
+                *round = now;
+                self.consumed = 0;
+            }
+            self.consumed = self.consumed.saturating_add(bytes);
+        }
+        if self.update_due || self.due() < self.size / UPDATES_PER_WINDOW {
             return false;
         }
-        // Half a window in less than 3/4 of a round trip: the window is below 1.5 times the product of bandwidth and
-        // delay, so the peer may be waiting for it. Doubling ends between 1.5 and 3 times the product.
-        let elapsed = now.saturating_duration_since(mark);
-        if round_trip.is_some_and(|round_trip| elapsed < round_trip * 3 / 4) {
-            self.size += growth.take(
-                self.size - INITIAL_WINDOW,
-                self.size.min(max.saturating_sub(self.size)),
-            );
+        // What is consumed in a round trip is the product of bandwidth and delay, or else what the window allows: at least
+        // three quarters of it, the rest being credit not worth an update yet. So a window that grows by half whenever more
+        // than half of it is consumed in a round grows as long as it is what holds the peer back, and ends between two and
+        // three times the product.
+        if self.consumed > self.size / 2 {
+            let wanted = (self.size / 2).min(max.saturating_sub(self.size));
+            self.size += growth.take(self.size - INITIAL_WINDOW, wanted);
         }
-        self.mark = Some(now);
         self.update_due = true;
         true
     }
