@@ -38,7 +38,7 @@ def test_version_names_boringssl(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     shown = capsys.readouterr().out
-    for command in ("proxy", "server", "keygen", "demo", "completion"):
+    for command in ("proxy", "server", "check", "keygen", "demo", "completion"):
         assert re.search(rf"^  {command} ", shown, re.MULTILINE)
 
 

@@ -19,6 +19,7 @@ PROGRAM = "ech-workers"
 _COMMANDS: dict[str, tuple[str, str]] = {
     "proxy": ("ech_workers.cli.proxy", "A local SOCKS5 and HTTP port whose traffic goes through the tunnel."),
     "server": ("ech_workers.cli.server", "The other end of the tunnel."),
+    "check": ("ech_workers.cli.check", "Say layer by layer what works, and what to try."),
     "keygen": ("ech_workers.cli.keygen", "Make an ECH key and the DNS record for it."),
     "demo": ("ech_workers.cli.demo", "The whole tunnel on loopback: try it without a server."),
     "completion": ("ech_workers.cli.completion", "Print the completion script for a shell."),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from ech_workers.cli import logs, proxy
+from ech_workers.cli import findings, logs, proxy
 from ech_workers.cli.options import log_options, option
 from ech_workers.config import authority
 
@@ -62,13 +61,8 @@ def _notes(running: Demo, port: tuple[str, int]) -> list[str]:
 def _check() -> int:
     from ech_workers.demo import Check, Demo, Step
 
-    marks = ("✓", "✗") if _takes_unicode() else ("ok", "FAILED")
-
     def report(step: Step) -> None:
-        mark = marks[0] if step.passed else marks[1]
-        colour = ("green" if step.passed else "red") if sys.stdout.isatty() else None
-        ms = f"{step.ms:8.1f} ms" if step.ms is not None else " " * 11
-        click.echo(f"  {click.style(mark, fg=colour)} {step.layer:<12} {ms}  {step.what}")
+        findings.show(step.passed, step.layer, step.what, ms=step.ms)
 
     modes: tuple[Mode, ...] = ("yamux", "simple")
     with Demo() as running:
@@ -84,7 +78,3 @@ def _check() -> int:
         f"all passed; the server counted {counted.ech_accepted} handshakes with ECH, {counted.ech_absent} without"
     )
     return 0
-
-
-def _takes_unicode() -> bool:
-    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"

@@ -1,0 +1,83 @@
+"""``ech-workers check``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ech_workers.check import DEFAULT_TARGET, Check, Row
+from ech_workers.cli import logs
+from ech_workers.cli.options import client_options, log_options, option
+from ech_workers.config import ClientConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@click.command()
+@client_options
+@option(
+    "--target",
+    metavar="URL",
+    default=DEFAULT_TARGET,
+    show_default=True,
+    help="What to fetch through the tunnel; a large file makes the throughput sample meaningful.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of rows.")
+@log_options
+def check(verbose: bool, as_json: bool, target: str, **options: Any) -> int:
+    """Try every layer between here and a target, and say what works, what does not, and what to try.
+
+    The exit code is that of the first layer that fails.
+    """
+    config = ClientConfig.build(listen=None, **options)
+    logs.configure("error" if config.log_level == "info" else config.log_level, config.log_file, verbose=verbose)
+    made = Check(config, target=target)
+    if as_json:
+        rows = list(made.rows())
+        click.echo(_document(rows, made))
+        return made.exit_code
+    for row in made.rows():
+        _show(row, verbose)
+    if made.error is None:
+        click.secho("everything works", fg="green")
+    else:
+        click.secho(f"it ends at {made.error.layer}", fg="red")
+    return made.exit_code
+
+
+_MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "bright_black")}
+
+# As wide as the longest layer.
+_LAYER_WIDTH = len("certificate")
+_MS_WIDTH = len("12345 ms")
+
+
+def _show(row: Row, verbose: bool) -> None:
+    mark, colour = _MARKS[row.ok]
+    if row.ok is False and not row.decides:
+        colour = "yellow"
+    ms = "" if row.ms is None else f"{row.ms:.0f} ms" if row.ms >= 10 else f"{row.ms:.1f} ms"
+    click.echo(
+        f"{click.style(mark, fg=colour)} {row.layer:<{_LAYER_WIDTH}} {ms:>{_MS_WIDTH}}  {row.subject}: {row.what}"
+    )
+    indent = " " * (_LAYER_WIDTH + _MS_WIDTH + 5)
+    if row.advice:
+        click.secho(f"{indent}→ {row.advice}", fg="yellow")
+    if verbose and row.detail:
+        for line in row.detail.splitlines():
+            click.echo(f"{indent}{line}")
+
+
+def _document(rows: Sequence[Row], made: Check) -> str:
+    import msgspec
+
+    error = made.error
+    found = {
+        "ok": error is None,
+        "exit_code": made.exit_code,
+        "failed": None if error is None else {"layer": error.layer, "code": error.code, "message": error.message},
+        "rows": rows,
+    }
+    return msgspec.json.format(msgspec.json.encode(found), indent=2).decode()
