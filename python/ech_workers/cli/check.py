@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ech_workers.check import DEFAULT_TARGET, Check, Row
-from ech_workers.cli import logs
+from ech_workers.cli import findings, logs
 from ech_workers.cli.options import client_options, log_options, option
 from ech_workers.config import ClientConfig
 
@@ -47,27 +47,11 @@ def check(verbose: bool, as_json: bool, target: str, **options: Any) -> int:
     return made.exit_code
 
 
-_MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "bright_black")}
-
-# As wide as the longest layer.
-_LAYER_WIDTH = len("certificate")
-_MS_WIDTH = len("12345 ms")
-
-
 def _show(row: Row, verbose: bool) -> None:
-    mark, colour = _MARKS[row.ok]
-    if row.ok is False and not row.decides:
-        colour = "yellow"
-    ms = "" if row.ms is None else f"{row.ms:.0f} ms" if row.ms >= 10 else f"{row.ms:.1f} ms"
-    click.echo(
-        f"{click.style(mark, fg=colour)} {row.layer:<{_LAYER_WIDTH}} {ms:>{_MS_WIDTH}}  {row.subject}: {row.what}"
-    )
-    indent = " " * (_LAYER_WIDTH + _MS_WIDTH + 5)
-    if row.advice:
-        click.secho(f"{indent}→ {row.advice}", fg="yellow")
+    findings.show(row.ok, row.layer, f"{row.subject}: {row.what}", ms=row.ms, advice=row.advice)
     if verbose and row.detail:
         for line in row.detail.splitlines():
-            click.echo(f"{indent}{line}")
+            click.echo(f"{'':30}{line}")
 
 
 def _document(rows: Sequence[Row], made: Check) -> str:
