@@ -13,6 +13,9 @@ import dns.rcode
 import dns.rdata
 import dns.rrset
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from ech_workers.doh import (
     ALIAS_LIMIT,
     AnswerError,
@@ -24,8 +27,6 @@ from ech_workers.doh import (
     read_response,
     request,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 LIST = b"\x00\x08\xfe\x0d\x00\x04abcd"
 ECH = base64.b64encode(LIST).decode()

@@ -12,9 +12,10 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from ech_workers.ech import ENTRY_LIMIT, FILE_NAME, H2_TTL, Addresses, Configuration, EchStore
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from ech_workers.ech import ENTRY_LIMIT, FILE_NAME, H2_TTL, Addresses, Configuration, EchStore
 
 if TYPE_CHECKING:
     from pathlib import Path
