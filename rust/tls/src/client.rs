@@ -1,0 +1,402 @@
+//! The client's side: whom to trust, what to send, and the handshake.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ech_workers_boringssl::ssl::{
+    ClientHelloShape, GreaseLists, Padding, Ssl, SslContext, SslMethod, SslOptions,
+    SslRef, SslSession, SslSessionCacheMode, SslSignatureAlgorithm, SslStream, SslVerifyMode,
+    SslVersion, UnknownValues,
+};
+use ech_workers_boringssl::x509::{X509, store::X509StoreBuilder};
+use ech_workers_boringssl::offer_session;
+use tokio::net::TcpStream;
+
+use crate::compression;
+use crate::ech::{ConfigList, ConfigListError};
+use crate::error::{HandshakeError, TrustError, describe};
+use crate::handshake::{self, Observer, Wire};
+use crate::hello::ClientHello;
+use crate::info::HandshakeInfo;
+use crate::profile::{HelloForm, Profile, extension};
+use crate::stream::TlsStream;
+
+/// Whose certificates are believed.
+#[derive(Debug, Clone, Default)]
+pub struct Trust {
+    /// The system's roots; Mozilla's, built in, where the system has none.
+    pub system: bool,
+    /// More roots, each a PEM text of one or more certificates.
+    pub extra_pem: Vec<Vec<u8>>,
+}
+
+/// What the connections of a client share: trust roots and session tickets. Cheap to clone.
+#[derive(Clone)]
+pub struct ClientContext {
+    context: SslContext,
+    sessions: Sessions,
+}
+
+/// How one connection is made.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientParameters<'a> {
+    /// The browser whose hello is sent.
+    pub profile: &'static Profile,
+    /// Which of its hellos.
+    pub form: HelloForm,
+    /// The server's (inner) name, or its IP address.
+    pub server_name: &'a str,
+    /// ECH, or its absence.
+    pub ech: Ech<'a>,
+    /// Connections with the same key resume one another's sessions (RFC 8446 section 2.2): the same server, under the
+    /// same name. `None`: this one does not take part.
+    pub session_key: Option<&'a str>,
+}
+
+/// Whether the server's name is encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ech<'a> {
+    /// With one of the configurations of this ECHConfigList, or there is no connection.
+    List(&'a [u8]),
+    /// The name is sent in clear, and no encrypted_client_hello at all.
+    Off,
+}
+
+impl ClientContext {
+    /// A context that believes `trust`.
+    ///
+    /// # Errors
+    /// [`TrustError`] if there is nothing to trust, or a PEM text holds no certificate.
+    pub fn new(trust: &Trust) -> Result<Self, TrustError> {
+        let sessions = Sessions::default();
+        let mut builder = SslContext::builder(SslMethod::tls_client())?;
+        handshake::configure(&mut builder)?;
+        // The hello offers TLS 1.2 as the browser's does; an answer in it is refused after the fact.
+        builder.set_min_proto_version(Some(SslVersion::TLS1_2))?;
+        builder.set_grease_enabled(false);
+        builder.set_permute_extensions(false);
+        compression::register(&mut builder)?;
+        builder.set_verify(SslVerifyMode::PEER);
+        builder.set_verify_cert_store(roots(trust)?.build())?;
+        builder.set_session_cache_mode(
+            SslSessionCacheMode::CLIENT | SslSessionCacheMode::NO_INTERNAL,
+        );
+        let kept = sessions.clone();
+        builder.set_new_session_callback(move |ssl, session| {
+            if let Some(key) = Observer::session_key(ssl) {
+                kept.put(&key, session);
+            }
+        });
+        Ok(Self {
+            context: builder.build(),
+            sessions,
+        })
+    }
+
+    /// Forgets every session ticket, as after a change of network, by which a server could recognise the client.
+    pub fn forget_sessions(&self) {
+        self.sessions.clear();
+    }
+
+    /// The ClientHello that [`connect`] would send now, as records, without a connection.
+    ///
+    /// # Errors
+    /// As [`connect`], before it sends anything.
+    pub fn client_hello(&self, parameters: ClientParameters<'_>) -> Result<Vec<u8>, HandshakeError> {
+        Ok(self.begin(parameters, false)?.hello)
+    }
+
+    /// Everything up to the first bytes, which are checked before anyone sees them.
+    fn begin(
+        &self,
+        parameters: ClientParameters<'_>,
+        resume: bool,
+    ) -> Result<Begun, HandshakeError> {
+        let list = match parameters.ech {
+            Ech::List(list) => Some((list, ConfigList::parse(list)?)),
+            Ech::Off => None,
+        };
+        let mut ssl = Ssl::new(&self.context)?;
+        let observer = Observer::attach(&mut ssl, true, parameters.session_key)?;
+        shape(&mut ssl, parameters.profile, parameters.form, list.is_some())?;
+        set_name(&mut ssl, parameters.server_name)?;
+        if let Some((list, _)) = &list {
+            ssl.set_ech_config_list(list)
+                .map_err(|_| ConfigListError::Refused)?;
+        }
+        if resume {
+            if let Some(session) = parameters
+                .session_key
+                .and_then(|key| self.sessions.take(key))
+            {
+                // SAFETY: sessions are only put by connections of this context, into the store beside it.
+                #[allow(unsafe_code)]
+                unsafe {
+                    offer_session(&mut ssl, &session)?;
+                }
+                // The browser's resumption hello has no session_ticket extension. Inside ECH the offer is in the inner
+                // hello, where nobody sees it; the outer one stays that of a first contact.
+                if list.is_none() {
+                    ssl.set_options(SslOptions::NO_TICKET);
+                }
+            }
+        }
+        ssl.set_shed_handshake_config(true);
+        let mut tls = SslStream::new(ssl, Wire::default())?;
+        match tls.connect() {
+            Err(error) if error.would_block() => {}
+            Err(error) => return Err(HandshakeError::from_boringssl(&error, tls.ssl())),
+            Ok(()) => return Err(HandshakeError::Tls("no handshake".to_owned())),
+        }
+        let hello = tls.get_mut().take_output();
+        check_hello(&hello, list.as_ref().map(|(_, list)| list))?;
+        Ok(Begun {
+            tls,
+            observer,
+            hello,
+        })
+    }
+}
+
+impl std::fmt::Debug for ClientContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientContext").finish_non_exhaustive()
+    }
+}
+
+/// Connects: a handshake with the profile's hello over `tcp`.
+///
+/// With [`Ech::List`] the server's name is never sent in clear, whatever the server answers, and a connection exists
+/// only if the server has confirmed ECH.
+///
+/// # Errors
+/// [`HandshakeError`] says why there is no connection.
+pub async fn connect(
+    tcp: TcpStream,
+    context: &ClientContext,
+    parameters: ClientParameters<'_>,
+) -> Result<TlsStream, HandshakeError> {
+    let Begun {
+        mut tls,
+        observer,
+        hello,
+    } = context.begin(parameters, true)?;
+    let hello_length = hello.len();
+    handshake::drive(&mut tls, &tcp, hello, SslStream::connect, |_| {}).await?;
+
+    let ssl = tls.ssl();
+    // BoringSSL has refused these already; the promise does not hang on that.
+    if parameters.ech != Ech::Off && !ssl.ech_accepted() {
+        return Err(HandshakeError::EchNotAccepted);
+    }
+    if ssl.version() != Some(SslVersion::TLS1_3) {
+        return Err(HandshakeError::TlsVersion);
+    }
+    let mut info = HandshakeInfo::of(ssl, hello_length);
+    info.server_name = Some(parameters.server_name.into());
+    if let Ech::List(list) = parameters.ech {
+        let list = ConfigList::parse(list)?;
+        info.public_name = Some(list.public_name().into());
+    }
+    let keys = observer.keys(ssl, true)?;
+    let unread = tls.get_mut().take_unread();
+    let tickets = parameters.session_key.is_some().then_some(tls);
+    Ok(TlsStream::new(tcp, info, keys, &unread, tickets))
+}
+
+struct Begun {
+    tls: SslStream<Wire>,
+    observer: Observer,
+    hello: Vec<u8>,
+}
+
+/// The profile's settings on one connection.
+fn shape(
+    ssl: &mut SslRef,
+    profile: &Profile,
+    form: HelloForm,
+    ech: bool,
+) -> Result<(), HandshakeError> {
+    let extensions = profile.extensions(form, ech);
+    let has = |id: u16| extensions.contains(&id);
+    ssl.set_client_hello_shape(
+        &ClientHelloShape::new()
+            .with_grease_lists(GreaseLists::empty())
+            .with_unknown_values(UnknownValues::Preserve)
+            .with_padding(Padding::Off),
+    )?;
+    ssl.set_enable_ech_grease(false);
+    ssl.set_raw_cipher_list(profile.cipher_suites)?;
+    ssl.set_extension_order(&extensions)?;
+    ssl.set_raw_supported_groups(profile.groups)?;
+    ssl.set_raw_key_shares(profile.key_shares)?;
+    ssl.set_raw_signature_algorithms(profile.signature_algorithms)?;
+    let alpn: Vec<u8> = profile
+        .alpn(form)
+        .iter()
+        .flat_map(|protocol| {
+            std::iter::once(protocol.len() as u8).chain(protocol.bytes())
+        })
+        .collect();
+    ssl.set_alpn_protos(&alpn)?;
+    if has(extension::RECORD_SIZE_LIMIT) {
+        ssl.set_record_size_limit(profile.record_size_limit)?;
+    }
+    if has(extension::DELEGATED_CREDENTIAL) {
+        let schemes: Vec<SslSignatureAlgorithm> = profile
+            .delegated_credentials
+            .iter()
+            .map(|scheme| SslSignatureAlgorithm::from(*scheme))
+            .collect();
+        ssl.set_delegated_credential_schemes(&schemes)?;
+    }
+    if has(extension::STATUS_REQUEST) {
+        ssl.enable_ocsp_stapling();
+    }
+    if has(extension::SIGNED_CERTIFICATE_TIMESTAMP) {
+        ssl.enable_signed_cert_timestamps();
+    }
+    if !has(extension::SESSION_TICKET) {
+        ssl.set_options(SslOptions::NO_TICKET);
+    }
+    let algorithms: &[u16] = if has(extension::COMPRESS_CERTIFICATE) {
+        profile.certificate_compression
+    } else {
+        &[]
+    };
+    ssl.set_certificate_compression_algorithms(&compression::algorithms(algorithms))?;
+    Ok(())
+}
+
+/// The name to send and to find in the certificate.
+fn set_name(ssl: &mut SslRef, name: &str) -> Result<(), HandshakeError> {
+    if let Ok(address) = name.parse::<IpAddr>() {
+        // RFC 6066 section 3: addresses are not sent as names.
+        return Ok(ssl.verify_param_mut().set_ip(address)?);
+    }
+    let valid = (1..=253).contains(&name.len())
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
+        && !name.starts_with('.')
+        && !name.ends_with('.')
+        && !name.contains("..");
+    if !valid {
+        return Err(HandshakeError::ServerName);
+    }
+    ssl.set_hostname(name)?;
+    ssl.verify_param_mut().set_host(name)?;
+    Ok(())
+}
+
+/// The last look before anything is sent: with ECH the hello must carry it, with a configuration of the list, and name
+/// no server but that configuration's public name; without ECH it must carry none.
+fn check_hello(hello: &[u8], list: Option<&ConfigList>) -> Result<(), HandshakeError> {
+    let wrong = |what: &str| Err(HandshakeError::Tls(format!("refused to send the hello: {what}")));
+    let Ok(Some(hello)) = ClientHello::from_records(hello) else {
+        return wrong("malformed");
+    };
+    match (list, hello.ech()) {
+        (None, None) if hello.extension(crate::ech::VERSION).is_none() => Ok(()),
+        (None, _) => wrong("it has an encrypted_client_hello nobody asked for"),
+        (Some(_), None) => wrong("it has no encrypted_client_hello"),
+        (Some(list), Some(ech)) => {
+            let chosen = list.configs().iter().any(|config| {
+                config.id == ech.config_id
+                    && hello
+                        .server_name()
+                        .is_some_and(|name| name == config.public_name)
+            });
+            if chosen {
+                Ok(())
+            } else {
+                wrong("its name is not the public name")
+            }
+        }
+    }
+}
+
+fn roots(trust: &Trust) -> Result<X509StoreBuilder, TrustError> {
+    let mut store = X509StoreBuilder::new()?;
+    let mut count = 0;
+    if trust.system {
+        // Single unreadable files are no reason to trust nobody.
+        for der in rustls_native_certs::load_native_certs().certs {
+            if let Ok(certificate) = X509::from_der(&der) {
+                store.add_cert(&certificate)?;
+                count += 1;
+            }
+        }
+        if count == 0 {
+            for der in webpki_root_certs::TLS_SERVER_ROOT_CERTS {
+                store.add_cert(&X509::from_der(der)?)?;
+                count += 1;
+            }
+        }
+    }
+    for (index, pem) in trust.extra_pem.iter().enumerate() {
+        let reason = match X509::stack_from_pem(pem) {
+            Ok(certificates) if !certificates.is_empty() => {
+                for certificate in certificates {
+                    store.add_cert(&certificate)?;
+                    count += 1;
+                }
+                continue;
+            }
+            Ok(_) => "no certificate in the PEM text".to_owned(),
+            Err(stack) => describe(&stack),
+        };
+        return Err(TrustError::Pem { index, reason });
+    }
+    if count == 0 {
+        return Err(TrustError::Empty);
+    }
+    Ok(store)
+}
+
+/// Session tickets by key. Each is used once (RFC 8446 section C.4: otherwise connections can be linked).
+#[derive(Clone, Default)]
+struct Sessions(Arc<Mutex<HashMap<Box<str>, VecDeque<SslSession>>>>);
+
+impl Sessions {
+    /// Tickets kept for a key. Servers send one to four a connection.
+    const PER_KEY: usize = 4;
+    /// Keys remembered; a client has a handful of servers and resolvers.
+    const KEYS: usize = 256;
+
+    fn put(&self, key: &str, session: SslSession) {
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !map.contains_key(key) && map.len() >= Self::KEYS {
+            map.clear();
+        }
+        let tickets = map.entry(key.into()).or_default();
+        if tickets.len() >= Self::PER_KEY {
+            tickets.pop_front();
+        }
+        tickets.push_back(session);
+    }
+
+    /// The newest ticket that has not run out.
+    fn take(&self, key: &str) -> Option<SslSession> {
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |elapsed| elapsed.as_secs());
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let tickets = map.get_mut(key)?;
+        while let Some(session) = tickets.pop_back() {
+            if session.time().saturating_add(u64::from(session.timeout())) > now {
+                return Some(session);
+            }
+        }
+        map.remove(key);
+        None
+    }
+
+    fn clear(&self) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+}

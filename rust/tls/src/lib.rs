@@ -1,0 +1,31 @@
+//! TLS 1.3 with Encrypted Client Hello, client and server, in a browser's ClientHello.
+//!
+//! [`connect`] and [`accept`] make a handshake over a TCP socket and give a [`TlsStream`]. With [`Ech::List`] the server's
+//! name is never sent in clear: no configuration, a malformed one or a rejected one is an error, and a rejection carries
+//! the authenticated retry configurations ([`HandshakeError::EchRejected`]).
+//!
+//! BoringSSL makes the handshakes and is not seen outside; the records are this crate's own (see [`TlsStream`]).
+
+mod buffer;
+mod client;
+mod compression;
+mod error;
+mod handshake;
+mod info;
+mod record;
+mod server;
+mod stream;
+mod wire;
+
+pub mod authority;
+pub mod ech;
+pub mod hello;
+pub mod profile;
+
+pub use client::{ClientContext, ClientParameters, Ech, Trust, connect};
+pub use ech_workers_boringssl::REVISION as BORINGSSL_REVISION;
+pub use error::{Alert, CertificateProblem, HandshakeError, ServerError, TrustError};
+pub use info::HandshakeInfo;
+pub use profile::{HelloForm, Profile};
+pub use server::{Identity, ServerContext, accept};
+pub use stream::{RECORD_MAX, TlsStream};

@@ -1,0 +1,244 @@
+//! Whose ClientHello is sent: tables, one for each browser.
+//!
+//! Adding a browser is adding a [`Profile`] to [`ALL`]; nothing else knows their names. The numbers are those on the wire
+//! (the IANA TLS registries), in the wire's order.
+
+/// A browser's ClientHello, and the HTTP header fields that go with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Profile {
+    /// What it is called in the configuration.
+    pub name: &'static str,
+    /// Cipher suites.
+    pub cipher_suites: &'static [u16],
+    /// supported_groups.
+    pub groups: &'static [u16],
+    /// Groups for which a key share is sent.
+    pub key_shares: &'static [u16],
+    /// signature_algorithms.
+    pub signature_algorithms: &'static [u16],
+    /// delegated_credential (RFC 9345).
+    pub delegated_credentials: &'static [u16],
+    /// record_size_limit (RFC 8449).
+    pub record_size_limit: u16,
+    /// compress_certificate (RFC 8879), where the extension is sent: 1 zlib, 2 brotli, 3 zstd.
+    pub certificate_compression: &'static [u16],
+    /// Every extension of the hello, in order. `fe0d` is left out where ECH is switched off.
+    pub extensions: &'static [u16],
+    /// ALPN of a first contact and of HTTP requests.
+    pub alpn: &'static [&'static str],
+    /// Extensions that the WebSocket hello does not have; its ALPN is `http/1.1`.
+    pub not_in_websocket: &'static [u16],
+    /// User-Agent.
+    pub user_agent: &'static str,
+    /// The fields of a WebSocket upgrade request, in order. `{host}`, `{key}` and `{protocol}` stand for what they say;
+    /// a field with `{protocol}` is left out where there is no token.
+    pub websocket_headers: &'static [(&'static str, &'static str)],
+    /// The fields of a request made by a script (`fetch`), such as a DNS query, in order; with `{host}`.
+    pub fetch_headers: &'static [(&'static str, &'static str)],
+}
+
+/// Which of a profile's hellos is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum HelloForm {
+    /// The first contact with a server, which may choose HTTP/2.
+    FirstContact,
+    /// A WebSocket to a server that is known to choose HTTP/2 without RFC 8441.
+    WebSocket,
+    /// HTTP requests; the hello of a first contact.
+    Http,
+}
+
+/// Extension numbers that decide more than their place in the order.
+pub(crate) mod extension {
+    pub(crate) const STATUS_REQUEST: u16 = 5;
+    pub(crate) const SIGNED_CERTIFICATE_TIMESTAMP: u16 = 18;
+    pub(crate) const COMPRESS_CERTIFICATE: u16 = 27;
+    pub(crate) const RECORD_SIZE_LIMIT: u16 = 28;
+    pub(crate) const DELEGATED_CREDENTIAL: u16 = 34;
+    pub(crate) const SESSION_TICKET: u16 = 35;
+    pub(crate) const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
+}
+
+/// Every profile, the default first.
+pub static ALL: &[Profile] = &[FIREFOX_120, FIREFOX_153];
+
+/// Firefox 120 (source: the uTLS parrot HelloFirefox_120).
+const FIREFOX_120: Profile = Profile {
+    name: "firefox-120",
+    cipher_suites: &[
+        0x1301, 0x1303, 0x1302, 0xc02b, 0xc02f, 0xcca9, 0xcca8, 0xc02c, 0xc030, 0xc00a, 0xc009,
+        0xc013, 0xc014, 0x009c, 0x009d, 0x002f, 0x0035,
+    ],
+    groups: &[0x001d, 0x0017, 0x0018, 0x0019, 0x0100, 0x0101],
+    key_shares: &[0x001d, 0x0017],
+    signature_algorithms: FIREFOX_SIGNATURE_ALGORITHMS,
+    delegated_credentials: &[0x0403, 0x0503, 0x0603, 0x0203],
+    record_size_limit: 0x4001,
+    certificate_compression: &[],
+    extensions: &[
+        0, 23, 0xff01, 10, 11, 35, 16, 5, 34, 51, 43, 13, 45, 28, 0xfe0d,
+    ],
+    alpn: &["h2", "http/1.1"],
+    not_in_websocket: &[],
+    user_agent: "Mozilla/5.0 (X11; Linux x86_64; rv:120.0) Gecko/20100101 Firefox/120.0",
+    websocket_headers: &[
+        ("Host", "{host}"),
+        (
+            "User-Agent",
+            "Mozilla/5.0 (X11; Linux x86_64; rv:120.0) Gecko/20100101 Firefox/120.0",
+        ),
+        ("Accept", "*/*"),
+        ("Accept-Language", "en-US,en;q=0.5"),
+        ("Accept-Encoding", "gzip, deflate, br"),
+        ("Sec-WebSocket-Version", "13"),
+        ("Origin", "https://{host}"),
+        ("Sec-WebSocket-Protocol", "{protocol}"),
+        ("Sec-WebSocket-Key", "{key}"),
+        ("Connection", "keep-alive, Upgrade"),
+        ("Sec-Fetch-Dest", "empty"),
+        ("Sec-Fetch-Mode", "websocket"),
+        ("Sec-Fetch-Site", "same-origin"),
+        ("Pragma", "no-cache"),
+        ("Cache-Control", "no-cache"),
+        ("Upgrade", "websocket"),
+    ],
+    fetch_headers: &[
+        ("Host", "{host}"),
+        (
+            "User-Agent",
+            "Mozilla/5.0 (X11; Linux x86_64; rv:120.0) Gecko/20100101 Firefox/120.0",
+        ),
+        ("Accept", "*/*"),
+        ("Accept-Language", "en-US,en;q=0.5"),
+        ("Accept-Encoding", "gzip, deflate, br"),
+        ("Sec-Fetch-Dest", "empty"),
+        ("Sec-Fetch-Mode", "cors"),
+        ("Sec-Fetch-Site", "same-origin"),
+        ("Connection", "keep-alive"),
+    ],
+};
+
+/// Firefox 153, an extended support release. A tell is known: Firefox uses one X25519 key in both of its shares that hold
+/// one (11ec and 001d), BoringSSL makes two.
+const FIREFOX_153: Profile = Profile {
+    name: "firefox-153",
+    cipher_suites: &[
+        0x1301, 0x1303, 0x1302, 0xc02b, 0xc02f, 0xcca9, 0xcca8, 0xc02c, 0xc030, 0xc00a, 0xc013,
+        0xc014, 0x009c, 0x009d, 0x002f, 0x0035,
+    ],
+    groups: &[0x11ec, 0x001d, 0x0017, 0x0018, 0x0019, 0x0100, 0x0101],
+    key_shares: &[0x11ec, 0x001d, 0x0017],
+    signature_algorithms: FIREFOX_SIGNATURE_ALGORITHMS,
+    delegated_credentials: &[0x0403, 0x0503, 0x0603, 0x0203],
+    record_size_limit: 0x4001,
+    certificate_compression: &[1, 2, 3],
+    extensions: &[
+        0, 23, 0xff01, 10, 11, 35, 16, 5, 34, 18, 51, 43, 13, 45, 28, 27, 0xfe0d,
+    ],
+    alpn: &["h2", "http/1.1"],
+    not_in_websocket: &[extension::COMPRESS_CERTIFICATE],
+    user_agent: "Mozilla/5.0 (X11; Linux x86_64; rv:153.0) Gecko/20100101 Firefox/153.0",
+    websocket_headers: &[
+        ("Host", "{host}"),
+        (
+            "User-Agent",
+            "Mozilla/5.0 (X11; Linux x86_64; rv:153.0) Gecko/20100101 Firefox/153.0",
+        ),
+        ("Accept", "*/*"),
+        ("Accept-Language", "en-US,en;q=0.5"),
+        ("Accept-Encoding", "gzip, deflate, br, zstd"),
+        ("Sec-WebSocket-Version", "13"),
+        ("Origin", "https://{host}"),
+        ("Sec-WebSocket-Protocol", "{protocol}"),
+        ("Sec-WebSocket-Key", "{key}"),
+        ("Connection", "keep-alive, Upgrade"),
+        ("Sec-Fetch-Dest", "empty"),
+        ("Sec-Fetch-Mode", "websocket"),
+        ("Sec-Fetch-Site", "same-origin"),
+        ("Pragma", "no-cache"),
+        ("Cache-Control", "no-cache"),
+        ("Upgrade", "websocket"),
+    ],
+    fetch_headers: &[
+        ("Host", "{host}"),
+        (
+            "User-Agent",
+            "Mozilla/5.0 (X11; Linux x86_64; rv:153.0) Gecko/20100101 Firefox/153.0",
+        ),
+        ("Accept", "*/*"),
+        ("Accept-Language", "en-US,en;q=0.5"),
+        ("Accept-Encoding", "gzip, deflate, br, zstd"),
+        ("Sec-Fetch-Dest", "empty"),
+        ("Sec-Fetch-Mode", "cors"),
+        ("Sec-Fetch-Site", "same-origin"),
+        ("Connection", "keep-alive"),
+    ],
+};
+
+const FIREFOX_SIGNATURE_ALGORITHMS: &[u16] = &[
+    0x0403, 0x0503, 0x0603, 0x0804, 0x0805, 0x0806, 0x0401, 0x0501, 0x0601, 0x0203, 0x0201,
+];
+
+impl Profile {
+    /// The profile of this name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        ALL.iter().find(|profile| profile.name == name)
+    }
+
+    /// The profile used where none is chosen.
+    pub fn standard() -> &'static Self {
+        &ALL[0]
+    }
+
+    /// The extensions of a form of its hello, in order, with `fe0d` if `ech`.
+    pub fn extensions(&self, form: HelloForm, ech: bool) -> Vec<u16> {
+        self.extensions
+            .iter()
+            .copied()
+            .filter(|id| ech || *id != extension::ENCRYPTED_CLIENT_HELLO)
+            .filter(|id| form != HelloForm::WebSocket || !self.not_in_websocket.contains(id))
+            .collect()
+    }
+
+    /// The ALPN protocols of a form of its hello.
+    pub fn alpn(&self, form: HelloForm) -> &'static [&'static str] {
+        match form {
+            HelloForm::WebSocket => &["http/1.1"],
+            HelloForm::FirstContact | HelloForm::Http => self.alpn,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile_is_found_by_its_name() {
+        for profile in ALL {
+            assert_eq!(Profile::named(profile.name), Some(profile));
+        }
+        assert_eq!(Profile::named("netscape-4"), None);
+        assert_eq!(Profile::standard().name, "firefox-120");
+    }
+
+    #[test]
+    fn the_headers_name_the_same_browser_as_the_profile() {
+        for profile in ALL {
+            for headers in [profile.websocket_headers, profile.fetch_headers] {
+                let agent = headers.iter().find(|(name, _)| *name == "User-Agent");
+                assert_eq!(agent.map(|(_, value)| *value), Some(profile.user_agent));
+            }
+        }
+    }
+
+    #[test]
+    fn key_shares_are_for_supported_groups_in_their_order() {
+        for profile in ALL {
+            let mut groups = profile.groups.iter();
+            for share in profile.key_shares {
+                assert!(groups.any(|group| group == share), "{}", profile.name);
+            }
+        }
+    }
+}
