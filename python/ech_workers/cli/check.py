@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -10,9 +10,6 @@ from ech_workers.check import DEFAULT_TARGET, Check, Row
 from ech_workers.cli import findings, logs
 from ech_workers.cli.options import client_options, log_options, option
 from ech_workers.config import ClientConfig
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 @click.command()
@@ -24,7 +21,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="What to fetch through the tunnel; a large file makes the throughput sample meaningful.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of rows.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of rows.")
 @log_options
 def check(verbose: bool, as_json: bool, target: str, **options: Any) -> int:
     """Try every layer between here and a target, and say what works, what does not, and what to try.
@@ -35,8 +32,10 @@ def check(verbose: bool, as_json: bool, target: str, **options: Any) -> int:
     logs.configure("error" if config.log_level == "info" else config.log_level, config.log_file, verbose=verbose)
     made = Check(config, target=target)
     if as_json:
-        rows = list(made.rows())
-        click.echo(_document(rows, made))
+        import msgspec
+
+        for row in made.rows():
+            click.echo(msgspec.json.encode(row))
         return made.exit_code
     for row in made.rows():
         _show(row, verbose)
@@ -52,16 +51,3 @@ def _show(row: Row, verbose: bool) -> None:
     if verbose and row.detail:
         for line in row.detail.splitlines():
             click.echo(f"{'':30}{line}")
-
-
-def _document(rows: Sequence[Row], made: Check) -> str:
-    import msgspec
-
-    error = made.error
-    found = {
-        "ok": error is None,
-        "exit_code": made.exit_code,
-        "failed": None if error is None else {"layer": error.layer, "code": error.code, "message": error.message},
-        "rows": rows,
-    }
-    return msgspec.json.format(msgspec.json.encode(found), indent=2).decode()
