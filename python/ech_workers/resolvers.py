@@ -208,8 +208,7 @@ class Resolvers:
         self._running[number] = (race, health)
 
     def _failed(self, race: _Race, health: _Health, problem: TunnelError) -> None:
-        if not health.failures:
-            _log.info("%s", problem.message)
+        _log.debug("%s", problem.message)
         health.failed(problem, self._clock(), self._random())
         race.errors.append(problem)
         race.next_at = self._clock()
