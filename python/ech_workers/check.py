@@ -119,12 +119,12 @@ class Check:
         if config.ech:
             used, problem = answers.configuration()
             if used is None:
-                yield self._failed(problem, "ech", answers.origin)
+                yield self._failed(problem, "ech" if problem.layer == "ech" else "resolver", answers.origin)
                 return
             yield _configuration_row(used, answers.origin, problem)
         addresses, problem = answers.addresses(used)
         if not addresses:
-            yield self._failed(problem, "address", config.server.host)
+            yield self._failed(problem, "address" if answers.working else "resolver", config.server.host)
             return
         yield Row(
             layer="address",
@@ -370,7 +370,7 @@ class _Answers:
         self._found: Configuration | None = None
         self._problem: TunnelError | None = None
         self._address_problem: TunnelError | None = None
-        self._working: list[Resolver] = []
+        self.working: list[Resolver] = []
         self.origin = config.ech_domain or config.server.host
         port = 443 if config.ech_domain else config.server.port
         self._port = port
@@ -398,6 +398,10 @@ class _Answers:
     def ask(self) -> Iterator[Row]:
         """A row for each resolver; what they found is kept."""
         outcomes = self._exchange(list(self._config.resolvers), self._question)
+        failed = [outcome for outcome in outcomes.values() if isinstance(outcome, TunnelError)]
+        if len(failed) == len(outcomes) > 1:
+            reasons = "; ".join(error.message for error in failed)
+            self._problem = ResolverError(f"no resolver answers for {self._question}: {reasons}")
         for resolver in self._config.resolvers:
             outcome = outcomes[resolver.url]
             if isinstance(outcome, TunnelError):
@@ -405,7 +409,7 @@ class _Answers:
                 yield _row(outcome, "resolver", resolver.host, decides=False)
                 continue
             answer, fetched, age = outcome
-            self._working.append(resolver)
+            self.working.append(resolver)
             seen = f"; the answer is {age} s old" if age else ""
             carrier = f"{fetched.http_version}{seen}"
             what, advice, good = self._judge(resolver, answer)
@@ -484,7 +488,7 @@ class _Answers:
             return config.server_ips or (config.server.host,), problem
         found: list[str] = []
         ttl = doh.TTL_LIMIT
-        for resolver in self._working[:2]:
+        for resolver in self.working[:2]:
             kinds: tuple[doh.Type, ...] = ("AAAA", "A")
             for kind in kinds:
                 question = doh.Question(name, kind)
