@@ -1,0 +1,398 @@
+"""The native core: TLS with ECH, WebSocket, yamux, the relay, and both ends of the tunnel.
+
+Objects here are frozen; times are seconds, sizes bytes. Calls that wait release the GIL.
+"""
+
+from collections.abc import Sequence
+from typing import Final, Literal, final
+
+__version__: Final[str]
+BORINGSSL_REVISION: Final[str]
+PROFILES: Final[tuple[str, ...]]
+
+# ---------------------------------------------------------------- failures
+
+@final
+class Failure:
+    """Why something failed, for a person and for a program."""
+
+    @property
+    def layer(
+        self,
+    ) -> Literal["resolver", "tcp", "tls", "ech", "certificate", "websocket", "token", "yamux", "target", "local"]: ...
+    @property
+    def code(self) -> str:
+        """A stable word: tcp-refused, tcp-timeout, tcp-unreachable, tcp-reset, tcp-failed, tls-alert, tls-reset (reset or closed right after the hello),
+        tls-version, tls-timeout, tls-failed, ech-rejected (with retry_configs if any were authenticated), ech-disabled (rejected, none handed over),
+        ech-config-invalid, certificate-unknown-issuer, certificate-expired, certificate-not-yet-valid, certificate-name,
+        certificate-invalid, websocket-status, websocket-protocol, websocket-closed, websocket-timeout, token-rejected, yamux-ping-timeout, yamux-go-away,
+        yamux-protocol, closed (clean end by the peer), retired, http-status, http-failed, http-too-large, shutdown,
+        target-refused, target-unreachable, target-not-found, target-timeout, target-not-allowed, target-failed (the server answered ERROR:..., the text is in message), no-session."""
+    @property
+    def message(self) -> str:
+        """One line: what failed and why, without advice."""
+    @property
+    def detail(self) -> str | None:
+        """What a developer would want beside it (the TLS library's own text, the first bytes of a page); None if nothing more is known."""
+    @property
+    def retry_configs(self) -> bytes | None:
+        """An authenticated ECHConfigList, with ech-rejected only."""
+
+# ---------------------------------------------------------------- the client
+
+@final
+class DialPlan:
+    """How to reach one server; everything one dial needs is in it."""
+
+    def __new__(
+        cls,
+        *,
+        server_name: str,
+        port: int,
+        path: str,
+        token: str | None,
+        addresses: Sequence[str],
+        ech: bytes | None,
+        profile: str = "firefox-120",
+        alpn: Literal["auto", "http/1.1"] = "auto",
+        h2_known: bool = False,
+        mode: Literal["yamux", "simple"] = "yamux",
+        tcp_timeout: float = 5.0,
+        handshake_timeout: float = 10.0,
+    ) -> DialPlan:
+        """addresses: IP literals, tried in turn with a small head start. ech: an ECHConfigList as the HTTPS record gives it; None is --no-ech, the name goes in clear.
+        h2_known: the server is known to choose h2, so start with the WebSocket hello. Raises ValueError naming the field."""
+
+@final
+class FetchPlan:
+    """One HTTPS exchange with a resolver, in the profile's hello (no ECH), HTTP/2 or HTTP/1.1 as the server chooses."""
+
+    def __new__(
+        cls,
+        *,
+        server_name: str,
+        port: int,
+        addresses: Sequence[str],
+        path: str,
+        method: Literal["GET", "POST"] = "POST",
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes = b"",
+        profile: str = "firefox-120",
+        alpn: Literal["auto", "http/1.1"] = "auto",
+        timeout: float = 5.0,
+        max_body: int = 65536,
+    ) -> FetchPlan:
+        """server_name may be an IP literal (then the certificate must carry that address). path includes the query."""
+
+@final
+class SessionUp:
+    """A session (yamux), or the first warm connection (simple), is ready."""
+
+    @property
+    def dial(self) -> int: ...
+    @property
+    def session(self) -> int: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def ech(self) -> Literal["accepted", "off"]: ...
+    @property
+    def public_name(self) -> str | None:
+        """The outer name that the network saw; None with ECH off."""
+    @property
+    def profile(self) -> str: ...
+    @property
+    def hello(self) -> Literal["first-contact", "websocket"]: ...
+    @property
+    def alpn(self) -> str | None: ...
+    @property
+    def cipher(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+    @property
+    def resumed(self) -> bool: ...
+    @property
+    def tcp_ms(self) -> float: ...
+    @property
+    def tls_ms(self) -> float: ...
+    @property
+    def websocket_ms(self) -> float: ...
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What the server announced in its 101 (our own server); empty for a deployed one."""
+    @property
+    def retried(self) -> bool:
+        """ECH was rejected first, and the authenticated retry configurations were used."""
+
+@final
+class SessionLost:
+    @property
+    def session(self) -> int: ...
+    @property
+    def failure(self) -> Failure: ...
+    @property
+    def age(self) -> float: ...
+
+@final
+class DialFailed:
+    """A dial asked for with Engine.dial, or one made natively for a connection in simple mode (dial is 0 then), failed."""
+
+    @property
+    def dial(self) -> int: ...
+    @property
+    def failure(self) -> Failure: ...
+
+@final
+class EchLearned:
+    """Authenticated retry configurations came from the server: store them."""
+
+    @property
+    def server_name(self) -> str: ...
+    @property
+    def configs(self) -> bytes: ...
+
+@final
+class H2Chosen:
+    """The server chose h2 for the first-contact hello; remember it (DialPlan.h2_known)."""
+
+    @property
+    def server_name(self) -> str: ...
+
+@final
+class Fetched:
+    @property
+    def fetch(self) -> int: ...
+    @property
+    def status(self) -> int: ...
+    @property
+    def headers(self) -> list[tuple[str, str]]: ...
+    @property
+    def body(self) -> bytes: ...
+    @property
+    def http_version(self) -> Literal["h2", "http/1.1"]: ...
+    @property
+    def ms(self) -> float: ...
+
+@final
+class FetchFailed:
+    @property
+    def fetch(self) -> int: ...
+    @property
+    def failure(self) -> Failure: ...
+
+@final
+class Woken:
+    """Engine.wake was called: another thread wants the loop's attention."""
+
+@final
+class LogLine:
+    """A line for Python's logging. level as in logging (10, 20, 30, 40)."""
+
+    @property
+    def level(self) -> int: ...
+    @property
+    def target(self) -> str: ...
+    @property
+    def message(self) -> str: ...
+
+type Event = SessionUp | SessionLost | DialFailed | EchLearned | H2Chosen | Fetched | FetchFailed | Woken | LogLine
+
+@final
+class SessionSnapshot:
+    @property
+    def session(self) -> int: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def state(self) -> Literal["up", "retiring"]: ...
+    @property
+    def streams(self) -> int: ...
+    @property
+    def streams_total(self) -> int: ...
+    @property
+    def age(self) -> float: ...
+    @property
+    def rtt_ms(self) -> float | None: ...
+    @property
+    def bytes_up(self) -> int: ...
+    @property
+    def bytes_down(self) -> int: ...
+
+@final
+class Snapshot:
+    """The engine's counters at one moment. up: from local programs to targets; down: the other way."""
+
+    @property
+    def uptime(self) -> float: ...
+    @property
+    def connections(self) -> int: ...
+    @property
+    def connections_total(self) -> int: ...
+    @property
+    def connections_failed(self) -> int: ...
+    @property
+    def connections_waiting(self) -> int: ...
+    @property
+    def bytes_up(self) -> int: ...
+    @property
+    def bytes_down(self) -> int: ...
+    @property
+    def dials_total(self) -> int: ...
+    @property
+    def dials_failed(self) -> int: ...
+    @property
+    def ech_retries(self) -> int: ...
+    @property
+    def sessions(self) -> tuple[SessionSnapshot, ...]: ...
+
+@final
+class Engine:
+    """The client: local listeners, sessions, the relay. Owns its threads; close() ends them."""
+
+    def __new__(
+        cls,
+        *,
+        ca_pem: Sequence[bytes] = (),
+        system_roots: bool = True,
+        max_connections: int = 4096,
+        local_handshake_timeout: float = 10.0,
+        open_timeout: float = 8.0,
+        idle_timeout: float = 600.0,
+        half_closed_timeout: float = 60.0,
+        ping_interval: float = 20.0,
+        ping_timeout: float = 10.0,
+        receive_window_max: int = 16777216,
+        memory_limit: int = 268435456,
+        reply: Literal["optimistic", "confirmed"] = "optimistic",
+        workers: int = 1,
+        log_level: int = 20,
+    ) -> Engine:
+        """ca_pem: trusted beside the system's roots (system_roots). open_timeout: how long a local connection waits for a session. Raises ValueError."""
+    def listen(
+        self, host: str, port: int, *, username: str | None = None, password: str | None = None
+    ) -> tuple[str, int]:
+        """Opens a SOCKS5/HTTP port and returns its address. Raises OSError (EADDRINUSE, ...) with the address in it."""
+    def set_plan(self, plan: DialPlan | None) -> None:
+        """The plan by which simple mode dials for each connection."""
+    def dial(self, plan: DialPlan) -> int:
+        """Starts a dial; SessionUp or DialFailed with the same number follows. It counts as a session from then on."""
+    def retire(self, session: int) -> None:
+        """No new streams on this session; it ends when its last stream does (SessionLost with code retired)."""
+    def probe(self) -> None:
+        """Has every session measure its round trip now; one that does not answer in time is lost."""
+    def unavailable(self, reason: str | None) -> None:
+        """With a reason: local connections that find no session fail at once. None: they wait up to open_timeout."""
+    def fetch(self, plan: FetchPlan) -> int:
+        """Starts an exchange; Fetched or FetchFailed with the same number follows."""
+    def open_stream(self, host: str, port: int, timeout: float | None = None) -> int:
+        """Opens a stream to host:port. Returns the file descriptor of a connected stream socket, its other end, which the caller owns
+        (``socket.socket(fileno=...)``). Raises ech_workers.errors.TunnelError subclasses."""
+    def next_event(self, timeout: float | None) -> Event | None:
+        """The next event; None when timeout passed. Raises EngineClosed after close()."""
+    def wake(self) -> None:
+        """Makes next_event return Woken; callable from any thread and from signal handlers."""
+    def snapshot(self) -> Snapshot: ...
+    def close(self, grace: float = 0.0) -> None:
+        """Ends listeners at once, streams after at most grace seconds. May be called twice."""
+
+# ---------------------------------------------------------------- the server
+
+@final
+class ServerSnapshot:
+    @property
+    def uptime(self) -> float: ...
+    @property
+    def sessions(self) -> int: ...
+    @property
+    def sessions_total(self) -> int: ...
+    @property
+    def streams(self) -> int: ...
+    @property
+    def streams_total(self) -> int: ...
+    @property
+    def streams_failed(self) -> int: ...
+    @property
+    def bytes_up(self) -> int: ...
+    @property
+    def bytes_down(self) -> int: ...
+    @property
+    def handshakes_failed(self) -> int: ...
+    @property
+    def ech_accepted(self) -> int: ...
+    @property
+    def ech_rejected(self) -> int: ...
+    @property
+    def ech_absent(self) -> int: ...
+    @property
+    def tokens_rejected(self) -> int: ...
+
+@final
+class Server:
+    """The other end: TLS with ECH, WebSocket, yamux or simple mode, targets."""
+
+    def __new__(
+        cls,
+        *,
+        host: str,
+        port: int,
+        certificates: Sequence[tuple[bytes, bytes]],
+        tokens: Sequence[str],
+        path: str = "/",
+        decoy: bytes | None = None,
+        ech_keys: Sequence[bytes] = (),
+        allow_private_targets: bool = False,
+        max_sessions: int = 10000,
+        max_streams: int = 1024,
+        connect_timeout: float = 10.0,
+        idle_timeout: float = 600.0,
+        workers: int = 1,
+        log_level: int = 20,
+    ) -> Server:
+        """certificates: PEM chain and PEM key; the first is the default, the others are chosen by server name. ech_keys: RFC 9934 PEM files; all are sent as retry configurations. path "/" accepts the
+        upgrade on every path. Raises ValueError (what is wrong with which input) or OSError."""
+    @property
+    def address(self) -> tuple[str, int]: ...
+    def set_ech_keys(self, keys: Sequence[tuple[bytes, bool]]) -> None:
+        """Swaps the ECH keys: PEM, and whether it is sent as a retry configuration (at least one must be). Running connections keep theirs."""
+    def next_event(self, timeout: float | None) -> LogLine | Woken | None: ...
+    def wake(self) -> None: ...
+    def snapshot(self) -> ServerSnapshot: ...
+    def close(self, grace: float = 0.0) -> None:
+        """Stops accepting, tells sessions to go away, ends them when idle or after grace seconds."""
+
+# ---------------------------------------------------------------- ECH, certificates
+
+@final
+class EchConfig:
+    """One entry of an ECHConfigList (RFC 9849 section 4)."""
+
+    @property
+    def version(self) -> int: ...
+    @property
+    def config_id(self) -> int | None:
+        """None for a version this client does not know."""
+    @property
+    def public_name(self) -> str | None: ...
+    @property
+    def maximum_name_length(self) -> int | None: ...
+    @property
+    def kem(self) -> int | None: ...
+
+def parse_ech_config_list(data: bytes) -> list[EchConfig]:
+    """Raises ValueError: what is wrong, and at which byte."""
+
+def generate_ech_key(config_id: int, public_name: str, maximum_name_length: int = 64) -> tuple[bytes, bytes]:
+    """A new X25519 key: the RFC 9934 PEM (private key and ECHConfigList), and the ECHConfigList alone. Raises ValueError for a bad name."""
+
+def read_ech_pem(pem: bytes) -> tuple[bool, bytes]:
+    """Whether an RFC 9934 file has a private key, and its ECHConfigList. Raises ValueError."""
+
+@final
+class CertificateAuthority:
+    """A private authority for demonstrations and tests (P-256)."""
+
+    def __new__(cls) -> CertificateAuthority: ...
+    @property
+    def pem(self) -> bytes: ...
+    def issue(self, names: Sequence[str], *, not_before: int = -3600, not_after: int = 604800) -> tuple[bytes, bytes]:
+        """PEM chain and PEM key for names (or IP literals); validity in seconds from now."""

@@ -1,0 +1,213 @@
+//! The client.
+
+use std::os::fd::{IntoRawFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ech_workers_proxy::{Credentials, Host, Target};
+use ech_workers_tls::{ClientContext, Trust};
+use ech_workers_tunnel::{self as tunnel, Client, ClientConfig, Next};
+use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::events;
+use crate::failure::{closed, raise};
+use crate::plan::{DialPlan, FetchPlan, seconds};
+use crate::snapshot::Snapshot;
+
+/// The client: local listeners, sessions, the relay.
+#[pyclass(frozen, module = "ech_workers._native")]
+pub(crate) struct Engine {
+    client: Client,
+    events: Arc<tunnel::Events<tunnel::Event>>,
+}
+
+#[pymethods]
+impl Engine {
+    #[new]
+    #[pyo3(signature = (*, ca_pem=Vec::new(), system_roots=true, max_connections=4096, local_handshake_timeout=10.0, open_timeout=8.0, idle_timeout=600.0, half_closed_timeout=60.0, ping_interval=20.0, ping_timeout=10.0, receive_window_max=16_777_216, memory_limit=268_435_456, reply="optimistic", workers=1, log_level=20))]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "keyword arguments of the Python class"
+    )]
+    fn new(
+        py: Python<'_>,
+        ca_pem: Vec<Vec<u8>>,
+        system_roots: bool,
+        max_connections: usize,
+        local_handshake_timeout: f64,
+        open_timeout: f64,
+        idle_timeout: f64,
+        half_closed_timeout: f64,
+        ping_interval: f64,
+        ping_timeout: f64,
+        receive_window_max: u32,
+        memory_limit: usize,
+        reply: &str,
+        workers: usize,
+        log_level: u8,
+    ) -> PyResult<Self> {
+        let config = ClientConfig {
+            max_connections,
+            local_handshake_timeout: seconds("local_handshake_timeout", local_handshake_timeout)?,
+            open_timeout: seconds("open_timeout", open_timeout)?,
+            idle_timeout: seconds("idle_timeout", idle_timeout)?,
+            half_closed_timeout: seconds("half_closed_timeout", half_closed_timeout)?,
+            ping_interval: seconds("ping_interval", ping_interval)?,
+            ping_timeout: seconds("ping_timeout", ping_timeout)?,
+            receive_window_max,
+            memory_limit,
+            confirmed: match reply {
+                "optimistic" => false,
+                "confirmed" => true,
+                other => {
+                    return Err(PyValueError::new_err(format!(
+                        "reply: optimistic or confirmed, not {other:?}"
+                    )));
+                }
+            },
+            workers,
+            log_level: level(log_level),
+        };
+        let trust = Trust {
+            system: system_roots,
+            extra_pem: ca_pem,
+        };
+        py.detach(|| {
+            let tls = ClientContext::new(&trust)
+                .map_err(|error| PyValueError::new_err(format!("ca_pem: {error}")))?;
+            let client = Client::new(config, tls)?;
+            let events = Arc::clone(client.events());
+            Ok(Self { client, events })
+        })
+    }
+
+    #[pyo3(signature = (host, port, *, username=None, password=None))]
+    fn listen(
+        &self,
+        py: Python<'_>,
+        host: &str,
+        port: u16,
+        username: Option<&str>,
+        password: Option<&str>,
+    ) -> PyResult<(String, u16)> {
+        let credentials = match (username, password) {
+            (None, None) => None,
+            (username, password) => Some(
+                Credentials::new(username.unwrap_or_default(), password.unwrap_or_default())
+                    .map_err(|error| PyValueError::new_err(error.to_string()))?,
+            ),
+        };
+        let address = py
+            .detach(|| self.client.listen(host, port, credentials))
+            .map_err(|error| at(host, port, error))?;
+        Ok((address.ip().to_string(), address.port()))
+    }
+
+    #[pyo3(signature = (plan))]
+    fn set_plan(&self, plan: Option<&DialPlan>) {
+        self.client.set_plan(plan.map(|plan| plan.0.clone()));
+    }
+
+    fn dial(&self, plan: &DialPlan) -> u64 {
+        self.client.dial(plan.0.clone())
+    }
+
+    fn retire(&self, session: u64) {
+        self.client.retire(session);
+    }
+
+    fn probe(&self) {
+        self.client.probe();
+    }
+
+    #[pyo3(signature = (reason))]
+    fn unavailable(&self, reason: Option<String>) {
+        self.client.set_unavailable(reason);
+    }
+
+    fn fetch(&self, plan: &FetchPlan) -> u64 {
+        self.client.fetch(plan.0.clone())
+    }
+
+    #[pyo3(signature = (host, port, timeout=None))]
+    fn open_stream(
+        &self,
+        py: Python<'_>,
+        host: &str,
+        port: u16,
+        timeout: Option<f64>,
+    ) -> PyResult<RawFd> {
+        let timeout = timeout
+            .map(|timeout| seconds("timeout", timeout))
+            .transpose()?;
+        let target = target(host, port)?;
+        let socket = py
+            .detach(|| self.client.open(target, timeout))
+            .map_err(|failure| raise(py, failure))?;
+        Ok(socket.into_raw_fd())
+    }
+
+    #[pyo3(signature = (timeout))]
+    fn next_event(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Py<PyAny>>> {
+        let limit =
+            timeout.map(|timeout| Duration::from_secs_f64(timeout.clamp(0.0, 31_536_000.0)));
+        match py.detach(|| self.events.next(limit)) {
+            Next::Event(event) => events::event(py, event).map(Some),
+            Next::Log(line) => events::log_line(py, line).map(Some),
+            Next::Woken => events::woken(py).map(Some),
+            Next::TimedOut => Ok(None),
+            Next::Closed => Err(closed(py)),
+        }
+    }
+
+    fn wake(&self) {
+        self.events.wake();
+    }
+
+    fn snapshot(&self, py: Python<'_>) -> PyResult<Snapshot> {
+        Snapshot::new(py, self.client.snapshot())
+    }
+
+    #[pyo3(signature = (grace=0.0))]
+    fn close(&self, py: Python<'_>, grace: f64) {
+        py.detach(|| {
+            self.client
+                .close(Duration::from_secs_f64(grace.clamp(0.0, 86_400.0)))
+        });
+    }
+}
+
+/// logging's number as a filter.
+pub(crate) fn level(number: u8) -> tracing::level_filters::LevelFilter {
+    use tracing::level_filters::LevelFilter;
+    match number {
+        0..=10 => LevelFilter::DEBUG,
+        11..=20 => LevelFilter::INFO,
+        21..=30 => LevelFilter::WARN,
+        _ => LevelFilter::ERROR,
+    }
+}
+
+/// An error of the system with the address in it, and its errno kept.
+pub(crate) fn at(host: &str, port: u16, error: std::io::Error) -> PyErr {
+    match error.raw_os_error() {
+        Some(code) => PyOSError::new_err((
+            code,
+            format!("{host}:{port}: {}", std::io::Error::from_raw_os_error(code)),
+        )),
+        None => PyOSError::new_err(format!("{host}:{port}: {error}")),
+    }
+}
+
+fn target(host: &str, port: u16) -> PyResult<Target> {
+    let host = match host.trim_start_matches('[').trim_end_matches(']').parse() {
+        Ok(address) => Host::Ip(address),
+        Err(_) => Host::from_name(host)
+            .map_err(|error| PyValueError::new_err(format!("{host:?}: {error}")))?,
+    };
+    if port == 0 {
+        return Err(PyValueError::new_err("port: 1 to 65535, not 0"));
+    }
+    Ok(Target { host, port })
+}

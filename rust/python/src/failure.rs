@@ -1,0 +1,74 @@
+//! Why something failed, and the exception it becomes.
+
+use ech_workers_tunnel as tunnel;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+/// Why something failed, for a person and for a program.
+#[pyclass(frozen, module = "ech_workers._native")]
+#[derive(Clone)]
+pub(crate) struct Failure(pub(crate) tunnel::Failure);
+
+#[pymethods]
+impl Failure {
+    #[getter]
+    fn layer(&self) -> &'static str {
+        self.0.layer.name()
+    }
+
+    #[getter]
+    fn code(&self) -> &'static str {
+        self.0.code
+    }
+
+    #[getter]
+    fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    #[getter]
+    fn detail(&self) -> Option<&str> {
+        self.0.detail.as_deref()
+    }
+
+    #[getter]
+    fn retry_configs<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
+        self.0
+            .retry_configs
+            .as_deref()
+            .map(|configs| PyBytes::new(py, configs))
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "<Failure {} {}: {}>",
+            self.layer(),
+            self.code(),
+            self.message()
+        )
+    }
+}
+
+/// The exception of `ech_workers.errors` that a failure is raised as.
+pub(crate) fn raise(py: Python<'_>, failure: tunnel::Failure) -> PyErr {
+    let exception = py
+        .import("ech_workers.errors")
+        .and_then(|errors| errors.getattr("from_failure"))
+        .and_then(|from_failure| from_failure.call1((Failure(failure),)));
+    match exception {
+        Ok(exception) => PyErr::from_value(exception),
+        Err(error) => error,
+    }
+}
+
+/// `EngineClosed`: the engine, or server, was used after its end.
+pub(crate) fn closed(py: Python<'_>) -> PyErr {
+    match py
+        .import("ech_workers.errors")
+        .and_then(|errors| errors.getattr("EngineClosed"))
+        .and_then(|class| class.call0())
+    {
+        Ok(exception) => PyErr::from_value(exception),
+        Err(error) => error,
+    }
+}

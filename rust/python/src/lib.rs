@@ -1,0 +1,52 @@
+//! The Python bindings: `ech_workers._native`, one class a file. Types and meanings are documented in `_native.pyi`.
+
+mod certificate;
+mod ech;
+mod engine;
+mod events;
+mod failure;
+mod plan;
+mod server;
+mod snapshot;
+
+use pyo3::prelude::*;
+
+/// The native core of ech_workers.
+#[pymodule]
+mod _native {
+    use super::*;
+
+    #[pymodule_export]
+    use crate::certificate::CertificateAuthority;
+    #[pymodule_export]
+    use crate::ech::{EchConfig, generate_ech_key, parse_ech_config_list, read_ech_pem};
+    #[pymodule_export]
+    use crate::engine::Engine;
+    #[pymodule_export]
+    use crate::events::{
+        DialFailed, EchLearned, FetchFailed, Fetched, H2Chosen, LogLine, SessionLost, SessionUp,
+        Woken,
+    };
+    #[pymodule_export]
+    use crate::failure::Failure;
+    #[pymodule_export]
+    use crate::plan::{DialPlan, FetchPlan};
+    #[pymodule_export]
+    use crate::server::Server;
+    #[pymodule_export]
+    use crate::snapshot::{ServerSnapshot, SessionSnapshot, Snapshot};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("BORINGSSL_REVISION", ech_workers_tls::BORINGSSL_REVISION)?;
+        let profiles: Vec<&str> = ech_workers_tls::profile::ALL
+            .iter()
+            .map(|profile| profile.name)
+            .collect();
+        module.add(
+            "PROFILES",
+            pyo3::types::PyTuple::new(module.py(), profiles)?,
+        )
+    }
+}

@@ -1,0 +1,147 @@
+//! The server.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ech_workers_tls::ech::EchKey;
+use ech_workers_tls::{Identity, ServerContext};
+use ech_workers_tunnel::{self as tunnel, Next, ServerConfig};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::engine::{at, level};
+use crate::events;
+use crate::failure::closed;
+use crate::plan::seconds;
+use crate::snapshot::ServerSnapshot;
+
+/// The other end of the tunnel.
+#[pyclass(frozen, module = "ech_workers._native")]
+pub(crate) struct Server {
+    server: tunnel::Server,
+    events: Arc<tunnel::Events<Infallible>>,
+}
+
+#[pymethods]
+impl Server {
+    #[new]
+    #[pyo3(signature = (*, host, port, certificates, tokens, path="/".to_owned(), decoy=None, ech_keys=Vec::new(), allow_private_targets=false, max_sessions=10000, max_streams=1024, connect_timeout=10.0, idle_timeout=600.0, workers=1, log_level=20))]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "keyword arguments of the Python class"
+    )]
+    fn new(
+        py: Python<'_>,
+        host: &str,
+        port: u16,
+        certificates: Vec<(Vec<u8>, Vec<u8>)>,
+        tokens: Vec<String>,
+        path: String,
+        decoy: Option<Vec<u8>>,
+        ech_keys: Vec<Vec<u8>>,
+        allow_private_targets: bool,
+        max_sessions: usize,
+        max_streams: usize,
+        connect_timeout: f64,
+        idle_timeout: f64,
+        workers: usize,
+        log_level: u8,
+    ) -> PyResult<Self> {
+        if tokens.is_empty() || tokens.iter().any(String::is_empty) {
+            return Err(PyValueError::new_err(
+                "tokens: at least one, and none of them empty",
+            ));
+        }
+        if !path.starts_with('/') {
+            return Err(PyValueError::new_err(format!(
+                "path: it must begin with a slash, not {path:?}"
+            )));
+        }
+        let config = ServerConfig {
+            tokens,
+            path,
+            decoy,
+            allow_private_targets,
+            max_sessions,
+            max_streams,
+            connect_timeout: seconds("connect_timeout", connect_timeout)?,
+            idle_timeout: seconds("idle_timeout", idle_timeout)?,
+            workers,
+            log_level: level(log_level),
+        };
+        let identities: Vec<Identity> = certificates
+            .into_iter()
+            .map(|(chain_pem, key_pem)| Identity { chain_pem, key_pem })
+            .collect();
+        let keys = keys(
+            &ech_keys
+                .iter()
+                .map(|pem| (pem.clone(), true))
+                .collect::<Vec<_>>(),
+        )?;
+        py.detach(|| {
+            let tls = ServerContext::new(&identities)
+                .map_err(|error| PyValueError::new_err(format!("certificates: {error}")))?;
+            if !keys.is_empty() {
+                tls.set_ech_keys(&keys)
+                    .map_err(|error| PyValueError::new_err(format!("ech_keys: {error}")))?;
+            }
+            let server = tunnel::Server::new(host, port, config, tls)
+                .map_err(|error| at(host, port, error))?;
+            let events = Arc::clone(server.events());
+            Ok(Self { server, events })
+        })
+    }
+
+    #[getter]
+    fn address(&self) -> (String, u16) {
+        let address = self.server.address();
+        (address.ip().to_string(), address.port())
+    }
+
+    fn set_ech_keys(&self, py: Python<'_>, keys: Vec<(Vec<u8>, bool)>) -> PyResult<()> {
+        let keys = self::keys(&keys)?;
+        py.detach(|| self.server.set_ech_keys(&keys))
+            .map_err(|error| PyValueError::new_err(error.to_string()))
+    }
+
+    #[pyo3(signature = (timeout))]
+    fn next_event(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Py<PyAny>>> {
+        let limit =
+            timeout.map(|timeout| Duration::from_secs_f64(timeout.clamp(0.0, 31_536_000.0)));
+        match py.detach(|| self.events.next(limit)) {
+            Next::Event(never) => match never {},
+            Next::Log(line) => events::log_line(py, line).map(Some),
+            Next::Woken => events::woken(py).map(Some),
+            Next::TimedOut => Ok(None),
+            Next::Closed => Err(closed(py)),
+        }
+    }
+
+    fn wake(&self) {
+        self.events.wake();
+    }
+
+    fn snapshot(&self) -> ServerSnapshot {
+        ServerSnapshot::new(&self.server)
+    }
+
+    #[pyo3(signature = (grace=0.0))]
+    fn close(&self, py: Python<'_>, grace: f64) {
+        py.detach(|| {
+            self.server
+                .close(Duration::from_secs_f64(grace.clamp(0.0, 86_400.0)))
+        });
+    }
+}
+
+fn keys(pems: &[(Vec<u8>, bool)]) -> PyResult<Vec<EchKey>> {
+    let mut keys = Vec::new();
+    for (index, (pem, retry)) in pems.iter().enumerate() {
+        let read = EchKey::from_pem(&String::from_utf8_lossy(pem))
+            .map_err(|error| PyValueError::new_err(format!("ECH key {index}: {error}")))?;
+        keys.extend(read.into_iter().map(|key| key.with_retry(*retry)));
+    }
+    Ok(keys)
+}

@@ -1,0 +1,114 @@
+//! Counters at one moment.
+
+use ech_workers_tunnel as tunnel;
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+/// One session at one moment.
+#[pyclass(frozen, get_all, module = "ech_workers._native")]
+pub(crate) struct SessionSnapshot {
+    session: u64,
+    address: String,
+    state: &'static str,
+    streams: u64,
+    streams_total: u64,
+    age: f64,
+    rtt_ms: Option<f64>,
+    bytes_up: u64,
+    bytes_down: u64,
+}
+
+/// The engine's counters at one moment.
+#[pyclass(frozen, get_all, module = "ech_workers._native")]
+pub(crate) struct Snapshot {
+    uptime: f64,
+    connections: u64,
+    connections_total: u64,
+    connections_failed: u64,
+    connections_waiting: u64,
+    bytes_up: u64,
+    bytes_down: u64,
+    dials_total: u64,
+    dials_failed: u64,
+    ech_retries: u64,
+    sessions: Py<PyTuple>,
+}
+
+impl Snapshot {
+    pub(crate) fn new(py: Python<'_>, now: tunnel::Snapshot) -> PyResult<Self> {
+        let sessions = now
+            .sessions
+            .into_iter()
+            .map(|session| Py::new(py, SessionSnapshot::from(session)));
+        let sessions = sessions.collect::<PyResult<Vec<_>>>()?;
+        Ok(Self {
+            uptime: now.uptime.as_secs_f64(),
+            connections: now.connections,
+            connections_total: now.connections_total,
+            connections_failed: now.connections_failed,
+            connections_waiting: now.connections_waiting,
+            bytes_up: now.bytes_up,
+            bytes_down: now.bytes_down,
+            dials_total: now.dials_total,
+            dials_failed: now.dials_failed,
+            ech_retries: now.ech_retries,
+            sessions: PyTuple::new(py, sessions)?.unbind(),
+        })
+    }
+}
+
+impl From<tunnel::SessionSnapshot> for SessionSnapshot {
+    fn from(now: tunnel::SessionSnapshot) -> Self {
+        Self {
+            session: now.session,
+            address: now.address.to_string(),
+            state: if now.retiring { "retiring" } else { "up" },
+            streams: now.streams,
+            streams_total: now.streams_total,
+            age: now.age.as_secs_f64(),
+            rtt_ms: now.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
+            bytes_up: now.bytes_up,
+            bytes_down: now.bytes_down,
+        }
+    }
+}
+
+/// The server's counters at one moment.
+#[pyclass(frozen, get_all, module = "ech_workers._native")]
+pub(crate) struct ServerSnapshot {
+    uptime: f64,
+    sessions: u64,
+    sessions_total: u64,
+    streams: u64,
+    streams_total: u64,
+    streams_failed: u64,
+    bytes_up: u64,
+    bytes_down: u64,
+    handshakes_failed: u64,
+    ech_accepted: u64,
+    ech_rejected: u64,
+    ech_absent: u64,
+    tokens_rejected: u64,
+}
+
+impl ServerSnapshot {
+    pub(crate) fn new(server: &tunnel::Server) -> Self {
+        let stats = server.stats();
+        let streams = &stats.streams;
+        Self {
+            uptime: server.started().elapsed().as_secs_f64(),
+            sessions: stats.sessions.value(),
+            sessions_total: stats.sessions_total.value(),
+            streams: streams.streams.value(),
+            streams_total: streams.streams_total.value(),
+            streams_failed: stats.streams_failed.value(),
+            bytes_up: streams.traffic.up.value(),
+            bytes_down: streams.traffic.down.value(),
+            handshakes_failed: stats.handshakes_failed.value(),
+            ech_accepted: stats.ech_accepted.value(),
+            ech_rejected: stats.ech_rejected.value(),
+            ech_absent: stats.ech_absent.value(),
+            tokens_rejected: stats.tokens_rejected.value(),
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! One dial: TCP, TLS with ECH, the WebSocket. What must happen inside one dial happens here: trying the addresses, the
+//! one retry after an ECH rejection, the second hello after h2.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use ech_workers_tls::{ClientContext, ClientParameters, Ech, HelloForm, Profile, TlsStream};
+use ech_workers_websocket::Role;
+use ech_workers_websocket::handshake::{self, ClientHandshake, RequestTemplate};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::failure::{Failure, Layer};
+use crate::link::Link;
+use crate::preamble;
+
+/// The head start of one address before the next is tried (RFC 8305 section 5).
+const HEAD_START: Duration = Duration::from_millis(250);
+
+/// How a connection carries local ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Many streams on one session.
+    Yamux,
+    /// One WebSocket each.
+    Simple,
+}
+
+/// How to reach one server; everything one dial needs.
+#[derive(Debug, Clone)]
+pub struct DialPlan {
+    /// The server's name: the inner name of the hello, the certificate's, and the Host.
+    pub server_name: String,
+    /// Its port.
+    pub port: u16,
+    /// Path and query of the upgrade request.
+    pub path: String,
+    /// The Sec-WebSocket-Protocol.
+    pub token: Option<String>,
+    /// Where it is; tried in turn with a head start.
+    pub addresses: Vec<IpAddr>,
+    /// An `ECHConfigList`; `None` sends the name in clear.
+    pub ech: Option<Vec<u8>>,
+    /// Whose hello to send.
+    pub profile: &'static Profile,
+    /// Start with the hello that offers `http/1.1` alone: the server is known to choose h2, or the user says so.
+    pub websocket_hello: bool,
+    /// What the connection will carry.
+    pub mode: Mode,
+    /// For each address.
+    pub tcp_timeout: Duration,
+    /// For TLS, and again for the WebSocket.
+    pub handshake_timeout: Duration,
+}
+
+impl DialPlan {
+    /// The Host value (RFC 9110 section 7.2): with the port unless it is 443.
+    fn host(&self) -> String {
+        if self.port == 443 {
+            self.server_name.clone()
+        } else {
+            format!("{}:{}", self.server_name, self.port)
+        }
+    }
+}
+
+/// What a dial learned, for the one who keeps such things.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Learned {
+    /// Authenticated retry configurations.
+    Ech(Vec<u8>),
+    /// The server chooses h2 when it is offered.
+    H2,
+}
+
+/// How a connection was made.
+#[derive(Debug, Clone)]
+pub struct Dialed {
+    /// The address that answered.
+    pub address: SocketAddr,
+    /// ECH was used, and accepted.
+    pub ech_accepted: bool,
+    /// The outer name that the network saw.
+    pub public_name: Option<String>,
+    /// The profile's name.
+    pub profile: &'static str,
+    /// The WebSocket hello (`http/1.1` alone) or the first-contact one.
+    pub websocket_hello: bool,
+    /// The ALPN that the server chose.
+    pub alpn: Option<String>,
+    /// The cipher suite.
+    pub cipher: &'static str,
+    /// The key exchange group.
+    pub group: &'static str,
+    /// The TLS session was resumed.
+    pub resumed: bool,
+    /// An ECH rejection came first, and its retry configurations were used.
+    pub retried: bool,
+    /// Time to connect.
+    pub tcp: Duration,
+    /// Time for the TLS handshake.
+    pub tls: Duration,
+    /// Time for the WebSocket's opening handshake.
+    pub websocket: Duration,
+    /// What the server announced beyond the deployed protocol.
+    pub features: Vec<String>,
+}
+
+impl Dialed {
+    /// The server takes extended preambles and real half-closes.
+    pub(crate) fn extended(&self) -> bool {
+        self.features.first().is_some_and(|version| version == "1")
+            && self.features.iter().any(|feature| feature == "connect")
+    }
+}
+
+/// Makes one connection by `plan`, and tells `learn` what is worth keeping, whatever the outcome.
+pub(crate) async fn dial(
+    plan: &DialPlan,
+    context: &ClientContext,
+    mut learn: impl FnMut(Learned),
+) -> Result<(Link, Dialed), Failure> {
+    let mut ech = plan.ech.clone();
+    let mut websocket_hello = plan.websocket_hello;
+    let mut retried = false;
+    let session_key = format!("{}:{}", plan.server_name, plan.port);
+    // Three connections at most: the first, one with retry configurations, one with the WebSocket hello.
+    loop {
+        let started = Instant::now();
+        let (tcp, address) = connect(&plan.addresses, plan.port, plan.tcp_timeout).await?;
+        let tcp_time = started.elapsed();
+        let parameters = ClientParameters {
+            profile: plan.profile,
+            form: if websocket_hello {
+                HelloForm::WebSocket
+            } else {
+                HelloForm::FirstContact
+            },
+            server_name: &plan.server_name,
+            ech: ech.as_deref().map_or(Ech::Off, Ech::List),
+            session_key: Some(&session_key),
+        };
+        let started = Instant::now();
+        let handshake = timeout(
+            plan.handshake_timeout,
+            ech_workers_tls::connect(tcp, context, parameters),
+        )
+        .await;
+        let tls = match handshake {
+            Ok(Ok(tls)) => tls,
+            Ok(Err(error)) => {
+                let mut failure = Failure::handshake(&address.to_string(), error);
+                match failure.retry_configs.take() {
+                    Some(configs) => {
+                        learn(Learned::Ech(configs.clone()));
+                        if retried {
+                            failure
+                                .message
+                                .push_str("; its own retry configurations were rejected too");
+                            return Err(failure);
+                        }
+                        retried = true;
+                        ech = Some(configs);
+                        continue;
+                    }
+                    None => return Err(failure),
+                }
+            }
+            Err(_) => {
+                return Err(Failure::new(
+                    Layer::Tls,
+                    "tls-timeout",
+                    format!(
+                        "handshake with {address}: no end within {} s",
+                        plan.handshake_timeout.as_secs_f32()
+                    ),
+                ));
+            }
+        };
+        let tls_time = started.elapsed();
+        let info = tls.info().clone();
+        if info.alpn.as_deref() == Some("h2") {
+            learn(Learned::H2);
+            if websocket_hello {
+                return Err(Failure::new(
+                    Layer::Tls,
+                    "tls-failed",
+                    format!("{address} chose h2, which was not offered"),
+                ));
+            }
+            // As a browser does it: the connection that chose h2 is left, and the WebSocket hello follows at once.
+            websocket_hello = true;
+            continue;
+        }
+        let started = Instant::now();
+        let (link, features) = match timeout(plan.handshake_timeout, upgrade(tls, plan)).await {
+            Ok(outcome) => outcome?,
+            Err(_) => {
+                return Err(Failure::new(
+                    Layer::WebSocket,
+                    "websocket-timeout",
+                    format!(
+                        "{address} did not answer the WebSocket upgrade within {} s",
+                        plan.handshake_timeout.as_secs_f32()
+                    ),
+                ));
+            }
+        };
+        return Ok((
+            link,
+            Dialed {
+                address,
+                ech_accepted: info.ech_accepted,
+                public_name: info.public_name.map(String::from),
+                profile: plan.profile.name,
+                websocket_hello,
+                alpn: info.alpn.map(String::from),
+                cipher: info.cipher,
+                group: info.group,
+                resumed: info.resumed,
+                retried,
+                tcp: tcp_time,
+                tls: tls_time,
+                websocket: started.elapsed(),
+                features,
+            },
+        ));
+    }
+}
+
+/// Connects to the first address that answers, each with a head start before the next (RFC 8305).
+pub(crate) async fn connect(
+    addresses: &[IpAddr],
+    port: u16,
+    limit: Duration,
+) -> Result<(TcpStream, SocketAddr), Failure> {
+    let mut attempts = JoinSet::new();
+    let mut waiting = addresses
+        .iter()
+        .map(|&address| SocketAddr::new(address, port));
+    let mut last = Failure::new(Layer::Tcp, "tcp-unreachable", "the server has no address");
+    let mut more = true;
+    loop {
+        if more {
+            match waiting.next() {
+                Some(address) => {
+                    attempts.spawn(async move { (address, connect_one(address, limit).await) });
+                }
+                None => more = false,
+            }
+        }
+        let next = async {
+            if more {
+                tokio::time::sleep(HEAD_START).await
+            } else {
+                std::future::pending().await
+            }
+        };
+        tokio::select! {
+            finished = attempts.join_next() => match finished {
+                Some(Ok((address, Ok(tcp)))) => return Ok((tcp, address)),
+                Some(Ok((address, Err(error)))) => last = Failure::tcp(&address.to_string(), &error),
+                Some(Err(_)) => {}
+                None if !more => return Err(last),
+                None => {}
+            },
+            () = next => {}
+        }
+    }
+}
+
+async fn connect_one(address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    let tcp = timeout(limit, TcpStream::connect(address))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    tcp.set_nodelay(true)?;
+    Ok(tcp)
+}
+
+/// The WebSocket's opening handshake.
+async fn upgrade(mut tls: TlsStream, plan: &DialPlan) -> Result<(Link, Vec<String>), Failure> {
+    let template = RequestTemplate::new(plan.profile.websocket_headers).map_err(|error| {
+        Failure::new(
+            Layer::WebSocket,
+            "websocket-protocol",
+            format!("profile {}: {error}", plan.profile.name),
+        )
+    })?;
+    let mut key = [0; 16];
+    getrandom::fill(&mut key)
+        .map_err(|error| Failure::new(Layer::WebSocket, "websocket-protocol", error.to_string()))?;
+    let request = handshake::Request {
+        host: &plan.host(),
+        path: &plan.path,
+        token: plan.token.as_deref(),
+    };
+    let mut handshake = ClientHandshake::new(&template, request, key).map_err(|error| {
+        Failure::new(
+            Layer::WebSocket,
+            "websocket-protocol",
+            format!("the upgrade request: {error}"),
+        )
+    })?;
+    let broken = |error: io::Error| {
+        let mut failure = Failure::transport(&error);
+        failure.message = format!("during the WebSocket upgrade: {}", failure.message);
+        failure
+    };
+    tls.write_all(handshake.request()).await.map_err(broken)?;
+    tls.flush().await.map_err(broken)?;
+    let mut buffer = [0; 4096];
+    loop {
+        let n = match tls.read(&mut buffer).await {
+            Ok(n) => n,
+            // A server that refuses may cut the connection behind its answer.
+            Err(error) => match refused(handshake.end()) {
+                failure if failure.code == "websocket-protocol" => return Err(broken(error)),
+                failure => return Err(failure),
+            },
+        };
+        if n == 0 {
+            return Err(refused(handshake.end()));
+        }
+        if let Some((used, response)) = handshake.receive(&buffer[..n]).map_err(refused)? {
+            let features = response
+                .header(preamble::ANNOUNCEMENT)
+                .map(|value| {
+                    value
+                        .split(',')
+                        .map(|word| word.trim().to_owned())
+                        .filter(|word| !word.is_empty())
+                        .collect()
+                })
+                .unwrap_or_default();
+            return Ok((
+                Link::new(tls, Role::Client, buffer[used..n].to_vec()),
+                features,
+            ));
+        }
+    }
+}
+
+/// A refused upgrade in the words of its cause.
+fn refused(error: handshake::HandshakeError) -> Failure {
+    use handshake::HandshakeError;
+    match error {
+        HandshakeError::Refused(refusal) => {
+            let what = format!("{} {}", refusal.status, refusal.reason);
+            let what = what.trim();
+            let failure = match refusal.status {
+                // A deployed server shows its decoy page, a Worker says 4xx.
+                200 | 400 | 401 | 403 | 404 | 405 => Failure::new(
+                    Layer::Token,
+                    "token-rejected",
+                    format!(
+                        "the server does not accept this token (or this path): it answered {what}"
+                    ),
+                ),
+                _ => Failure::new(
+                    Layer::WebSocket,
+                    "websocket-status",
+                    format!("the server answered the upgrade with {what}"),
+                ),
+            };
+            let mut detail = refusal.body;
+            if let Some(location) = refusal.location {
+                detail = format!("Location: {location}; {detail}");
+            }
+            failure.with_detail(detail)
+        }
+        HandshakeError::ProtocolNotConfirmed => Failure::new(
+            Layer::Token,
+            "token-rejected",
+            "the server upgraded the connection without confirming the token",
+        ),
+        other => Failure::new(
+            Layer::WebSocket,
+            "websocket-protocol",
+            format!("the WebSocket upgrade: {other}"),
+        ),
+    }
+}

@@ -1,0 +1,143 @@
+//! Why something failed: the layer, a stable code, one line for a person, and detail for a developer.
+
+use std::io;
+
+use ech_workers_tls::{CertificateProblem, HandshakeError};
+
+/// The layer at which something failed, from the local port outward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Layer {
+    Resolver,
+    Tcp,
+    Tls,
+    Ech,
+    Certificate,
+    WebSocket,
+    Token,
+    Yamux,
+    Target,
+    Local,
+}
+
+impl Layer {
+    /// The word used in messages and in the Python API.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Resolver => "resolver",
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+            Self::Ech => "ech",
+            Self::Certificate => "certificate",
+            Self::WebSocket => "websocket",
+            Self::Token => "token",
+            Self::Yamux => "yamux",
+            Self::Target => "target",
+            Self::Local => "local",
+        }
+    }
+}
+
+/// Why something failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// Where.
+    pub layer: Layer,
+    /// A stable word for programs, for example `tcp-refused`.
+    pub code: &'static str,
+    /// One line: what failed and why, without advice.
+    pub message: String,
+    /// What a developer would want beside it.
+    pub detail: Option<String>,
+    /// An authenticated `ECHConfigList`, with `ech-rejected` only.
+    pub retry_configs: Option<Vec<u8>>,
+}
+
+impl Failure {
+    /// A failure without detail.
+    pub fn new(layer: Layer, code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            layer,
+            code,
+            message: message.into(),
+            detail: None,
+            retry_configs: None,
+        }
+    }
+
+    /// The same failure with detail.
+    #[must_use]
+    pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    /// A TCP connection to `address` that could not be made.
+    pub fn tcp(address: &str, error: &io::Error) -> Self {
+        let (code, why) = match error.kind() {
+            io::ErrorKind::ConnectionRefused => ("tcp-refused", "connection refused".to_owned()),
+            io::ErrorKind::TimedOut => ("tcp-timeout", "no answer in time".to_owned()),
+            io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {
+                ("tcp-unreachable", "no route to it".to_owned())
+            }
+            io::ErrorKind::ConnectionReset => ("tcp-reset", "connection reset".to_owned()),
+            _ => ("tcp-failed", error.to_string()),
+        };
+        Self::new(Layer::Tcp, code, format!("connecting to {address}: {why}"))
+    }
+
+    /// A TLS handshake with `address` that failed.
+    pub fn handshake(address: &str, error: HandshakeError) -> Self {
+        let message = format!("handshake with {address}: {error}");
+        let (layer, code, retry_configs) = match error {
+            HandshakeError::EchRejected {
+                retry_configs: Some(configs),
+                ..
+            } => (Layer::Ech, "ech-rejected", Some(configs)),
+            HandshakeError::EchRejected {
+                retry_configs: None,
+                ..
+            } => (Layer::Ech, "ech-disabled", None),
+            HandshakeError::EchConfigInvalid { .. } => (Layer::Ech, "ech-config-invalid", None),
+            HandshakeError::Certificate { ref problem, .. } => (
+                Layer::Certificate,
+                match problem {
+                    CertificateProblem::UnknownIssuer => "certificate-unknown-issuer",
+                    CertificateProblem::Expired => "certificate-expired",
+                    CertificateProblem::NotYetValid => "certificate-not-yet-valid",
+                    CertificateProblem::NameMismatch => "certificate-name",
+                    _ => "certificate-invalid",
+                },
+                None,
+            ),
+            HandshakeError::Alert(_) => (Layer::Tls, "tls-alert", None),
+            HandshakeError::ResetAfterHello | HandshakeError::Closed => {
+                (Layer::Tls, "tls-reset", None)
+            }
+            HandshakeError::TlsVersion => (Layer::Tls, "tls-version", None),
+            _ => (Layer::Tls, "tls-failed", None),
+        };
+        Self {
+            layer,
+            code,
+            message,
+            detail: None,
+            retry_configs,
+        }
+    }
+
+    /// The carrying connection broke while in use.
+    pub fn transport(error: &io::Error) -> Self {
+        let (code, why) = match error.kind() {
+            io::ErrorKind::UnexpectedEof => (
+                "tcp-reset",
+                "the connection was cut without a close".to_owned(),
+            ),
+            io::ErrorKind::ConnectionReset => ("tcp-reset", "the connection was reset".to_owned()),
+            io::ErrorKind::TimedOut => ("tcp-timeout", "the connection timed out".to_owned()),
+            _ => ("tcp-failed", error.to_string()),
+        };
+        Self::new(Layer::Tcp, code, why)
+    }
+}

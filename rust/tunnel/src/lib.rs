@@ -1,0 +1,33 @@
+//! Composes TLS, WebSocket, yamux and the local proxy into a tunnel, client and server.
+//!
+//! The four protocols know nothing of one another; this crate is where they meet. A connection's way: the local port
+//! ([`Client::listen`]) learns the target, the pool picks a session, the session's driver takes the socket and relays.
+//! A [`Client`] dials when its owner says so and reports what happens as [`Event`]s; what to do about it is the
+//! owner's to decide. A [`Server`] is the other end.
+
+mod client;
+mod counters;
+mod dial;
+mod endpoint;
+mod events;
+mod failure;
+mod fetch;
+mod link;
+mod local;
+mod log;
+mod preamble;
+mod readiness;
+mod reply;
+mod server;
+mod session;
+mod simple;
+mod target;
+
+pub use client::{Client, ClientConfig, Event, SessionSnapshot, Snapshot};
+pub use counters::{Counter, Traffic};
+pub use dial::{DialPlan, Dialed, Learned, Mode};
+pub use events::{Events, LogLine, Next};
+pub use failure::{Failure, Layer};
+pub use fetch::{FetchPlan, Fetched};
+pub use server::{Server, ServerConfig, ServerStats};
+pub use session::SessionStats;

@@ -1,0 +1,114 @@
+//! The local port: accepts programs, learns where they want to go, and hands their sockets on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ech_workers_proxy::{Credentials, Negotiation, Progress, Request};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use crate::counters::Counter;
+
+/// How long an accept loop waits when the system has no file descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a refused program may take to read the refusal.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// A place among the limited local connections, given up when the connection ends.
+#[derive(Debug)]
+pub(crate) struct Place {
+    counter: Arc<Counter>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Place {
+    pub(crate) fn take(places: &Arc<Semaphore>, counter: &Arc<Counter>) -> Option<Self> {
+        let permit = Arc::clone(places).try_acquire_owned().ok()?;
+        counter.add(1);
+        Some(Self {
+            counter: Arc::clone(counter),
+            _permit: permit,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.counter.sub(1);
+    }
+}
+
+/// Accepts connections without end and gives each to `accepted`.
+pub(crate) async fn accept(listener: TcpListener, mut accepted: impl FnMut(TcpStream)) {
+    loop {
+        match listener.accept().await {
+            Ok((tcp, _)) => {
+                // Nothing depends on it but latency.
+                let _ = tcp.set_nodelay(true);
+                accepted(tcp);
+            }
+            Err(error) => {
+                tracing::warn!("accepting a connection: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Speaks with a local program up to its request. `None`: it was refused, or went away.
+pub(crate) async fn negotiate(
+    tcp: &mut TcpStream,
+    credentials: Option<Credentials>,
+    limit: Duration,
+) -> Option<Request> {
+    let mut negotiation = Negotiation::new(credentials);
+    let progress = match timeout(limit, converse(tcp, &mut negotiation)).await {
+        Ok(progress) => progress?,
+        Err(_) => negotiation.timed_out(),
+    };
+    match progress {
+        Progress::Request(request) => Some(request),
+        Progress::Reject { reply, error } => {
+            tracing::debug!("a local program was refused: {error}");
+            refuse(tcp, &reply).await;
+            None
+        }
+        Progress::NeedMore | Progress::Send(_) => None,
+    }
+}
+
+async fn converse(tcp: &mut TcpStream, negotiation: &mut Negotiation) -> Option<Progress> {
+    let mut buffer = [0; 2048];
+    let mut input = 0..0;
+    loop {
+        match negotiation.advance(&buffer[input.clone()]) {
+            Progress::NeedMore => {
+                let n = tcp.read(&mut buffer).await.ok()?;
+                if n == 0 {
+                    return Some(negotiation.end_of_input());
+                }
+                input = 0..n;
+            }
+            Progress::Send(bytes) => {
+                tcp.write_all(&bytes).await.ok()?;
+                input = 0..0;
+            }
+            end => return Some(end),
+        }
+    }
+}
+
+/// Writes a refusal and gives the program time to read it: a close with unread bytes would reset the connection.
+async fn refuse(tcp: &mut TcpStream, reply: &[u8]) {
+    let gentle = async {
+        tcp.write_all(reply).await?;
+        tcp.shutdown().await?;
+        let mut rest = [0; 1024];
+        while tcp.read(&mut rest).await? > 0 {}
+        std::io::Result::Ok(())
+    };
+    // Whatever goes wrong here, the connection is over.
+    let _ = timeout(LINGER, gentle).await;
+}

@@ -1,0 +1,80 @@
+//! Diagnostics of the tunnel's own threads, as log lines among its owner's events.
+
+use std::cell::RefCell;
+use std::fmt::Write;
+use std::sync::Arc;
+
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::subscriber::DefaultGuard;
+use tracing::{Dispatch, Event, Metadata, Subscriber};
+
+use crate::events::{Events, LogLine};
+
+thread_local! {
+    static GUARD: RefCell<Option<DefaultGuard>> = const { RefCell::new(None) };
+}
+
+/// Sends what is logged on this thread from now on to `dispatch`.
+pub(crate) fn adopt_thread(dispatch: &Dispatch) {
+    GUARD.set(Some(tracing::dispatcher::set_default(dispatch)));
+}
+
+/// Where the log lines of one client or server go.
+pub(crate) fn dispatch<E: Send + 'static>(events: Arc<Events<E>>, level: LevelFilter) -> Dispatch {
+    Dispatch::new(Lines { events, level })
+}
+
+struct Lines<E> {
+    events: Arc<Events<E>>,
+    level: LevelFilter,
+}
+
+impl<E: Send + 'static> Subscriber for Lines<E> {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        // Other crates' diagnostics are theirs; ours say what a user can do something about.
+        *metadata.level() <= self.level && metadata.target().starts_with("ech_workers")
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(self.level)
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        // Nobody looks at spans here.
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Message(String::new());
+        event.record(&mut line);
+        let metadata = event.metadata();
+        self.events.log(LogLine {
+            level: *metadata.level(),
+            target: metadata.target(),
+            message: line.0,
+        });
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+struct Message(String);
+
+impl Visit for Message {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        // Writing into a string does not fail.
+        let _ = if field.name() == "message" {
+            write!(self.0, "{value:?}")
+        } else {
+            write!(self.0, " {field}={value:?}")
+        };
+    }
+}

@@ -1,0 +1,92 @@
+//! How the one who asked for a stream is told what came of it.
+
+use std::io;
+use std::task::{Context, Waker};
+
+use ech_workers_proxy::{self as proxy, Request};
+use tokio::sync::oneshot;
+
+use crate::endpoint::Endpoint;
+use crate::failure::{Failure, Layer};
+use crate::preamble::Status;
+
+/// The one who asked.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    /// A local program, in its proxy protocol.
+    Local(Request),
+    /// The API.
+    Api(oneshot::Sender<Result<(), Failure>>),
+}
+
+impl Reply {
+    /// The bytes that tell of success; the API is told at once.
+    pub(crate) fn succeed(self) -> Vec<u8> {
+        match self {
+            Self::Local(request) => request.success(),
+            Self::Api(answer) => {
+                // Nobody waits any more: the stream's socket is closed then, which ends the stream.
+                let _ = answer.send(Ok(()));
+                Vec::new()
+            }
+        }
+    }
+
+    /// Tells of a failure and closes the socket.
+    pub(crate) fn refuse(self, mut endpoint: Endpoint, failure: proxy::Failure, reason: &str) {
+        match self {
+            Self::Local(request) => {
+                let bytes = request.failure(failure, reason);
+                // A few bytes into a fresh socket's empty buffer: there is nothing to wait for, and no one to tell otherwise.
+                let _: io::Result<()> =
+                    endpoint.tell(&mut Context::from_waker(Waker::noop()), &bytes);
+                endpoint.socket.finish();
+            }
+            Self::Api(answer) => {
+                let _ = answer.send(Err(api_failure(failure, reason)));
+            }
+        }
+    }
+}
+
+/// A failure as the API tells it.
+fn api_failure(failure: proxy::Failure, reason: &str) -> Failure {
+    let (layer, code, why) = match failure {
+        proxy::Failure::NotAllowed => (
+            Layer::Target,
+            "target-not-allowed",
+            "the server does not allow it",
+        ),
+        proxy::Failure::NetworkUnreachable | proxy::Failure::HostUnreachable => {
+            (Layer::Target, "target-unreachable", "no route to it")
+        }
+        proxy::Failure::ConnectionRefused => {
+            (Layer::Target, "target-refused", "connection refused")
+        }
+        proxy::Failure::TimedOut => (Layer::Target, "target-timeout", "no answer in time"),
+        proxy::Failure::NameNotFound => {
+            (Layer::Target, "target-not-found", "the name does not exist")
+        }
+        proxy::Failure::TunnelDown => (
+            Layer::Local,
+            "no-session",
+            "there is no session to the server",
+        ),
+        _ => (Layer::Target, "target-failed", "it failed"),
+    };
+    Failure::new(layer, code, if reason.is_empty() { why } else { reason })
+}
+
+impl From<Status> for proxy::Failure {
+    fn from(status: Status) -> Self {
+        match status {
+            Status::NotAllowed => Self::NotAllowed,
+            Status::NetworkUnreachable => Self::NetworkUnreachable,
+            Status::HostUnreachable => Self::HostUnreachable,
+            Status::Refused => Self::ConnectionRefused,
+            Status::TimedOut => Self::TimedOut,
+            Status::NameNotFound => Self::NameNotFound,
+            Status::Succeeded | Status::General => Self::General,
+        }
+    }
+}
