@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import secrets
 import socket
 import threading
 import time
@@ -477,6 +478,12 @@ class _Answers:
         known = self._store.configuration(self._server)
         if known is not None and (known.source == "retry" or known.origin == self.origin):
             return known, problem
+        if config.ech_bootstrap is not None:
+            _, configs = _native.generate_ech_key(secrets.randbelow(256), config.ech_bootstrap)
+            made_up = Configuration(
+                configs=configs, source="bootstrap", origin=config.ech_bootstrap, fetched_at=0.0, ttl=0.0
+            )
+            return made_up, problem
         return None, problem
 
     def addresses(self, used: Configuration | None) -> tuple[tuple[str, ...], TunnelError]:
@@ -645,6 +652,7 @@ def _configuration_row(used: Configuration, origin: str, problem: TunnelError) -
     where = {
         "dns": f"from the HTTPS record of {used.origin}, {max(0, age):.0f} s old",
         "retry": f"handed over by the server {max(0, age):.0f} s ago",
+        "bootstrap": "made up (--ech-bootstrap): the server is to reject it and hand over its own",
     }.get(used.source, "given by --ech-config")
     late = used.source in ("dns", "retry") and used.is_stale(time.time())
     return Row(

@@ -181,6 +181,7 @@ class ClientOptions(TypedDict, total=False):
     server_ip: str | Sequence[str] | None
     ech_domain: str | None
     ech_config: str | bytes | None
+    ech_bootstrap: str | None
     doh_server: str | Sequence[str] | None
     doh_ip: str | Sequence[str] | None
     ca_file: str | Path | None
@@ -213,6 +214,8 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The name whose HTTPS record gives the ECH configuration, when it is not the server's own."""
     ech_config: bytes | None = None
     """An ECHConfigList (RFC 9849 section 4); none is looked up then."""
+    ech_bootstrap: str | None = None
+    """The public name to ask the server itself for its ECH configurations with, when no resolver has any."""
     resolvers: tuple[Resolver, ...] = DEFAULT_RESOLVERS
     ca_file: Path | None = None
     ca_pem: bytes | None = None
@@ -250,6 +253,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
         server_ip: str | Sequence[str] | None = None,
         ech_domain: str | None = None,
         ech_config: str | bytes | None = None,
+        ech_bootstrap: str | None = None,
         doh_server: str | Sequence[str] | None = None,
         doh_ip: str | Sequence[str] | None = None,
         ca_file: str | Path | None = None,
@@ -276,7 +280,11 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
         """
         address = server if isinstance(server, ServerAddress) else ServerAddress.parse(_text(server, "--server"))
         if not ech:
-            for option, value in (("--ech-config", ech_config), ("--ech-domain", ech_domain)):
+            for option, value in (
+                ("--ech-config", ech_config),
+                ("--ech-domain", ech_domain),
+                ("--ech-bootstrap", ech_bootstrap),
+            ):
                 if value:
                     raise ConfigError("has no meaning with --no-ech", option=option, advice="leave one of them out")
         elif _is_address(address.host):
@@ -298,6 +306,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
             server_ips=tuple(_address(ip, "--server-ip") for ip in _several(server_ip)),
             ech_domain=_host(ech_domain, "--ech-domain", address=False) if ech_domain else None,
             ech_config=_ech_config(ech_config) if ech_config else None,
+            ech_bootstrap=_host(ech_bootstrap, "--ech-bootstrap", address=False) if ech_bootstrap else None,
             resolvers=_resolvers(_several(doh_server), _several(doh_ip)),
             ca_file=ca,
             ca_pem=_certificates(ca, "--ca-file") if ca else None,

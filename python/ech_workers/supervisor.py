@@ -72,6 +72,7 @@ class NativeLike(Protocol):
     @property
     def FetchPlan(self) -> Callable[..., FetchPlan]: ...  # noqa: N802
     def parse_ech_config_list(self, data: bytes) -> Sequence[_native.EchConfig]: ...
+    def generate_ech_key(self, config_id: int, public_name: str) -> tuple[bytes, bytes]: ...
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,6 +215,7 @@ class Supervisor:
         self._resolved: dict[str, dict[doh.Type, doh.AddressAnswer | TunnelError]] = {}
         self._preferred: str | None = None
         self._bad_configs: bytes | None = None
+        self._bootstrap: Configuration | None = None
         self._public_names: dict[bytes, str | None] = {}
 
         self._plan: DialPlan | None = None
@@ -487,7 +489,12 @@ class Supervisor:
         self._records.failed(error, self._clock(), self._backoff(self._records.failures))
         known = self._configuration()
         if known is not None:
-            self._records.mention(f"{error.line()} (the configuration from before is used)")
+            instead = (
+                f"the server is asked for its own, as {known.origin}"
+                if known.source == "bootstrap"
+                else "the configuration from before is used"
+            )
+            self._records.mention(f"{error.line()} ({instead})")
         self._after_look_up()
 
     def _ask_addresses(self, name: str) -> None:
@@ -545,8 +552,22 @@ class Supervisor:
                 configs=config.ech_config, source="option", origin=config.server.host, fetched_at=0.0, ttl=0.0
             )
         if known is None or not self._is_ours(known) or known.configs == self._bad_configs:
-            return None
+            return self._made_up() if self._records.error else None
         return known
+
+    def _made_up(self) -> Configuration | None:
+        """For a server whose provider's public name is known and nothing else (--ech-bootstrap).
+
+        The key is thrown away: the server cannot but reject it, proves that it owns the public name, and hands over its
+        true configurations (RFC 9849 section 6.1.6). The name in the encrypted part is readable to nobody.
+        """
+        public_name = self._config.ech_bootstrap
+        if public_name is not None and self._bootstrap is None:
+            _, configs = self._native.generate_ech_key(int(256 * self._uniform()), public_name)
+            self._bootstrap = Configuration(
+                configs=configs, source="bootstrap", origin=public_name, fetched_at=0.0, ttl=0.0
+            )
+        return self._bootstrap
 
     def _name(self) -> str | None:
         """The name whose addresses are looked up; None when none need be."""

@@ -150,6 +150,10 @@ def parse(data: bytes) -> list[SimpleNamespace]:
     return [SimpleNamespace(public_name="public.test")]
 
 
+def generate(config_id: int, public_name: str) -> tuple[bytes, bytes]:
+    return b"PEM", ech_list(f"made up for {public_name}")
+
+
 def ech_list(text: str) -> bytes:
     """Passes for an ECHConfigList as far as the length goes."""
     data = text.encode().ljust(4, b".")
@@ -383,7 +387,10 @@ def start(world: World, *, store: EchStore | None = None, timing: Timing | None 
         store or EchStore(None, clock=world.wall),
         clock=world.clock,
         wall=world.wall,
-        native=cast("Any", SimpleNamespace(DialPlan=Plan, FetchPlan=Plan, parse_ech_config_list=parse)),
+        native=cast(
+            "Any",
+            SimpleNamespace(DialPlan=Plan, FetchPlan=Plan, parse_ech_config_list=parse, generate_ech_key=generate),
+        ),
         timing=timing,
         uniform=lambda: 0.5,
     )
@@ -737,6 +744,34 @@ def test_a_published_configuration_that_no_plan_accepts_is_an_error(world: World
         supervisor.wait_ready(1)
     asked = sum(kind == "HTTPS" for resolver in world.resolvers.values() for _, _, kind in resolver.asked)
     assert asked < 6
+
+
+def test_bootstrap_asks_the_server_itself_when_no_resolver_answers(world: World, tmp_path: Path) -> None:
+    for resolver in world.resolvers.values():
+        resolver.failure = ("tcp", "tcp-unreachable")
+    made_up = ech_list("made up for public.test")
+    world.answer = lambda plan: (EchLearned("secret.test", ech_list("true")), {"retried": True})
+    supervisor = start(
+        world, store=EchStore(tmp_path, clock=world.wall), ech_bootstrap="public.test", server_ips=("192.0.2.1",)
+    )
+    status = world.run(2)
+    assert status.phase == "up"
+    supervisor.wait_ready(1)
+    assert world.dials[0][1].ech == made_up
+    world.answer = lambda plan: "up"
+    world.run(10)
+    world.lose_all()
+    world.run(1)
+    assert world.dials[-1][1].ech == ech_list("true")
+    kept = EchStore(tmp_path, clock=world.wall).configuration("secret.test:443")
+    assert kept is not None
+    assert kept.configs == ech_list("true")
+
+
+def test_bootstrap_is_not_used_while_a_resolver_answers(world: World) -> None:
+    start(world, ech_bootstrap="public.test")
+    world.run(1)
+    assert [plan.ech for _, plan in world.dials] == [ech_list("one")]
 
 
 # ---------------------------------------------------------------- the cache

@@ -99,6 +99,11 @@ def client_options(command: F) -> F:
                 help="The ECH configuration list itself: base64, or a file with the raw list, base64 or RFC 9934 PEM.",
             ),
             option(
+                "--ech-bootstrap",
+                metavar="PUBLIC_NAME",
+                help="When no resolver has an ECH configuration: ask the server itself, under its provider's public name.",
+            ),
+            option(
                 "--doh-server",
                 multiple=True,
                 metavar="URL",
