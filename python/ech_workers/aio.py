@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from ech_workers import tunnel as blocking
+from ech_workers.errors import EngineClosed
 
 if TYPE_CHECKING:
     import socket
@@ -36,16 +37,19 @@ class Tunnel:
 
     def __init__(self, server: str, **options: Unpack[ClientOptions]) -> None:
         """Raises ConfigError. Nothing is started yet."""
-        self._tunnel = blocking.Tunnel(server, **options)
-        self._threads = ThreadPoolExecutor(_OPENING, thread_name_prefix="ech-workers-open")
+        self._prepare(blocking.Tunnel(server, **options))
 
     @classmethod
     def from_config(cls, config: ClientConfig) -> Tunnel:
         """The tunnel for a configuration made before."""
         tunnel = cls.__new__(cls)
-        tunnel._tunnel = blocking.Tunnel.from_config(config)
-        tunnel._threads = ThreadPoolExecutor(_OPENING, thread_name_prefix="ech-workers-open")
+        tunnel._prepare(blocking.Tunnel.from_config(config))
         return tunnel
+
+    def _prepare(self, tunnel: blocking.Tunnel) -> None:
+        self._tunnel = tunnel
+        self._threads = ThreadPoolExecutor(_OPENING, thread_name_prefix="ech-workers-open")
+        self._closed = False
 
     @property
     def config(self) -> ClientConfig:
@@ -81,9 +85,7 @@ class Tunnel:
 
     async def create_connection(self, address: tuple[str, int], timeout: float | None = None) -> socket.socket:
         """A connected, non-blocking socket to ``(host, port)``, for the loop's sock_* methods. Raises TunnelError."""
-        opening = asyncio.get_running_loop().run_in_executor(
-            self._threads, self._tunnel.create_connection, address, timeout
-        )
+        opening = self._in_thread(functools.partial(self._tunnel.create_connection, address, timeout))
         try:
             stream = await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -110,9 +112,10 @@ class Tunnel:
 
     async def close(self, grace: float = 0.0) -> None:
         """Closes the ports at once and the streams after at most ``grace`` seconds. May be called twice."""
+        self._closed = True
         # Not in the pool: it may be full of openings, which end only with the engine.
         await asyncio.to_thread(self._tunnel.close, grace)
-        self._threads.shutdown(wait=False)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def __aenter__(self) -> Tunnel:
         """Starts, and waits until a session is up. Raises the TunnelError that explains why there is none."""
@@ -129,8 +132,10 @@ class Tunnel:
     ) -> None:
         await self.close()
 
-    async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+    def _in_thread(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        if self._closed:
+            raise EngineClosed
+        return asyncio.get_running_loop().run_in_executor(self._threads, call)
 
 
 def _discard(opening: asyncio.Future[socket.socket]) -> None:

@@ -120,7 +120,8 @@ class Resolver(msgspec.Struct, frozen=True):
     def parse(cls, url: str, addresses: Sequence[str] = ()) -> Resolver:
         """Reads an https URL. The addresses come from the caller, from the URL, or from the built-in list."""
         option = "--doh-server"
-        text = url.strip()
+        # The template form of RFC 8484 section 4.1; the variable is added by the look-up itself.
+        text = url.strip().removesuffix("{?dns}")
         if "://" not in text:
             text = "https://" + text
         try:
@@ -132,10 +133,7 @@ class Resolver(msgspec.Struct, frozen=True):
             raise ConfigError(f"cannot read {url!r}", option=option, advice=_RESOLVER_FORM)
         if not 1 <= port <= 65535:
             raise ConfigError(f"{port} is no port", option=option, advice=_RESOLVER_FORM)
-        # RFC 6570 form of RFC 8484 section 4.1: the variable is added by the look-up itself.
-        path = parts.path.removesuffix("{?dns}") or "/dns-query"
-        if parts.query:
-            path += "?" + parts.query
+        path = _path((parts.path or "/dns-query") + (f"?{parts.query}" if parts.query else ""), option)
         host = _host(name, option)
         known = tuple(_address(address, "--doh-ip") for address in addresses)
         if not known and _is_address(host):

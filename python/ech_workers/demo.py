@@ -156,6 +156,8 @@ class _Pages(BaseHTTPRequestHandler):
     server_version = "ech-workers-demo"
     sys_version = ""
     timeout = 60.0
+    # Head and body are two writes; together with a delayed ACK, Nagle would add 40 ms.
+    disable_nagle_algorithm = True
 
     def answer(self, status: int, kind: str, body: bytes) -> None:
         self.send_response(status)

@@ -31,8 +31,8 @@ def run(*arguments: str) -> int:
 
 def test_version_names_boringssl(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--version") == 0
-    assert capsys.readouterr().out == f"ech-workers {_native.__version__} (BoringSSL {_native.BORINGSSL_REVISION})\n"
-    assert _native.BORINGSSL_REVISION
+    assert capsys.readouterr().out == f"ech-workers {_native.__version__} ({_native.BORINGSSL_REVISION})\n"
+    assert "BoringSSL" in _native.BORINGSSL_REVISION
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

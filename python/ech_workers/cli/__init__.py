@@ -49,7 +49,7 @@ def _version(ctx: click.Context, parameter: click.Parameter, value: bool) -> Non
     if value and not ctx.resilient_parsing:
         from ech_workers import _native
 
-        click.echo(f"{PROGRAM} {_native.__version__} (BoringSSL {_native.BORINGSSL_REVISION})")
+        click.echo(f"{PROGRAM} {_native.__version__} ({_native.BORINGSSL_REVISION})")
         ctx.exit()
 
 
