@@ -205,7 +205,11 @@ def read_https_answer(wire: bytes, question: Question, port: int, *, steps: int 
         if _records(message, name, dns.rdatatype.HTTPS) is None:
             _host_name(name)
             return HttpsAnswer(_text(name), _ttl(ttl), alias=_text(name), steps=steps)
-    why = f"{_text(name)} does not exist" if _is_nxdomain(message) else f"{_text(name)} has no HTTPS record"
+    why = f"{_text(name)} has no HTTPS record"
+    if _is_nxdomain(message):
+        # The name made for a port exists only for the record's sake.
+        made = question.name.startswith("_")
+        why = f"there is no HTTPS record {_text(name)}" if made else f"{_text(name)} does not exist"
     return HttpsAnswer(_text(name), _negative_ttl(message, ttl), steps=steps, why=why, doubtful=True)
 
 

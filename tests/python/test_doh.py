@@ -252,6 +252,9 @@ def test_no_record_and_no_name_are_told_apart_and_kept_as_long_as_the_zone_says(
     assert nothing.why == "secret.test has no HTTPS record"
     missing = read_https_answer(answer(HTTPS, rcode=dns.rcode.NXDOMAIN, authority=soa).to_wire(), HTTPS, 443)
     assert missing.why == "secret.test does not exist"
+    port = Question(https_name("secret.test", 8450), "HTTPS")
+    made = read_https_answer(answer(port, rcode=dns.rcode.NXDOMAIN).to_wire(), port, 8450)
+    assert made.why == "there is no HTTPS record _8450._https.secret.test"
     assert read_https_answer(wire(HTTPS), HTTPS, 443).ttl <= 60
 
 

@@ -1,0 +1,184 @@
+"""``ech-workers check``: it names the layer that fails, what to try, and exits with that layer's code."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.doh_servers import NAME
+from harness.processes import run
+from harness.tap import Tap
+from harness.tunnel import COMMAND, PATH, PUBLIC_NAME, RESOLVER_NAME, SERVER_NAME, TOKEN, Site
+
+if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
+
+    from harness.authority import Authority
+
+
+def check(
+    site: Site, port: int, *options: str | Path, token: str = TOKEN, path: str = PATH
+) -> subprocess.CompletedProcess[str]:
+    return run(
+        COMMAND,
+        "check",
+        "--server",
+        f"{SERVER_NAME}:{port}{path}",
+        "--token",
+        token,
+        "--doh-server",
+        site.resolver.url,
+        "--doh-ip",
+        "127.0.0.1",
+        "--ca-file",
+        site.authority.path,
+        *options,
+        env=site.environment,
+        timeout=90,
+    )
+
+
+def rows_of(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def assert_ends_at(done: subprocess.CompletedProcess[str], layer: str, code: str, exit_code: int) -> dict[str, Any]:
+    rows = rows_of(done)
+    assert done.returncode == exit_code, done.stdout + done.stderr
+    failing = [row for row in rows if row["ok"] is False and row["decides"]]
+    assert [(row["layer"], row["code"]) for row in failing] == [(layer, code)], rows
+    return failing[0]
+
+
+@pytest.mark.parametrize("mode", ["--yamux", "--no-yamux"])
+def test_everything_works(site: Site, targets: dict[str, int], mode: str) -> None:
+    server = site.server()
+    url = f"http://127.0.0.1:{targets['http']}/bytes/3000000"
+    done = check(site, server.port, mode, "--json", "--target", url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = rows_of(done)
+    assert all(row["ok"] is not False for row in rows)
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    expected = ["resolver", "ech", "address", "tcp", "tls", "certificate", "websocket", "token", "yamux", "target"]
+    assert layers == [layer for layer in expected if layer != "yamux" or mode == "--yamux"]
+    whole = " ".join(row["what"] for row in rows)
+    assert f"the network saw {PUBLIC_NAME}" in whole
+    assert "MB/s" in whole
+    fingerprint = next(row["what"] for row in rows if "JA4" in row["what"])
+    # The profile's lists: 17 cipher suites, 15 extensions; the hello of a first contact, offered with a name.
+    assert "JA4 t13d1715h2_" in fingerprint
+
+
+def test_rows_for_people_say_the_same(site: Site, targets: dict[str, int]) -> None:
+    done = check(site, site.server().port, "--target", f"127.0.0.1:{targets['http']}/")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for word in ("resolver", RESOLVER_NAME, "tcp", "certificate", "websocket", "token", "yamux", "everything works"):
+        assert word in done.stdout
+    assert SERVER_NAME not in done.stderr
+
+
+def test_wrong_token(site: Site) -> None:
+    row = assert_ends_at(check(site, site.server().port, "--json", token="wrong"), "token", "token-rejected", 9)
+    assert "--token" in row["advice"]
+
+
+def test_nobody_listens(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    site.publish(port, site.key.base64)
+    assert_ends_at(check(site, port, "--json"), "tcp", "tcp-refused", 4)
+
+
+def test_a_reset_behind_the_hello_is_called_what_it_probably_is(site: Site) -> None:
+    with Tap() as blocked:
+        site.publish(blocked.port, site.key.base64)
+        done = check(site, blocked.port, "--json")
+        row = assert_ends_at(done, "tls", "tls-reset", 5)
+        assert "probably" in row["what"]
+        assert "block" in row["what"]
+        assert any(row["subject"].startswith("--profile") for row in rows_of(done))
+        assert SERVER_NAME.encode() not in blocked.everything
+
+
+def test_an_expired_certificate(site: Site, authority: Authority) -> None:
+    server = site.server(certificate=authority.issue(SERVER_NAME, expired=True))
+    assert_ends_at(check(site, server.port, "--json"), "certificate", "certificate-expired", 7)
+
+
+def test_no_record(site: Site) -> None:
+    server = site.server(publish=False)
+    site.resolver.add(SERVER_NAME, "A", "127.0.0.1")
+    row = assert_ends_at(check(site, server.port, "--json"), "ech", "ech-no-config", 6)
+    assert "--ech-domain" in row["advice"]
+
+
+def test_the_resolver_is_down(site: Site) -> None:
+    server = site.server()
+    site.resolver.stop()
+    assert_ends_at(check(site, server.port, "--json"), "resolver", "tcp-refused", 3)
+
+
+def test_one_resolver_of_two_is_enough(site: Site, targets: dict[str, int]) -> None:
+    server = site.server()
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    target = f"http://127.0.0.1:{targets['http']}/bytes/10"
+    done = run(
+        COMMAND,
+        "check",
+        "--json",
+        "--server",
+        f"{SERVER_NAME}:{server.port}{PATH}",
+        "--token",
+        TOKEN,
+        "--doh-server",
+        f"https://{NAME}:{port}/dns-query",
+        "--doh-server",
+        site.resolver.url,
+        "--doh-ip",
+        "127.0.0.1",
+        "--doh-ip",
+        "127.0.0.1",
+        "--ca-file",
+        site.authority.path,
+        "--target",
+        target,
+        env=site.environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["ok"] for row in rows_of(done)[:2]] == [False, True]
+
+
+def test_a_target_that_cannot_be_reached(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    done = check(site, site.server().port, "--json", "--target", f"http://127.0.0.1:{port}/")
+    row = rows_of(done)[-1]
+    assert (row["layer"], row["ok"]) == ("target", False)
+    assert done.returncode == 11, done.stdout + done.stderr
+
+
+def test_a_target_that_is_no_url(site: Site) -> None:
+    done = check(site, 443, "--target", "ftp://example.org/")
+    assert done.returncode == 2
+    assert "--target" in done.stderr
+
+
+def test_stale_keys_are_healed_and_kept(site: Site, targets: dict[str, int]) -> None:
+    from harness.ech import ech_key
+
+    old = ech_key(site.folder / "old", PUBLIC_NAME, 99)
+    server = site.server(publish=False)
+    site.publish(server.port, old.base64)
+    url = f"http://127.0.0.1:{targets['http']}/bytes/10"
+    done = check(site, server.port, "--json", "--target", url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "after it handed over new keys" in done.stdout
+    again = check(site, server.port, "--json", "--target", url)
+    assert again.returncode == 0
+    assert "handed over by the server" in again.stdout
+    assert "after it handed over new keys" not in again.stdout
