@@ -1,36 +1,16 @@
 """rust/yamux against hashicorp/yamux, over one TCP connection: either opens the streams, either is client or server."""
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
 
+from harness.cargo import example
 from harness.processes import Processes, run
-from harness.requirements import missing
-
-ROOT = Path(__file__).resolve().parents[2]
-BUILD_TIMEOUT = 600.0
 
 
 @pytest.fixture(scope="session")
 def tcp_peer() -> Path:
-    """rust/yamux/examples/tcp_peer.rs, with the settings of `make test-rust`, which has built it when it ran before."""
-    if shutil.which("cargo") is None:
-        missing("cargo is not installed: see https://rustup.rs")
-    built = run(
-        *("cargo", "--config", "scripts/checked.toml", "build", "--release", "--locked", "--message-format=json"),
-        *("-p", "ech-workers-yamux", "--example", "tcp_peer"),
-        cwd=ROOT,
-        timeout=BUILD_TIMEOUT,
-    )
-    assert built.returncode == 0, built.stderr
-    [program] = {
-        artifact["executable"]
-        for artifact in map(json.loads, built.stdout.splitlines())
-        if artifact.get("target", {}).get("name") == "tcp_peer"
-    }
-    return Path(program)
+    return example("ech-workers-yamux", "tcp_peer")
 
 
 @pytest.mark.parametrize("side", ["client", "server"])
