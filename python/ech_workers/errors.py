@@ -233,6 +233,9 @@ def from_failure(
             detail=failure.detail,
             advice=_RESOLVER_ADVICE.get(failure.code, _OTHER_RESOLVERS) if advice is None else advice,
         )
+    if advice is None and failure.layer == "certificate" and "ECH was rejected" in message:
+        # It is the public name's certificate then, and the configuration that named it is the first suspect.
+        advice = _FOREIGN_CONFIGURATION
     kind = _CLASS_OF_CODE.get(failure.code) or _CLASS_OF_LAYER.get(failure.layer, TunnelError)
     error: TunnelError
     if kind is ConfigError:
@@ -272,6 +275,11 @@ _LISTEN_REASONS: dict[int, tuple[str, str]] = {
 }
 
 _OTHER_RESOLVERS = "try other resolvers with --doh-server (and --doh-ip), or give --ech-config and --server-ip"
+
+_FOREIGN_CONFIGURATION = (
+    "the ECH configuration may be another server's: check --ech-config, --ech-domain and --server-ip;"
+    " otherwise someone may be in the middle"
+)
 
 _CUT = "something on the way cuts such connections: try another --server-ip, another --ech-domain or another --profile"
 

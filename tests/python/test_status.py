@@ -101,7 +101,7 @@ def test_the_table_of_a_tunnel_that_is_up() -> None:
         "31.2 ms",
         "5.0 MiB",
         "3 min",
-        "firefox-120, X25519",
+        "firefox-120, TLS_AES_128_GCM_SHA256, X25519",
         "try curl",
     ):
         assert part in text, text
@@ -115,7 +115,7 @@ def test_the_table_says_why_there_is_no_session() -> None:
     assert "waiting" in text
     assert "does not accept this token" in text
     assert "next attempt in 7 s" in text
-    assert "round trip" not in text
+    assert "ping" not in text
 
 
 def test_the_table_says_when_the_name_is_in_clear() -> None:

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ech_workers import ConfigError, EngineClosed, ListenError, TargetError, TokenError, Tunnel, TunnelError, aio
+from ech_workers import (
+    CertificateError,
+    ConfigError,
+    EngineClosed,
+    ListenError,
+    TargetError,
+    TokenError,
+    Tunnel,
+    TunnelError,
+    _native,
+    aio,
+)
 from ech_workers.demo import SAMPLE, Demo, sample
 from ech_workers.tunnel import StreamSocket
 
@@ -162,6 +173,13 @@ def test_status_and_counters(demo: Demo, tunnel: Tunnel) -> None:
 def test_entering_says_why_there_is_no_session(options: dict[str, Any]) -> None:
     with pytest.raises(TokenError, match="token"), Tunnel(**{**options, "token": "wrong"}):
         pass
+
+
+def test_an_ech_configuration_of_another_server_is_the_first_suspect(options: dict[str, Any]) -> None:
+    _, configs = _native.generate_ech_key(1, "elsewhere.test")
+    with pytest.raises(CertificateError, match=r"ECH was rejected.*may be another server's") as caught:
+        Tunnel(**options, ech_config=configs).__enter__()
+    assert caught.value.code == "certificate-name"
 
 
 def test_a_wrong_option_is_said_before_anything_starts() -> None:

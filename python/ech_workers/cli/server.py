@@ -53,7 +53,9 @@ def server(verbose: bool, **options: Any) -> None:
         stopping.wait()
         streams = running.snapshot().streams
         if streams:
-            log.info("draining: %d streams may go on for %g s; another signal ends them", streams, config.drain)
+            log.info(
+                "draining for %g s at most: streams still open: %d; another signal ends them", config.drain, streams
+            )
         closing = threading.Thread(target=running.close, args=(config.drain,), daemon=True)
         closing.start()
         drained = stopping.wait_for(closing)

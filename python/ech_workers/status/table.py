@@ -82,6 +82,11 @@ def render(
     facts.add_row("server", f"{status.server}  ({status.mode})")
     facts.add_row("state", _state(status))
     facts.add_row("ECH", _ech(status))
+    if status.sessions:
+        newest = status.sessions[-1]
+        facts.add_row(
+            "TLS", f"{newest.profile}, {newest.cipher}, {newest.group}{', resumed' if newest.resumed else ''}"
+        )
     for resolver in status.resolvers:
         if resolver.state != "untried":
             facts.add_row("resolver", Text(_resolver(resolver), style="" if resolver.state == "ok" else "yellow"))
@@ -94,25 +99,22 @@ def render(
     )
     parts: list[RenderableType] = [facts]
     if snapshot.sessions:
-        parts += ["", _sessions(status, snapshot)]
+        parts += ["", _sessions(snapshot)]
     if notes:
         parts += ["", *(Text(note) for note in notes)]
     return Group("", *parts)
 
 
-def _sessions(status: SupervisorStatus, snapshot: Snapshot) -> Table:
-    details = {session.session: session for session in status.sessions}
+def _sessions(snapshot: Snapshot) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="dim", pad_edge=False)
-    for heading in ("session", "address", "TLS"):
+    for heading in ("id", "address"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("streams", "in all", "round trip", "up", "down", "age"):
+    for heading in ("streams", "in all", "ping", "up", "down", "age"):
         table.add_column(heading, justify="right", no_wrap=True)
     for session in snapshot.sessions:
-        known = details.get(session.session)
         table.add_row(
             str(session.session),
             session.address,
-            "" if known is None else f"{known.profile}, {known.group}",
             str(session.streams),
             str(session.streams_total),
             "-" if session.rtt_ms is None else f"{session.rtt_ms:.1f} ms",
