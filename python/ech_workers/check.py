@@ -233,7 +233,8 @@ class Check:
         else:
             yield Row(layer="ech", subject=host, ok=None, what="off (--no-ech): the network saw the name")
         yield Row(layer="certificate", subject=host, ok=True, what=f"valid for {host}")
-        features = f"; the server offers {', '.join(up.features)}" if up.features else ""
+        # The first word is the version of what our own server announces.
+        features = f"; the server offers {', '.join(up.features[1:])}" if up.features else ""
         yield Row(
             layer="websocket", subject=self._config.server.path, ok=True, ms=up.websocket_ms, what=f"open{features}"
         )
@@ -252,14 +253,6 @@ class Check:
                 yield Row(layer=layer, subject=host, ok=None, what="off (--no-ech): the network saw the name")
             else:
                 yield Row(layer=layer, subject=host, ok=True, what="well")
-        if error.code == "tls-reset":
-            # In the words of what it most probably is.
-            error = type(error)(
-                f"{error.message}: probably something on the way that blocks this hello, or this address",
-                code=error.code,
-                layer=error.layer,
-                detail=error.detail,
-            )
         yield self._failed(error, failing, host)
 
     def _other_profiles(
@@ -288,7 +281,7 @@ class Check:
             if isinstance(event, _native.SessionUp) and event.dial == number:
                 return event
             if isinstance(event, _native.DialFailed) and event.dial == number:
-                return from_failure(event.failure, server=self._server)
+                return from_failure(event.failure)
             if isinstance(event, _native.EchLearned) and used is not None:
                 used = self._store.learn(self._server, event.configs, used=used)
             elif isinstance(event, _native.H2Chosen):
@@ -322,7 +315,7 @@ class Check:
                     return True
             event = engine.next_event(0.02)
             if isinstance(event, _native.SessionLost) and event.session == session:
-                yield self._failed(from_failure(event.failure, server=self._server), "yamux", "ping")
+                yield self._failed(from_failure(event.failure), "yamux", "ping")
                 return False
         message = f"no answer to a ping within {PING_TIMEOUT:.0f} s"
         yield self._failed(SessionError(message, code="yamux-ping-timeout"), "yamux", "ping")

@@ -48,7 +48,7 @@ _LIST_LIMIT = 65537
 
 # A process that holds the lock for longer is stopped or lost: the file stays whole without the lock, because it is
 # replaced in one step; only a change made in that moment may be lost.
-_LOCK_TIMEOUT = 1.0
+_LOCK_TIMEOUT = 5.0
 
 _log = logging.getLogger("ech_workers.ech")
 
@@ -275,7 +275,7 @@ class _Entries(msgspec.Struct):
 
 @contextlib.contextmanager
 def _file_lock(path: Path) -> Iterator[None]:
-    """Keeps other processes from changing the file; without them, after a second, if they do not let go."""
+    """Keeps other processes from changing the file; without the lock, after a while, if they do not let go."""
     try:
         import fcntl
     except ImportError:  # no such lock on this system

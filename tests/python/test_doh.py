@@ -389,11 +389,13 @@ def _read_all(data: bytes) -> None:
         assert refusal.isprintable()
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=600))
 def test_noise_is_an_error_and_never_a_crash(data: bytes) -> None:
     _read_all(data)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_noise_behind_a_right_header_and_question_is_an_error_and_never_a_crash(data: bytes) -> None:
     head = answer(HTTPS).to_wire()
@@ -401,7 +403,7 @@ def test_noise_behind_a_right_header_and_question_is_an_error_and_never_a_crash(
     _read_all(struct.pack("!HHHHHH", 0, 0x8180, 1, 3, 0, 0) + question + data)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_any_byte_of_a_right_answer_may_change_without_a_crash(data: st.DataObject) -> None:
     good = bytearray(
@@ -417,6 +419,7 @@ def test_any_byte_of_a_right_answer_may_change_without_a_crash(data: st.DataObje
     _read_all(bytes(good))
 
 
+@settings(deadline=None)
 @given(
     parameters=st.lists(st.tuples(st.integers(0, 12), st.binary(max_size=20)), max_size=6), priority=st.integers(0, 3)
 )

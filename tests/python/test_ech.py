@@ -213,9 +213,10 @@ def test_a_process_that_was_killed_while_writing_leaves_the_old_file(
     store.remember_h2(SERVER)
 
 
-def test_a_lock_that_is_never_let_go_does_not_stop_the_program(tmp_path: Path) -> None:
+def test_a_lock_that_is_never_let_go_does_not_stop_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
+    monkeypatch.setattr("ech_workers.ech._LOCK_TIMEOUT", 0.1)
     with (tmp_path / "ech.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         store = EchStore(tmp_path)
@@ -296,7 +297,7 @@ def test_the_file_does_not_grow_without_end(tmp_path: Path) -> None:
     assert store.addresses("50.test") is not None
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
 @given(data=st.binary(max_size=200))
 def test_any_bytes_in_the_file_are_survived(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / FILE_NAME

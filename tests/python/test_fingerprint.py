@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ech_workers.fingerprint import ClientHello
@@ -88,6 +88,7 @@ def test_a_hello_over_several_records_is_read_whole() -> None:
     assert ClientHello.parse(hello(CIPHERS, EXTENSIONS, record=50)) == whole
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_noise_is_an_error_and_never_a_crash(data: bytes) -> None:
     for bytes_ in (data, b"\x16\x03\x01" + vector(b"\x01" + vector(data, 3))):
