@@ -509,7 +509,8 @@ impl Core {
     }
 
     fn absorb_frames(&mut self, bytes: &[u8], mut range: Range<usize>) -> Result<(), Failure> {
-        while !range.is_empty() {
+        // Until no event comes: the end of a stream may be left to report when all bytes are taken.
+        loop {
             let (used, event) = self
                 .mux
                 .receive(&bytes[range.clone()], self.now)
@@ -530,11 +531,10 @@ impl Core {
                     self.deliver(bytes);
                     self.heed(other);
                 }
-                None => {}
+                None => return Ok(()),
             }
             range.start += used;
         }
-        Ok(())
     }
 
     fn heed(&mut self, event: yamux::Event) {
