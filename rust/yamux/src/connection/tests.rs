@@ -673,7 +673,7 @@ fn a_window_is_at_most_three_times_what_a_round_trip_consumes() {
     }
     let size = server.streams[&1].receive.size();
     assert!(
-        size > 2 * INITIAL_WINDOW && size <= 3 * INITIAL_WINDOW,
+        size > INITIAL_WINDOW && size <= 3 * INITIAL_WINDOW,
         "{size}"
     );
 }
