@@ -27,6 +27,8 @@ class Resolver:
         self.name = name
         self.behaviour: Behaviour = "answer"
         self.questions: list[tuple[str, str]] = []
+        self.replacements: list[tuple[bytes, bytes]] = []
+        """Made in the bytes of each answer, for what no library would write."""
         self._zone: dict[tuple[dns.name.Name, dns.rdatatype.RdataType], dns.rrset.RRset] = {}
         self._stopping = threading.Event()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -69,7 +71,10 @@ class Resolver:
             response.answer.append(rrset)
         elif not any(name == question.name for name, _ in self._zone):
             response.set_rcode(dns.rcode.NXDOMAIN)
-        return response.to_wire()
+        answer = response.to_wire()
+        for before, after in self.replacements:
+            answer = answer.replace(before, after)
+        return answer
 
     def stop(self) -> None:
         """From now on connections are refused."""
@@ -112,6 +117,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.request.settimeout(10)
         self.request = self.server.context.wrap_socket(self.request, server_side=True)
         super().setup()
+
+    def finish(self) -> None:
+        super().finish()
+        self.request.close()  # the server closes the plain socket, which wrapping has emptied
 
     def do_GET(self) -> None:
         encoded = parse_qs(urlsplit(self.path).query)["dns"][0]

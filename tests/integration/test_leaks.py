@@ -43,7 +43,17 @@ def test_name_is_hidden_when_all_is_well(site: Site, targets: dict[str, int], mo
 
 
 def malformed(site: Site, port: int) -> None:
-    site.publish(port, base64.b64encode(site.key.config_list[:-3]).decode())
+    """The public key's length says more than there is."""
+    broken = bytearray(site.key.config_list)
+    broken[9:11] = b"\xff\xff"
+    site.publish(port, base64.b64encode(broken).decode())
+
+
+def truncated(site: Site, port: int) -> None:
+    """The list's own length says more than there is."""
+    site.publish(port, site.key.base64)
+    whole = site.key.config_list
+    site.resolver.replacements = [(whole, b"\xff\xff" + whole[2:])]
 
 
 def unknown_version(site: Site, port: int) -> None:
@@ -74,6 +84,7 @@ def good(site: Site, port: int) -> None:
         (nothing, ["-ech-retry-key"]),
         (none, ["-ech-retry-key"]),
         (malformed, ["-ech-retry-key"]),
+        (truncated, ["-ech-retry-key"]),
         (unknown_version, ["-ech-retry-key"]),
         (stale, ["-ech-key"]),
         (good, []),
@@ -84,6 +95,7 @@ def good(site: Site, port: int) -> None:
         "no-https-record",
         "record-without-ech",
         "malformed-list",
+        "truncated-list",
         "unknown-version",
         "stale-key",
         "server-without-ech",

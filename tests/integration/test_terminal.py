@@ -28,7 +28,7 @@ def test_live_table_shows_the_session_and_ctrl_c_ends_it(site: Site, targets: di
         with socks.connect(("127.0.0.1", listen), "localhost", targets["http"]) as connection:
             connection.sendall(b"GET /bytes/3000000 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             assert len(socks.until_end(connection)) > 3000000
-        screen = terminal.wait_for("MB")
+        screen = terminal.wait_for("2.9 MiB")
         assert f"127.0.0.1:{listen}" in screen
         assert "ECH" in screen
         terminal.press("C-c")
