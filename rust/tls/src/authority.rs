@@ -68,8 +68,7 @@ impl CertificateAuthority {
                 .build()?
                 .as_ref(),
         )?;
-        let identifier =
-            SubjectKeyIdentifier::new().build(&builder.x509v3_context(None, None))?;
+        let identifier = SubjectKeyIdentifier::new().build(&builder.x509v3_context(None, None))?;
         builder.append_extension(&identifier)?;
         builder.sign(&key, MessageDigest::sha256())?;
         Ok(Self {

@@ -4,13 +4,13 @@ use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ech_workers_boringssl::offer_session;
 use ech_workers_boringssl::ssl::{
-    ClientHelloShape, GreaseLists, Padding, Ssl, SslContext, SslMethod, SslOptions,
-    SslRef, SslSession, SslSessionCacheMode, SslSignatureAlgorithm, SslStream, SslVerifyMode,
-    SslVersion, UnknownValues,
+    ClientHelloShape, GreaseLists, Padding, Ssl, SslContext, SslMethod, SslOptions, SslRef,
+    SslSession, SslSessionCacheMode, SslSignatureAlgorithm, SslStream, SslVerifyMode, SslVersion,
+    UnknownValues,
 };
 use ech_workers_boringssl::x509::{X509, store::X509StoreBuilder};
-use ech_workers_boringssl::offer_session;
 use tokio::net::TcpStream;
 
 use crate::compression;
@@ -79,9 +79,8 @@ impl ClientContext {
         compression::register(&mut builder)?;
         builder.set_verify(SslVerifyMode::PEER);
         builder.set_verify_cert_store(roots(trust)?.build())?;
-        builder.set_session_cache_mode(
-            SslSessionCacheMode::CLIENT | SslSessionCacheMode::NO_INTERNAL,
-        );
+        builder
+            .set_session_cache_mode(SslSessionCacheMode::CLIENT | SslSessionCacheMode::NO_INTERNAL);
         let kept = sessions.clone();
         builder.set_new_session_callback(move |ssl, session| {
             if let Some(key) = Observer::session_key(ssl) {
@@ -103,7 +102,10 @@ impl ClientContext {
     ///
     /// # Errors
     /// As [`connect`], before it sends anything.
-    pub fn client_hello(&self, parameters: ClientParameters<'_>) -> Result<Vec<u8>, HandshakeError> {
+    pub fn client_hello(
+        &self,
+        parameters: ClientParameters<'_>,
+    ) -> Result<Vec<u8>, HandshakeError> {
         Ok(self.begin(parameters, false)?.hello)
     }
 
@@ -119,7 +121,12 @@ impl ClientContext {
         };
         let mut ssl = Ssl::new(&self.context)?;
         let observer = Observer::attach(&mut ssl, true, parameters.session_key)?;
-        shape(&mut ssl, parameters.profile, parameters.form, list.is_some())?;
+        shape(
+            &mut ssl,
+            parameters.profile,
+            parameters.form,
+            list.is_some(),
+        )?;
         set_name(&mut ssl, parameters.server_name)?;
         if let Some((list, _)) = &list {
             ssl.set_ech_config_list(list)
@@ -235,9 +242,7 @@ fn shape(
     let alpn: Vec<u8> = profile
         .alpn(form)
         .iter()
-        .flat_map(|protocol| {
-            std::iter::once(protocol.len() as u8).chain(protocol.bytes())
-        })
+        .flat_map(|protocol| std::iter::once(protocol.len() as u8).chain(protocol.bytes()))
         .collect();
     ssl.set_alpn_protos(&alpn)?;
     if has(extension::RECORD_SIZE_LIMIT) {
@@ -293,7 +298,11 @@ fn set_name(ssl: &mut SslRef, name: &str) -> Result<(), HandshakeError> {
 /// The last look before anything is sent: with ECH the hello must carry it, with a configuration of the list, and name
 /// no server but that configuration's public name; without ECH it must carry none.
 fn check_hello(hello: &[u8], list: Option<&ConfigList>) -> Result<(), HandshakeError> {
-    let wrong = |what: &str| Err(HandshakeError::Tls(format!("refused to send the hello: {what}")));
+    let wrong = |what: &str| {
+        Err(HandshakeError::Tls(format!(
+            "refused to send the hello: {what}"
+        )))
+    };
     let Ok(Some(hello)) = ClientHello::from_records(hello) else {
         return wrong("malformed");
     };

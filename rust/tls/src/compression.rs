@@ -117,7 +117,9 @@ mod tests {
         let frame = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xf8, 0x01, 0x00, 0x00];
         assert_eq!(zstd_window(&frame), Some(1 << 41));
         assert!(Zstd.decompress(&frame, &mut Vec::new()).is_err());
-        let frame = [0x28, 0xb5, 0x2f, 0xfd, 0xe0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
+        let frame = [
+            0x28, 0xb5, 0x2f, 0xfd, 0xe0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f,
+        ];
         assert_eq!(zstd_window(&frame), Some(u64::MAX >> 1));
         assert!(Zstd.decompress(&frame, &mut Vec::new()).is_err());
     }
@@ -136,7 +138,8 @@ mod tests {
         let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
         packed.write_all(&certificate).unwrap();
         out.clear();
-        Zlib.decompress(&packed.finish().unwrap(), &mut out).unwrap();
+        Zlib.decompress(&packed.finish().unwrap(), &mut out)
+            .unwrap();
         assert_eq!(out, certificate);
 
         let mut packed = Vec::new();

@@ -442,7 +442,9 @@ fn is_public_name(name: &str) -> bool {
                 .or_else(|| label.strip_prefix("0X"))
                 .is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
     };
-    (1..=253).contains(&name.len()) && labels().all(label) && !labels().next_back().is_some_and(numeric)
+    (1..=253).contains(&name.len())
+        && labels().all(label)
+        && !labels().next_back().is_some_and(numeric)
 }
 
 /// PKCS #8 up to the private key: version 0, id-X25519 (RFC 8410 section 7).
@@ -598,10 +600,7 @@ mod tests {
             list
         );
         assert_eq!(decode_list(key.to_pem().as_bytes()).unwrap(), list);
-        assert_eq!(
-            decode_list(b"not a list!"),
-            Err(ConfigListError::Encoding)
-        );
+        assert_eq!(decode_list(b"not a list!"), Err(ConfigListError::Encoding));
     }
 
     #[test]
@@ -627,10 +626,7 @@ mod tests {
             config[position..position + bytes.len()].copy_from_slice(bytes);
             ConfigList::parse(&list_of(&config)).unwrap_err()
         };
-        assert_eq!(
-            changed(0, &[0xfe, 0x0a]),
-            ConfigListError::Version(0xfe0a)
-        );
+        assert_eq!(changed(0, &[0xfe, 0x0a]), ConfigListError::Version(0xfe0a));
         assert_eq!(
             changed(5, &[0, 0x10]),
             ConfigListError::Unusable(Unusable::Kem(0x10))
@@ -655,11 +651,26 @@ mod tests {
 
     #[test]
     fn only_dns_names_are_public_names() {
-        for name in ["a", "cloudflare-ech.com", "1.example", "xn--bcher-kva.example"] {
+        for name in [
+            "a",
+            "cloudflare-ech.com",
+            "1.example",
+            "xn--bcher-kva.example",
+        ] {
             assert!(is_public_name(name), "{name}");
         }
         for name in [
-            "", ".", "a.", ".a", "a..b", "-a.b", "a-.b", "a_b.c", "1.2.3.4", "a.0x1f", "ü.example",
+            "",
+            ".",
+            "a.",
+            ".a",
+            "a..b",
+            "-a.b",
+            "a-.b",
+            "a_b.c",
+            "1.2.3.4",
+            "a.0x1f",
+            "ü.example",
             "a b",
         ] {
             assert!(!is_public_name(name), "{name}");

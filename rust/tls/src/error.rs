@@ -208,9 +208,11 @@ impl HandshakeError {
             .map_or(0, ech_workers_boringssl::error::Error::reason_code);
         match code {
             reason::ECH_REJECTED => Self::EchRejected {
-                public_name: ssl.get_ech_name_override().map_or_else(String::new, |name| {
-                    String::from_utf8_lossy(name).into_owned()
-                }),
+                public_name: ssl
+                    .get_ech_name_override()
+                    .map_or_else(String::new, |name| {
+                        String::from_utf8_lossy(name).into_owned()
+                    }),
                 retry_configs: ssl
                     .get_ech_retry_configs()
                     .filter(|list| !list.is_empty())

@@ -202,10 +202,10 @@ impl Observer {
             read: TrafficKey::new(suite, read, read_sequence)?,
             write: TrafficKey::new(suite, write, write_sequence)?,
             // The limit counts the inner content type (RFC 8449 section 4); less than 64 is not allowed.
-            max_plaintext: observed.record_size_limit.map_or(MAX_PLAINTEXT, |limit| {
-                usize::from(limit.max(64)) - 1
-            })
-            .min(MAX_PLAINTEXT),
+            max_plaintext: observed
+                .record_size_limit
+                .map_or(MAX_PLAINTEXT, |limit| usize::from(limit.max(64)) - 1)
+                .min(MAX_PLAINTEXT),
         })
     }
 }

@@ -109,10 +109,7 @@ impl std::fmt::Debug for ServerContext {
 ///
 /// # Errors
 /// [`HandshakeError`] says why there is no connection.
-pub async fn accept(
-    tcp: TcpStream,
-    context: &ServerContext,
-) -> Result<TlsStream, HandshakeError> {
+pub async fn accept(tcp: TcpStream, context: &ServerContext) -> Result<TlsStream, HandshakeError> {
     let mut ssl = Ssl::new(&context.context)?;
     let observer = Observer::attach(&mut ssl, false, None)?;
     let mut tls = SslStream::new(ssl, Wire::default())?;

@@ -372,8 +372,7 @@ impl RecordReader {
             let [kind, high, middle, low, body @ ..] = messages else {
                 return unexpected;
             };
-            let length =
-                usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low);
+            let length = usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low);
             match (*kind, body) {
                 (NEW_SESSION_TICKET, _) if length <= 1 << 17 => {
                     self.handshake_rest = length;
@@ -577,6 +576,9 @@ impl AsyncRead for TlsStream {
             let length = range.len().min(out.remaining());
             out.put_slice(&buffer[range.start..range.start + length]);
             this.reader.opened.start += length;
+            if this.reader.opened.is_empty() && this.reader.unopened.is_empty() {
+                this.reader.release();
+            }
         }
         Poll::Ready(Ok(()))
     }

@@ -54,10 +54,6 @@ impl<'a> Reader<'a> {
         Some(u16::from_be_bytes([self.u8()?, self.u8()?]))
     }
 
-    pub(crate) fn u24(&mut self) -> Option<usize> {
-        Some(usize::from(self.u8()?) << 16 | usize::from(self.u16()?))
-    }
-
     /// A vector with a length of one byte.
     pub(crate) fn vector8(&mut self) -> Option<Self> {
         let length = self.u8()?;
