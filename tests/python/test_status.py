@@ -97,7 +97,7 @@ def test_the_table_of_a_tunnel_that_is_up() -> None:
         "hidden.test:443/ws  (yamux)",
         "accepted, the network sees public.test, from the HTTPS record of hidden.test, 12 s old",
         "up 10 B/s, down 1.9 MiB/s",
-        "3 connections open, 0 waiting, 120 in all, 1 failed",
+        "connections: 3 open, 0 waiting, 120 in all, 1 failed",
         "31.2 ms",
         "5.0 MiB",
         "3 min",

@@ -43,12 +43,13 @@ def demo(check: bool, listen: str, plain: bool, verbose: bool, log_level: str, l
         return _check()
     with Demo() as running:
         proxy.run(
-            running.client(mode="yamux", listen=listen), plain=plain, notes=lambda ports: _notes(running, ports[0])
+            running.client(mode="yamux", listen=listen), plain=plain, notes=lambda ports: notes(running, ports[0])
         )
     return 0
 
 
-def _notes(running: Demo, port: tuple[str, int]) -> list[str]:
+def notes(running: Demo, port: tuple[str, int]) -> list[str]:
+    """What the demonstration says below the table."""
     address = authority(*port)
     return [
         "Everything runs on this machine. Try, in another terminal:",

@@ -93,7 +93,7 @@ def render(
     facts.add_row("traffic", f"up {size(rates.up)}/s, down {size(rates.down)}/s")
     facts.add_row(
         "so far",
-        f"up {size(snapshot.bytes_up)}, down {size(snapshot.bytes_down)}; {snapshot.connections} connections open,"
+        f"up {size(snapshot.bytes_up)}, down {size(snapshot.bytes_down)}; connections: {snapshot.connections} open,"
         f" {snapshot.connections_waiting} waiting, {snapshot.connections_total} in all,"
         f" {snapshot.connections_failed} failed",
     )
