@@ -1,6 +1,7 @@
 """The native core: TLS with ECH, WebSocket, yamux, the relay, and both ends of the tunnel.
 
 Objects here are frozen; times are seconds, sizes bytes. Calls that wait release the GIL.
+Defaults that PyO3 cannot show (`...` at run time) stand in comments or docstrings.
 """
 
 from collections.abc import Sequence
@@ -75,8 +76,8 @@ class FetchPlan:
         addresses: Sequence[str],
         path: str,
         method: Literal["GET", "POST"] = "POST",
-        headers: Sequence[tuple[str, str]] = (),
-        body: bytes = b"",
+        headers: Sequence[tuple[str, str]] = ...,  # ()
+        body: bytes = ...,  # b""
         profile: str = "firefox-120",
         alpn: Literal["auto", "http/1.1"] = "auto",
         timeout: float = 5.0,
@@ -252,7 +253,7 @@ class Engine:
     def __new__(
         cls,
         *,
-        ca_pem: Sequence[bytes] = (),
+        ca_pem: Sequence[bytes] = ...,  # ()
         system_roots: bool = True,
         max_connections: int = 4096,
         local_handshake_timeout: float = 10.0,
@@ -337,9 +338,9 @@ class Server:
         port: int,
         certificates: Sequence[tuple[bytes, bytes]],
         tokens: Sequence[str],
-        path: str = "/",
+        path: str = ...,  # "/"
         decoy: bytes | None = None,
-        ech_keys: Sequence[bytes] = (),
+        ech_keys: Sequence[bytes] = ...,  # ()
         allow_private_targets: bool = False,
         max_sessions: int = 10000,
         max_streams: int = 1024,
@@ -394,5 +395,5 @@ class CertificateAuthority:
     def __new__(cls) -> CertificateAuthority: ...
     @property
     def pem(self) -> bytes: ...
-    def issue(self, names: Sequence[str], *, not_before: int = -3600, not_after: int = 604800) -> tuple[bytes, bytes]:
-        """PEM chain and PEM key for names (or IP literals); validity in seconds from now."""
+    def issue(self, names: Sequence[str], *, not_before: int = ..., not_after: int = 604800) -> tuple[bytes, bytes]:
+        """PEM chain and PEM key for names (or IP literals); validity in seconds from now, by default from an hour ago (-3600)."""
