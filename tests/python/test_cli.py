@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 import pytest
+from dns.rdtypes.IN.HTTPS import HTTPS
 
 from ech_workers import _native, cli
 from ech_workers.cli import options
@@ -227,6 +228,7 @@ def test_keygen_prints_a_record_that_resolvers_read(
     )
     found = [rdata for _, _, rdata in zone.iterate_rdatas("HTTPS")]
     assert len(found) == 1
+    assert isinstance(found[0], HTTPS)
     assert found[0].params[5].ech == base64.b64decode(str(made["ech_config_list"]))
 
 

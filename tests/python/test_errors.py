@@ -149,7 +149,8 @@ def test_errors_survive_a_process_boundary() -> None:
 
 
 def test_every_class_is_exported() -> None:
-    for kind in [TunnelError, *TunnelError.__subclasses__()]:
+    kinds: list[type[TunnelError]] = [TunnelError, *TunnelError.__subclasses__()]
+    for kind in kinds:
         assert kind.__name__ in errors.__all__
 
 
