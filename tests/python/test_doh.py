@@ -324,7 +324,7 @@ def test_a_resolver_that_fails_is_told_from_a_name_without_records(rcode: dns.rc
 def test_the_reason_a_resolver_adds_is_passed_on_without_control_characters() -> None:
     message = answer(HTTPS, rcode=dns.rcode.SERVFAIL)
     message.use_edns(0, options=[dns.edns.EDEOption(dns.edns.EDECode.DNSSEC_BOGUS, "bad\x1b[31m key")])
-    with pytest.raises(AnswerError, match=r"SERVFAIL \(dnssec bogus: bad\?\[31m key\)"):
+    with pytest.raises(AnswerError, match=r"SERVFAIL \(DNSSEC bogus: bad\?\[31m key\)"):
         read_https_answer(message.to_wire(), HTTPS, 443)
 
 
