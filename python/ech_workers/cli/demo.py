@@ -32,8 +32,11 @@ def demo(check: bool, listen: str, plain: bool, verbose: bool, log_level: str, l
     Nothing needs to be installed or set up, and nothing is left behind. --check exits with 0, or with 1 after naming the
     layer that failed.
     """
+    import signal
     from pathlib import Path
 
+    # The temporary folder goes with SIGTERM too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # The check says itself what happened; the log only disturbs it unless asked for.
     quiet = check and not verbose and log_level == "info"
     logs.configure("error" if quiet else log_level, Path(log_file) if log_file else None, verbose=verbose)
