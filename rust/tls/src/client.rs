@@ -106,7 +106,7 @@ impl ClientContext {
         &self,
         parameters: ClientParameters<'_>,
     ) -> Result<Vec<u8>, HandshakeError> {
-        Ok(self.begin(parameters, false)?.hello)
+        Ok(self.begin(parameters, false)?.records)
     }
 
     /// Everything up to the first bytes, which are checked before anyone sees them.
@@ -132,21 +132,20 @@ impl ClientContext {
             ssl.set_ech_config_list(list)
                 .map_err(|_| ConfigListError::Refused)?;
         }
-        if resume {
-            if let Some(session) = parameters
+        if resume
+            && let Some(session) = parameters
                 .session_key
                 .and_then(|key| self.sessions.take(key))
-            {
-                // SAFETY: sessions are only put by connections of this context, into the store beside it.
-                #[allow(unsafe_code)]
-                unsafe {
-                    offer_session(&mut ssl, &session)?;
-                }
-                // The browser's resumption hello has no session_ticket extension. Inside ECH the offer is in the inner
-                // hello, where nobody sees it; the outer one stays that of a first contact.
-                if list.is_none() {
-                    ssl.set_options(SslOptions::NO_TICKET);
-                }
+        {
+            // SAFETY: sessions are only put by connections of this context, into the store beside it.
+            #[allow(unsafe_code)]
+            unsafe {
+                offer_session(&mut ssl, &session)?;
+            }
+            // The browser's resumption hello has no session_ticket extension. Inside ECH the offer is in the inner
+            // hello, where nobody sees it; the outer one stays that of a first contact.
+            if list.is_none() {
+                ssl.set_options(SslOptions::NO_TICKET);
             }
         }
         ssl.set_shed_handshake_config(true);
@@ -156,11 +155,12 @@ impl ClientContext {
             Err(error) => return Err(HandshakeError::from_boringssl(&error, tls.ssl())),
             Ok(()) => return Err(HandshakeError::Tls("no handshake".to_owned())),
         }
-        let hello = tls.get_mut().take_output();
-        check_hello(&hello, list.as_ref().map(|(_, list)| list))?;
+        let records = tls.get_mut().take_output();
+        let hello = check_hello(&records, list.as_ref().map(|(_, list)| list))?;
         Ok(Begun {
             tls,
             observer,
+            records,
             hello,
         })
     }
@@ -187,10 +187,10 @@ pub async fn connect(
     let Begun {
         mut tls,
         observer,
+        records,
         hello,
     } = context.begin(parameters, true)?;
-    let hello_length = hello.len();
-    handshake::drive(&mut tls, &tcp, hello, SslStream::connect, |_| {}).await?;
+    handshake::drive(&mut tls, &tcp, records, SslStream::connect, |_| {}).await?;
 
     let ssl = tls.ssl();
     // BoringSSL has refused these already; the promise does not hang on that.
@@ -200,12 +200,10 @@ pub async fn connect(
     if ssl.version() != Some(SslVersion::TLS1_3) {
         return Err(HandshakeError::TlsVersion);
     }
-    let mut info = HandshakeInfo::of(ssl, hello_length);
+    let mut info = HandshakeInfo::of(ssl, hello.wire_length);
     info.server_name = Some(parameters.server_name.into());
-    if let Ech::List(list) = parameters.ech {
-        let list = ConfigList::parse(list)?;
-        info.public_name = Some(list.public_name().into());
-    }
+    info.public_name = hello.server_name().map(Into::into);
+    info.ech_config_id = hello.ech().map(|ech| ech.config_id);
     let keys = observer.keys(ssl, true)?;
     let unread = tls.get_mut().take_unread();
     let tickets = parameters.session_key.is_some().then_some(tls);
@@ -215,7 +213,8 @@ pub async fn connect(
 struct Begun {
     tls: SslStream<Wire>,
     observer: Observer,
-    hello: Vec<u8>,
+    records: Vec<u8>,
+    hello: ClientHello,
 }
 
 /// The profile's settings on one connection.
@@ -297,28 +296,28 @@ fn set_name(ssl: &mut SslRef, name: &str) -> Result<(), HandshakeError> {
 
 /// The last look before anything is sent: with ECH the hello must carry it, with a configuration of the list, and name
 /// no server but that configuration's public name; without ECH it must carry none.
-fn check_hello(hello: &[u8], list: Option<&ConfigList>) -> Result<(), HandshakeError> {
+fn check_hello(records: &[u8], list: Option<&ConfigList>) -> Result<ClientHello, HandshakeError> {
     let wrong = |what: &str| {
         Err(HandshakeError::Tls(format!(
             "refused to send the hello: {what}"
         )))
     };
-    let Ok(Some(hello)) = ClientHello::from_records(hello) else {
+    let Ok(Some(hello)) = ClientHello::from_records(records) else {
         return wrong("malformed");
     };
     match (list, hello.ech()) {
-        (None, None) if hello.extension(crate::ech::VERSION).is_none() => Ok(()),
-        (None, _) => wrong("it has an encrypted_client_hello nobody asked for"),
+        (None, _) if hello.extension(crate::ech::VERSION).is_some() => {
+            wrong("it has an encrypted_client_hello nobody asked for")
+        }
+        (None, _) => Ok(hello),
         (Some(_), None) => wrong("it has no encrypted_client_hello"),
         (Some(list), Some(ech)) => {
-            let chosen = list.configs().iter().any(|config| {
+            let is_public = list.configs().iter().any(|config| {
                 config.id == ech.config_id
-                    && hello
-                        .server_name()
-                        .is_some_and(|name| name == config.public_name)
+                    && hello.server_name() == Some(config.public_name.as_str())
             });
-            if chosen {
-                Ok(())
+            if is_public {
+                Ok(hello)
             } else {
                 wrong("its name is not the public name")
             }

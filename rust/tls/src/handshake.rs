@@ -10,6 +10,7 @@ use ech_workers_boringssl::ssl::{
 };
 use tokio::net::TcpStream;
 
+use crate::buffer::READ_CAPACITY;
 use crate::error::HandshakeError;
 use crate::record::{MAX_PLAINTEXT, Secret, Suite, TrafficKey};
 
@@ -46,10 +47,7 @@ impl Wire {
 
     /// Where the next bytes of the socket go.
     fn input(&mut self) -> &mut Vec<u8> {
-        if self.taken == self.input.len() {
-            self.input.clear();
-            self.taken = 0;
-        }
+        self.input.drain(..std::mem::take(&mut self.taken));
         self.input.reserve(CHUNK);
         &mut self.input
     }
@@ -242,10 +240,10 @@ pub(crate) async fn drive(
         let length = receive(tcp, input, received).await?;
         record(&input[input.len() - length..]);
         received += length;
-        if received > MAX_INPUT {
+        let result = step(tls);
+        if received > MAX_INPUT || tls.get_ref().unread().len() > READ_CAPACITY {
             return Err(HandshakeError::Tls("the handshake is too long".to_owned()));
         }
-        let result = step(tls);
         output = tls.get_mut().take_output();
         match result {
             Ok(()) => return send(tcp, &output, received).await,
@@ -295,5 +293,28 @@ fn broken(error: io::Error, received: usize) -> HandshakeError {
         }
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => HandshakeError::Closed,
         _ => HandshakeError::Io(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limit(message: &[u8]) -> Option<u16> {
+        let observer = Observer::default();
+        observer.encrypted_extensions(message);
+        let observed = observer.lock();
+        observed.record_size_limit
+    }
+
+    #[test]
+    fn the_servers_record_size_limit_is_found_among_its_extensions() {
+        let message = [
+            8, 0, 0, 17, 0, 15, 0, 16, 0, 5, 0, 3, 2, b'h', b'2', 0, 28, 0, 2, 0x04, 0x01,
+        ];
+        assert_eq!(limit(&message), Some(0x0401));
+        assert_eq!(limit(&message[..15]), None);
+        assert_eq!(limit(&[8, 0, 0, 2, 0, 0]), None);
+        assert_eq!(limit(&[8]), None);
     }
 }

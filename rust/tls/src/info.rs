@@ -1,4 +1,4 @@
-use ech_workers_boringssl::ssl::{NameType, SslRef};
+use ech_workers_boringssl::ssl::{NameType, SslCipherRef, SslRef};
 
 /// What a handshake came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -6,7 +6,7 @@ use ech_workers_boringssl::ssl::{NameType, SslRef};
 pub struct HandshakeInfo {
     /// The server opened the encrypted ClientHello.
     pub ech_accepted: bool,
-    /// The configuration that the client used, as a server sees it.
+    /// The ECH configuration that the client used.
     pub ech_config_id: Option<u8>,
     /// The protocol chosen by ALPN.
     pub alpn: Option<Box<str>>,
@@ -22,7 +22,8 @@ pub struct HandshakeInfo {
     pub hello_retry: bool,
     /// The server's name: the inner one with ECH.
     pub server_name: Option<Box<str>>,
-    /// The name that went in clear: with ECH the configuration's public name.
+    /// The name that went in clear: with ECH the configuration's public name. A server sees what the client sent, if
+    /// anything.
     pub public_name: Option<Box<str>>,
     /// Length of the ClientHello on the wire, record header included.
     pub hello_length: usize,
@@ -39,7 +40,7 @@ impl HandshakeInfo {
             version: ssl.version_str(),
             cipher: ssl
                 .current_cipher()
-                .and_then(|cipher| cipher.standard_name())
+                .and_then(SslCipherRef::standard_name)
                 .unwrap_or(""),
             group: ssl.curve_name().unwrap_or(""),
             resumed: ssl.session_reused(),

@@ -19,6 +19,7 @@ mod wire;
 
 pub mod authority;
 pub mod ech;
+pub mod fingerprint;
 pub mod hello;
 pub mod profile;
 

@@ -49,10 +49,7 @@ impl ServerContext {
             return Err(ServerError::Empty);
         };
         let (mut builder, certificate) = builder(first)?;
-        let others = others
-            .iter()
-            .map(|identity| builder_of(identity))
-            .collect::<Result<Arc<[_]>, _>>()?;
+        let others = others.iter().map(build).collect::<Result<Arc<[_]>, _>>()?;
         if !others.is_empty() {
             builder.set_servername_callback(move |ssl, _| {
                 // With ECH this is the inner name.
@@ -143,7 +140,7 @@ pub async fn accept(tcp: TcpStream, context: &ServerContext) -> Result<TlsStream
     Ok(stream)
 }
 
-fn builder_of(identity: &Identity) -> Result<(SslContext, X509), ServerError> {
+fn build(identity: &Identity) -> Result<(SslContext, X509), ServerError> {
     builder(identity).map(|(builder, certificate)| (builder.build(), certificate))
 }
 

@@ -1,5 +1,7 @@
 //! What an observer sees first: every field of the ClientHello, against the browsers' own.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot go on fails on the spot
+
 mod loopback;
 
 use ech_workers_tls::ech::config_list;
@@ -214,4 +216,21 @@ fn the_length_of_the_encrypted_hello_does_not_tell_the_length_of_the_name() {
         length("a.test"),
         length("a-much-longer-name.of-a-server.test")
     );
+}
+
+#[test]
+fn the_fingerprints_of_the_profiles_are_the_browsers() {
+    use ech_workers_tls::fingerprint::{ja3_text, ja4};
+
+    let list = config_list(&[key(7)]);
+    let firefox_120 = of("firefox-120", HelloForm::FirstContact, Ech::List(&list));
+    // As published for Firefox 120 (and 118 to 123).
+    assert_eq!(ja4(&firefox_120), "t13d1715h2_5b57614c22b0_5c2c66f702b0");
+    assert_eq!(
+        ja3_text(&firefox_120),
+        "771,4865-4867-4866-49195-49199-52393-52392-49196-49200-49162-49161-49171-49172-156-157-47-53,\
+         0-23-65281-10-11-35-16-5-34-51-43-13-45-28-65037,29-23-24-25-256-257,0"
+    );
+    let firefox_153 = of("firefox-153", HelloForm::FirstContact, Ech::List(&list));
+    assert!(ja4(&firefox_153).starts_with("t13d1617h2_"));
 }

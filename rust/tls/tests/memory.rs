@@ -1,5 +1,6 @@
 //! What a connection costs that does nothing. A test binary of its own: it looks at the whole process.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot go on fails on the spot
 #![cfg(target_os = "linux")]
 
 mod loopback;

@@ -1,5 +1,6 @@
 //! Servers and recorders on loopback for the tests beside it.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot go on fails on the spot
 #![allow(dead_code)] // each test binary uses its own part
 
 use std::io::{Read as _, Write as _};

@@ -1,0 +1,234 @@
+//! The protocol after the handshake, against BoringSSL and against malice.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot go on fails on the spot
+
+use std::io::{Read as _, Write as _};
+
+use ech_workers_boringssl::pkey::PKey;
+use ech_workers_boringssl::ssl::{Ssl, SslContext, SslMethod};
+use ech_workers_boringssl::x509::X509;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::authority::{CertificateAuthority, Validity};
+use crate::record::{RECORDS_PER_KEY, content_type};
+use crate::{
+    ClientContext, ClientParameters, Ech, HelloForm, Profile, ServerContext, Trust, accept, connect,
+};
+
+const PARAMETERS: ClientParameters<'static> = ClientParameters {
+    profile: &crate::profile::ALL[0],
+    form: HelloForm::FirstContact,
+    server_name: "server.test",
+    ech: Ech::Off,
+    session_key: None,
+};
+
+fn identity() -> (ClientContext, crate::Identity) {
+    let authority = CertificateAuthority::new().unwrap();
+    let client = ClientContext::new(&Trust {
+        system: false,
+        extra_pem: vec![authority.root_pem().unwrap()],
+    })
+    .unwrap();
+    let identity = authority
+        .issue(&["server.test"], Validity::days(1))
+        .unwrap();
+    (client, identity)
+}
+
+async fn pair() -> (TlsStream, TlsStream) {
+    let (client, identity) = identity();
+    let server = ServerContext::new(&[identity]).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (client, server) = tokio::join!(
+        async {
+            let tcp = TcpStream::connect(address).await.unwrap();
+            connect(tcp, &client, PARAMETERS).await
+        },
+        async { accept(listener.accept().await.unwrap().0, &server).await }
+    );
+    (client.unwrap(), server.unwrap())
+}
+
+/// A server that is BoringSSL from end to end, echoing.
+async fn with_boringssl() -> TlsStream {
+    let (client, identity) = identity();
+    let mut server = SslContext::builder(SslMethod::tls_server()).unwrap();
+    let certificate = X509::from_pem(&identity.chain_pem).unwrap();
+    server.set_certificate(&certificate).unwrap();
+    let key = PKey::private_key_from_pem(&identity.key_pem).unwrap();
+    server.set_private_key(&key).unwrap();
+    let server = server.build();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (tcp, _) = listener.accept().unwrap();
+        let mut tls = SslStream::new(Ssl::new(&server).unwrap(), tcp).unwrap();
+        tls.accept().unwrap();
+        let mut buffer = [0; 20_000];
+        while let Ok(length @ 1..) = tls.read(&mut buffer) {
+            tls.write_all(&buffer[..length]).unwrap();
+        }
+        let _ = tls.shutdown();
+    });
+    let tcp = TcpStream::connect(address).await.unwrap();
+    connect(tcp, &client, PARAMETERS).await.unwrap()
+}
+
+async fn ping(tls: &mut TlsStream) -> io::Result<()> {
+    tls.write_all(b"ping").await?;
+    tls.flush().await?;
+    let mut answer = [0; 4];
+    tls.read_exact(&mut answer).await?;
+    assert_eq!(&answer, b"ping");
+    Ok(())
+}
+
+#[tokio::test]
+async fn boringssl_follows_our_key_updates_and_we_follow_its() {
+    let mut tls = with_boringssl().await;
+    for round in 0..5 {
+        ping(&mut tls).await.unwrap();
+        if round % 2 == 0 {
+            // Ours alone, as after many records.
+            tls.writer.key_update = true;
+        } else {
+            // One that asks BoringSSL for its own, which comes before its next data.
+            tls.writer
+                .seal_control(content_type::HANDSHAKE, &[24, 0, 0, 1, 1])
+                .unwrap();
+            tls.writer.key.update().unwrap();
+        }
+        let read = tls.reader.key.sequence();
+        ping(&mut tls).await.unwrap();
+        assert_eq!(tls.writer.key.sequence(), 1, "a new key");
+        assert_eq!(tls.reader.key.sequence() < read, round % 2 == 1);
+    }
+}
+
+#[tokio::test]
+async fn a_requested_key_update_comes_before_the_next_data() {
+    let (mut client, mut server) = pair().await;
+    client
+        .writer
+        .seal_control(content_type::HANDSHAKE, &[24, 0, 0, 1, 1])
+        .unwrap();
+    client.writer.key.update().unwrap();
+    client.write_all(b"x").await.unwrap();
+    client.flush().await.unwrap();
+    server.read_exact(&mut [0; 1]).await.unwrap();
+    assert!(server.writer.key_update);
+    server.write_all(b"y").await.unwrap();
+    server.flush().await.unwrap();
+    client.read_exact(&mut [0; 1]).await.unwrap();
+    assert_eq!(client.reader.key.sequence(), 1);
+    assert!(!client.writer.key_update, "an answer asks for none");
+}
+
+#[tokio::test]
+async fn a_key_is_replaced_before_it_is_worn_out() {
+    let (mut client, mut server) = pair().await;
+    // As if that many records had gone by.
+    let (sequence, read) = (RECORDS_PER_KEY - 1, &mut server.reader.key);
+    client.writer.key.skip_to(sequence);
+    read.skip_to(sequence);
+    for _ in 0..3 {
+        client.write_all(b"x").await.unwrap();
+        client.flush().await.unwrap();
+        server.read_exact(&mut [0; 1]).await.unwrap();
+    }
+    assert_eq!(client.writer.key.sequence(), 2);
+    assert_eq!(server.reader.key.sequence(), 2);
+}
+
+async fn answer_to(kind: u8, content: &[u8], times: usize) -> io::Result<usize> {
+    let (mut client, mut server) = pair().await;
+    for _ in 0..times {
+        client.writer.seal_control(kind, content).unwrap();
+        client.flush().await.unwrap();
+    }
+    // Data after it, so that what is passed over ends.
+    let _ = client.write_all(b"x").await;
+    let _ = client.flush().await;
+    server.read(&mut [0; 1]).await
+}
+
+#[tokio::test]
+async fn messages_that_have_no_place_after_the_handshake_end_the_connection() {
+    for content in [
+        &[1, 0, 0, 0][..],
+        &[24, 0, 0, 1, 2],
+        &[24, 0, 0, 1, 0, 24, 0, 0, 1, 0],
+        &[24, 0, 0, 2, 0, 0],
+        &[24],
+        &[],
+        &[13, 0, 0, 0],
+    ] {
+        let error = answer_to(content_type::HANDSHAKE, content, 1)
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{content:?}");
+    }
+    let error = answer_to(20, &[1], 1).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    let error = answer_to(content_type::ALERT, &[1], 1).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+}
+
+#[tokio::test]
+async fn an_alert_is_named() {
+    let error = answer_to(content_type::ALERT, &[2, 80], 1)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+    assert!(error.to_string().contains("internal_error"), "{error}");
+    let user_canceled = answer_to(content_type::ALERT, &[1, 90], 1).await;
+    assert_eq!(user_canceled.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_few_empty_records_are_passed_over_and_a_flood_is_not() {
+    let few = answer_to(content_type::APPLICATION_DATA, &[], 10).await;
+    assert_eq!(few.unwrap(), 1);
+    let flood = answer_to(content_type::APPLICATION_DATA, &[], 100).await;
+    assert_eq!(flood.unwrap_err().kind(), io::ErrorKind::InvalidData);
+}
+
+#[tokio::test]
+async fn shorter_records_are_sent_to_a_peer_that_asked_for_them() {
+    let (mut client, mut server) = pair().await;
+    client.writer.max_plaintext = 1000;
+    assert_eq!(client.record().len(), 1000);
+    assert!(client.seal(1001).is_err());
+    client.write_all(&[5; 2500]).await.unwrap();
+    client.flush().await.unwrap();
+    let mut lengths = Vec::new();
+    while lengths.iter().sum::<usize>() < 2500 {
+        let length = std::future::poll_fn(|cx| {
+            server
+                .poll_open(cx)
+                .map_ok(|bytes| bytes.map_or(0, |bytes| bytes.len()))
+        });
+        lengths.push(length.await.unwrap());
+    }
+    assert_eq!(lengths, [1000, 1000, 500]);
+}
+
+#[tokio::test]
+async fn a_stream_with_nothing_in_it_holds_no_buffer() {
+    let (mut client, mut server) = pair().await;
+    for (from, to) in [(0, 1), (1, 0)] {
+        let ends = [&mut client, &mut server];
+        let bytes = [3; 40_000];
+        ends[from].write_all(&bytes).await.unwrap();
+        assert!(ends[from].writer.holds_buffer());
+        ends[from].flush().await.unwrap();
+        assert!(!ends[from].writer.holds_buffer());
+        ends[to].read_exact(&mut [0; 40_000]).await.unwrap();
+        assert!(!ends[to].reader.holds_buffer());
+    }
+    assert_eq!(Profile::standard(), PARAMETERS.profile);
+}
