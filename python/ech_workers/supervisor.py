@@ -216,6 +216,7 @@ class Supervisor:
         self._preferred: str | None = None
         self._bad_configs: bytes | None = None
         self._bootstrap: Configuration | None = None
+        self._learned_at: float | None = None
         self._public_names: dict[bytes, str | None] = {}
 
         self._plan: DialPlan | None = None
@@ -869,10 +870,21 @@ class Supervisor:
             self._learn(event.configs, used)
 
     def _learn(self, configs: bytes, used: Configuration) -> None:
-        if configs == used.configs:
+        known = self._store.configuration(self._server)
+        if known is not None and known.configs == configs:
+            # Many dials at a time are told the same.
             return
         self._store.learn(self._server, configs, used=used)
-        _log.info("%s handed over new ECH configurations; they are used from now on", self._server)
+        self._replan()
+        now = self._clock()
+        often = self._learned_at is not None and now - self._learned_at < _LEARNED_PAUSE
+        _log.log(
+            logging.DEBUG if often else logging.INFO,
+            "%s handed over new ECH configurations; they are used from now on",
+            self._server,
+        )
+        if not often:
+            self._learned_at = now
 
     def _h2_chosen(self, event: _native.H2Chosen) -> None:
         if event.server_name == self._config.server.host and not self._store.is_h2_known(self._server):
@@ -981,6 +993,9 @@ _LASTING = frozenset(
         "tls-version",
     }
 )
+
+# A server that changes its keys every second is news once in so many seconds.
+_LEARNED_PAUSE = 600.0
 
 # So many failures in a row may be met with a better plan at once; from then on every failure is followed by a pause.
 _HEALING_DIALS = 2
