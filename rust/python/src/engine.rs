@@ -173,7 +173,7 @@ impl Engine {
     fn close(&self, py: Python<'_>, grace: f64) {
         py.detach(|| {
             self.client
-                .close(Duration::from_secs_f64(grace.clamp(0.0, 86_400.0)))
+                .close(Duration::from_secs_f64(grace.clamp(0.0, 86_400.0)));
         });
     }
 }

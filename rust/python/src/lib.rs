@@ -1,5 +1,10 @@
 //! The Python bindings: `ech_workers._native`, one class a file. Types and meanings are documented in `_native.pyi`.
 
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "PyO3 hands arguments over by value"
+)]
+
 mod certificate;
 mod ech;
 mod engine;

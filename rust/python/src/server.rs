@@ -131,7 +131,7 @@ impl Server {
     fn close(&self, py: Python<'_>, grace: f64) {
         py.detach(|| {
             self.server
-                .close(Duration::from_secs_f64(grace.clamp(0.0, 86_400.0)))
+                .close(Duration::from_secs_f64(grace.clamp(0.0, 86_400.0)));
         });
     }
 }

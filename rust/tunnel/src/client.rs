@@ -211,7 +211,7 @@ impl std::fmt::Debug for Shared {
 struct Pool {
     sessions: Vec<Member>,
     /// Connections of simple mode that wait for their first use.
-    warm: VecDeque<(Instant, Link)>,
+    warm: VecDeque<(Instant, Box<Link>)>,
     /// By which simple mode dials for each connection.
     plan: Option<Arc<DialPlan>>,
     unavailable: Option<String>,
@@ -228,7 +228,7 @@ struct Member {
 
 enum Carrier {
     Session(mpsc::Sender<Command>),
-    Simple(Arc<DialPlan>, Option<Link>),
+    Simple(Arc<DialPlan>, Option<Box<Link>>),
 }
 
 impl Client {
@@ -569,7 +569,10 @@ impl Shared {
             dialed: Box::new(dialed.clone()),
         };
         if plan.mode == Mode::Simple {
-            self.pool.lock().warm.push_back((Instant::now(), link));
+            self.pool
+                .lock()
+                .warm
+                .push_back((Instant::now(), Box::new(link)));
             self.changed.notify_waiters();
             self.events.push(up);
             tokio::time::sleep(WARM).await;
@@ -665,10 +668,10 @@ impl Shared {
         self: Arc<Self>,
         open: Box<Open>,
         plan: Arc<DialPlan>,
-        warm: Option<Link>,
+        warm: Option<Box<Link>>,
     ) {
         let link = match warm {
-            Some(link) => link,
+            Some(link) => *link,
             None => match self.dial(0, &plan).await {
                 Ok((link, _)) => link,
                 Err(failure) => {

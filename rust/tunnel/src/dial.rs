@@ -254,9 +254,9 @@ pub(crate) async fn connect(
         }
         let next = async {
             if more {
-                tokio::time::sleep(HEAD_START).await
+                tokio::time::sleep(HEAD_START).await;
             } else {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         };
         tokio::select! {

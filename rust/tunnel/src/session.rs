@@ -341,7 +341,7 @@ impl Core {
             Command::Open(open) => self.open(open),
             Command::Connected(id, Ok(socket)) => self.connected(id, socket),
             Command::Connected(id, Err((status, reason))) => {
-                self.not_connected(id, status, &reason)
+                self.not_connected(id, status, &reason);
             }
             Command::Retire => {
                 self.retiring = true;
@@ -402,6 +402,7 @@ impl Core {
         } else {
             preamble::plain(&target)
         };
+        self.sent += early.len() as u64;
         first.append(&mut early);
         let reply = if confirm && extended {
             Some(reply)
@@ -520,7 +521,6 @@ impl Core {
                     stream,
                     range: payload,
                 }) => {
-                    self.received += payload.len() as u64;
                     self.deliveries.push((
                         stream,
                         range.start + payload.start..range.start + payload.end,
@@ -529,7 +529,7 @@ impl Core {
                 Some(other) => {
                     // What came before the end of a stream must reach it before the end does.
                     self.deliver(bytes);
-                    self.heed(other);
+                    self.heed(&other);
                 }
                 None => return Ok(()),
             }
@@ -537,8 +537,8 @@ impl Core {
         }
     }
 
-    fn heed(&mut self, event: yamux::Event) {
-        match event {
+    fn heed(&mut self, event: &yamux::Event) {
+        match *event {
             yamux::Event::Opened(id) => {
                 let waker = self.readiness.waker(id);
                 self.insert(id, waker, State::Preamble(Vec::new()), Vec::new());
@@ -553,7 +553,7 @@ impl Core {
             yamux::Event::Reset(id) => self.reset(id),
             yamux::Event::Writable(id) => self.queue(id),
             yamux::Event::Pong { round_trip } => {
-                self.stats.rtt_us.set(round_trip.as_micros().max(1) as u64)
+                self.stats.rtt_us.set(round_trip.as_micros().max(1) as u64);
             }
             yamux::Event::GoAway(code) => {
                 self.retiring = true;
@@ -603,6 +603,10 @@ impl Core {
         stream.active = self.now;
         if let State::Connected(endpoint) = &mut stream.state {
             let mut written = 0;
+            self.received += pieces
+                .iter()
+                .map(|(_, range)| range.len() as u64)
+                .sum::<u64>();
             for pieces in pieces.chunks(DELIVER_PIECES) {
                 let mut slices = [IoSlice::new(&[]); DELIVER_PIECES];
                 for (slot, (_, range)) in slices.iter_mut().zip(pieces) {
@@ -634,7 +638,7 @@ impl Core {
         };
         match &mut stream.state {
             State::Preamble(_) if stream.local_ended => {
-                self.mux.consumed(id, bytes.len(), self.now)
+                self.mux.consumed(id, bytes.len(), self.now);
             }
             State::Preamble(partial) => {
                 partial.extend_from_slice(bytes);
@@ -651,6 +655,7 @@ impl Core {
                     } => {
                         let mut waiting = Backlog::default();
                         waiting.push(&partial[used..]);
+                        self.received += waiting.len() as u64;
                         stream.state = State::Connecting { waiting, extended };
                         self.mux.consumed(id, used, self.now);
                         if let End::Server {
@@ -663,7 +668,10 @@ impl Core {
                     }
                 }
             }
-            State::Connecting { waiting, .. } => waiting.push(bytes),
+            State::Connecting { waiting, .. } => {
+                self.received += bytes.len() as u64;
+                waiting.push(bytes);
+            }
             State::Answer { partial, .. } => {
                 partial.extend_from_slice(bytes);
                 match preamble::read_answer(partial) {
@@ -673,6 +681,7 @@ impl Core {
                 }
             }
             State::Connected(endpoint) => {
+                self.received += bytes.len() as u64;
                 match endpoint.deliver(
                     &mut Context::from_waker(stream.waker.waker()),
                     &[IoSlice::new(bytes)],
@@ -702,6 +711,7 @@ impl Core {
         if status == Status::Succeeded {
             let success = reply.map(Reply::succeed).unwrap_or_default();
             let rest = &partial[used..];
+            self.received += rest.len() as u64;
             let mut context = Context::from_waker(stream.waker.waker());
             let outcome = endpoint
                 .tell(&mut context, &success)
@@ -765,7 +775,7 @@ impl Core {
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
         };
-        if !stream.queued && (!stream.local_ended || !stream.first.is_empty() || !stream.finished) {
+        if !stream.queued && !stream.finished {
             stream.queued = true;
             self.sendable.push_back(id);
         }
@@ -798,7 +808,7 @@ impl Core {
     fn fill(&mut self, tls: &mut TlsStream) {
         loop {
             let space = self.outgoing.space(tls);
-            if space.len() < ROOM_MIN {
+            if space.len() < ROOM_MIN && self.outgoing.used() > 0 || space.len() <= FRAME_HEADER {
                 return;
             }
             if let Some(frame) = self.mux.poll_control(self.now) {
@@ -815,22 +825,26 @@ impl Core {
             stream.queued = false;
             let room = (space.len() - FRAME_HEADER).min(self.mux.send_window(id));
             if !stream.first.is_empty() {
-                if room < stream.first.len() {
-                    // A preamble goes in one frame: it waits for the next record, or for the window.
-                    if self.mux.send_window(id) >= stream.first.len() {
-                        stream.queued = true;
-                        self.sendable.push_front(id);
-                        return;
-                    }
+                let n = stream.first.len().min(room);
+                if n < stream.first.len() && self.outgoing.used() > 0 {
+                    // A preamble goes in one frame: a record of its own has the room.
+                    stream.queued = true;
+                    self.sendable.push_front(id);
+                    return;
+                }
+                if n == 0 {
                     continue;
                 }
-                let n = stream.first.len();
-                space[FRAME_HEADER..FRAME_HEADER + n].copy_from_slice(&stream.first);
-                stream.first = Vec::new();
+                space[FRAME_HEADER..FRAME_HEADER + n].copy_from_slice(&stream.first[..n]);
+                stream.first.drain(..n);
                 stream.active = self.now;
                 let header = self.mux.data_header(id, n);
                 space[..FRAME_HEADER].copy_from_slice(&header);
                 self.outgoing.add(FRAME_HEADER + n);
+                if stream.first.is_empty() {
+                    // Nothing is kept of it: an idle stream holds no buffer.
+                    stream.first = Vec::new();
+                }
                 self.queue(id);
                 continue;
             }

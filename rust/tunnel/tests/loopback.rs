@@ -1,0 +1,387 @@
+//! Client and server joined over loopback, with real TLS and real ECH, and real targets behind them.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking, in its helper functions too"
+)]
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ech_workers_proxy::Target;
+use ech_workers_tls::authority::{CertificateAuthority, Validity};
+use ech_workers_tls::ech::{EchKey, config_list};
+use ech_workers_tls::{ClientContext, Profile, ServerContext, Trust};
+use ech_workers_tunnel::{
+    Client, ClientConfig, DialPlan, Event, Learned, Mode, Next, Server, ServerConfig,
+};
+use tracing::level_filters::LevelFilter;
+
+const TOKEN: &str = "a-token-of-this-test";
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A server, and what a client needs to know about it.
+struct Site {
+    server: Server,
+    authority: CertificateAuthority,
+    key: EchKey,
+}
+
+impl Site {
+    fn new() -> Self {
+        let authority = CertificateAuthority::new().unwrap();
+        let identities = [
+            authority
+                .issue(&["public.test"], Validity::days(1))
+                .unwrap(),
+            authority
+                .issue(&["hidden.test"], Validity::days(1))
+                .unwrap(),
+        ];
+        let tls = ServerContext::new(&identities).unwrap();
+        let key = EchKey::generate(1, "public.test", 64).unwrap();
+        tls.set_ech_keys(std::slice::from_ref(&key)).unwrap();
+        let config = ServerConfig {
+            tokens: vec!["another-token".to_owned(), TOKEN.to_owned()],
+            path: "/ws".to_owned(),
+            decoy: None,
+            allow_private_targets: true,
+            max_sessions: 64,
+            max_streams: 256,
+            connect_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(60),
+            workers: 1,
+            log_level: LevelFilter::DEBUG,
+        };
+        Self {
+            server: Server::new("127.0.0.1", 0, config, tls).unwrap(),
+            authority,
+            key,
+        }
+    }
+
+    fn plan(&self, mode: Mode) -> DialPlan {
+        DialPlan {
+            server_name: "hidden.test".to_owned(),
+            port: self.server.address().port(),
+            path: "/ws".to_owned(),
+            token: Some(TOKEN.to_owned()),
+            addresses: vec![self.server.address().ip()],
+            ech: Some(config_list(std::slice::from_ref(&self.key))),
+            profile: Profile::standard(),
+            websocket_hello: false,
+            mode,
+            tcp_timeout: Duration::from_secs(5),
+            handshake_timeout: Duration::from_secs(5),
+        }
+    }
+
+    fn client(&self) -> Client {
+        let trust = Trust {
+            system: false,
+            extra_pem: vec![self.authority.root_pem().unwrap()],
+        };
+        let config = ClientConfig {
+            max_connections: 1024,
+            local_handshake_timeout: Duration::from_secs(5),
+            open_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(60),
+            half_closed_timeout: Duration::from_secs(30),
+            ping_interval: Duration::from_secs(20),
+            ping_timeout: Duration::from_secs(10),
+            receive_window_max: 16 << 20,
+            memory_limit: 64 << 20,
+            confirmed: false,
+            workers: 1,
+            log_level: LevelFilter::DEBUG,
+        };
+        Client::new(config, ClientContext::new(&trust).unwrap()).unwrap()
+    }
+
+    /// A client with one session, or ready for simple mode.
+    fn joined(&self, mode: Mode) -> Client {
+        let client = self.client();
+        client.set_plan(Some(self.plan(mode)));
+        client.dial(self.plan(mode));
+        wait(&client, |event| match event {
+            Event::SessionUp { dialed, .. } => {
+                assert!(dialed.ech_accepted);
+                assert_eq!(dialed.public_name.as_deref(), Some("public.test"));
+                true
+            }
+            Event::DialFailed { failure, .. } => panic!("{failure}"),
+            _ => false,
+        });
+        client
+    }
+}
+
+/// Waits for the event that `wanted` recognises.
+fn wait(client: &Client, mut wanted: impl FnMut(&Event) -> bool) -> Event {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        match client
+            .events()
+            .next(Some(deadline.saturating_duration_since(Instant::now())))
+        {
+            Next::Event(event) if wanted(&event) => return event,
+            Next::Event(_) | Next::Log(_) | Next::Woken => {}
+            Next::TimedOut => panic!("the event did not come"),
+            Next::Closed => panic!("the client ended"),
+        }
+    }
+}
+
+/// Starts a target that hands every connection to `serve`.
+fn target(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Target {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let serve = Arc::new(serve);
+    thread::spawn(move || {
+        for connection in listener.incoming().map_while(Result::ok) {
+            let serve = Arc::clone(&serve);
+            thread::spawn(move || serve(connection));
+        }
+    });
+    address.to_string().parse().unwrap()
+}
+
+fn open(client: &Client, target: &Target) -> UnixStream {
+    let stream = UnixStream::from(client.open(target.clone(), None).unwrap());
+    stream.set_nonblocking(false).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream.set_write_timeout(Some(LIMIT)).unwrap();
+    stream
+}
+
+/// Bytes that tell where they stand, so that a loss or a swap shows.
+fn pattern(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    })
+    .take(length)
+    .collect()
+}
+
+fn echo(mut connection: TcpStream) {
+    let mut copy = connection.try_clone().unwrap();
+    let _ = std::io::copy(&mut connection, &mut copy);
+    let _ = copy.shutdown(Shutdown::Write);
+}
+
+#[test]
+fn what_goes_in_comes_out_on_many_streams_at_a_time() {
+    let site = Site::new();
+    let client = Arc::new(site.joined(Mode::Yamux));
+    let echo = target(echo);
+    let streams: Vec<_> = (0..40_usize)
+        .map(|number| {
+            let (client, echo) = (Arc::clone(&client), echo.clone());
+            thread::spawn(move || {
+                let sent = pattern(
+                    number as u64 * 77 + 5,
+                    (number * number * 1000) % 900_000 + 1,
+                );
+                let mut stream = open(&client, &echo);
+                let mut writer = stream.try_clone().unwrap();
+                let bytes = sent.clone();
+                let writing = thread::spawn(move || {
+                    writer.write_all(&bytes).unwrap();
+                    writer.shutdown(Shutdown::Write).unwrap();
+                });
+                let mut received = Vec::new();
+                stream.read_to_end(&mut received).unwrap();
+                writing.join().unwrap();
+                assert!(
+                    received == sent,
+                    "stream {number}: {} of {} bytes, or others",
+                    received.len(),
+                    sent.len()
+                );
+            })
+        })
+        .collect();
+    for stream in streams {
+        stream.join().unwrap();
+    }
+    let total: u64 = (0..40_u64)
+        .map(|number| (number * number * 1000) % 900_000 + 1)
+        .sum();
+    // The counters follow at the end of the driver's turn.
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let snapshot = client.snapshot();
+        assert_eq!(snapshot.sessions.len(), 1);
+        if (snapshot.bytes_up, snapshot.bytes_down) == (total, total) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{snapshot:?}, not {total}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn an_answer_that_comes_after_the_end_of_the_request_arrives() {
+    let site = Site::new();
+    let client = site.joined(Mode::Yamux);
+    let counter = target(|mut connection| {
+        let mut request = Vec::new();
+        connection.read_to_end(&mut request).unwrap();
+        write!(connection, "{} bytes", request.len()).unwrap();
+    });
+    let mut stream = open(&client, &counter);
+    stream.write_all(&pattern(3, 300_000)).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "300000 bytes");
+}
+
+#[test]
+fn simple_mode_carries_both_ways_and_ends_with_the_target() {
+    let site = Site::new();
+    let client = site.joined(Mode::Simple);
+    let greeter = target(|mut connection| {
+        let mut name = [0; 5];
+        connection.read_exact(&mut name).unwrap();
+        connection.write_all(b"hello ").unwrap();
+        connection.write_all(&name).unwrap();
+    });
+    // The first goes over the warm connection, the others over their own. CLOSE is a control word only as a text.
+    for name in ["world", "CLOSE", "third"] {
+        let mut stream = open(&client, &greeter);
+        stream.write_all(name.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, format!("hello {name}"));
+    }
+}
+
+#[test]
+fn a_target_that_cannot_be_reached_is_told_with_its_reason() {
+    let site = Site::new();
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string()
+        .parse()
+        .unwrap();
+    for (mode, code) in [
+        (Mode::Yamux, "target-refused"),
+        (Mode::Simple, "target-failed"),
+    ] {
+        let client = site.joined(mode);
+        let failure = client.open(Target::clone(&closed), None).unwrap_err();
+        assert_eq!(failure.code, code);
+        assert!(failure.message.contains("connection refused"), "{failure}");
+    }
+}
+
+#[test]
+fn a_reader_that_stops_holds_up_nobody_else() {
+    let site = Site::new();
+    let client = site.joined(Mode::Yamux);
+    let endless = target(|mut connection| while connection.write_all(&[7; 65536]).is_ok() {});
+    let echo = target(echo);
+    let mut stalled = open(&client, &endless);
+    let mut first = [0; 1000];
+    stalled.read_exact(&mut first).unwrap();
+    for round in 0..50_u64 {
+        let mut stream = open(&client, &echo);
+        let sent = pattern(round, 10_000);
+        stream.write_all(&sent).unwrap();
+        let mut received = vec![0; sent.len()];
+        stream.read_exact(&mut received).unwrap();
+        assert!(received == sent);
+    }
+}
+
+#[test]
+fn a_stale_configuration_is_replaced_within_the_dial_and_the_new_one_reported() {
+    let site = Site::new();
+    let client = site.client();
+    let stale = EchKey::generate(9, "public.test", 64).unwrap();
+    let mut plan = site.plan(Mode::Yamux);
+    plan.ech = Some(config_list(&[stale]));
+    client.dial(plan);
+    let current = config_list(std::slice::from_ref(&site.key));
+    let learned = wait(&client, |event| matches!(event, Event::Learned { .. }));
+    assert!(
+        matches!(learned, Event::Learned { what: Learned::Ech(configs), .. } if configs == current)
+    );
+    let up = wait(&client, |event| matches!(event, Event::SessionUp { .. }));
+    assert!(matches!(up, Event::SessionUp { dialed, .. } if dialed.retried && dialed.ech_accepted));
+    assert_eq!(client.snapshot().ech_retries, 1);
+}
+
+#[test]
+fn a_wrong_token_and_a_wrong_path_see_a_decoy() {
+    let site = Site::new();
+    let client = site.client();
+    for (token, path) in [("wrong", "/ws"), (TOKEN, "/other")] {
+        let mut plan = site.plan(Mode::Yamux);
+        plan.token = Some(token.to_owned());
+        plan.path = path.to_owned();
+        client.dial(plan);
+        let failed = wait(&client, |event| matches!(event, Event::DialFailed { .. }));
+        assert!(
+            matches!(failed, Event::DialFailed { failure, .. } if failure.code == "token-rejected")
+        );
+    }
+    assert_eq!(site.server.stats().tokens_rejected.value(), 1);
+}
+
+#[test]
+fn a_retired_session_ends_with_its_last_stream() {
+    let site = Site::new();
+    let client = site.joined(Mode::Yamux);
+    let echo = target(echo);
+    let mut stream = open(&client, &echo);
+    let session = client.snapshot().sessions[0].session;
+    client.retire(session);
+    stream.write_all(b"still here").unwrap();
+    let mut received = [0; 10];
+    stream.read_exact(&mut received).unwrap();
+    assert_eq!(&received, b"still here");
+    stream.shutdown(Shutdown::Write).unwrap();
+    let lost = wait(&client, |event| matches!(event, Event::SessionLost { .. }));
+    assert!(matches!(lost, Event::SessionLost { failure, .. } if failure.code == "retired"));
+}
+
+#[test]
+fn without_a_session_a_stream_waits_and_then_fails_with_the_reason() {
+    let site = Site::new();
+    let client = site.client();
+    let target: Target = "192.0.2.1:80".parse().unwrap();
+    let started = Instant::now();
+    let failure = client
+        .open(target.clone(), Some(Duration::from_millis(200)))
+        .unwrap_err();
+    assert_eq!(failure.code, "no-session");
+    assert!(started.elapsed() >= Duration::from_millis(200));
+    client.set_unavailable(Some("the server is gone".to_owned()));
+    let failure = client.open(target, Some(LIMIT)).unwrap_err();
+    assert_eq!(
+        (failure.code, failure.message.as_str()),
+        ("no-session", "the server is gone")
+    );
+}
+
+#[test]
+fn the_end_of_the_server_is_the_end_of_the_session() {
+    let site = Site::new();
+    let client = site.joined(Mode::Yamux);
+    site.server.close(Duration::from_secs(5));
+    wait(&client, |event| matches!(event, Event::SessionLost { .. }));
+    assert!(client.snapshot().sessions.is_empty());
+}
