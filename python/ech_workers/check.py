@@ -526,7 +526,7 @@ class _Answers:
             if not running:
                 break
         for resolver, _ in running.values():
-            outcomes[resolver.url] = ResolverError(f"{resolver.host}: no answer in time", code="resolver-timeout")
+            outcomes[resolver.url] = ResolverError(f"{resolver.host}: no answer in time", code="resolver-failed")
         return outcomes
 
     def _start(self, resolver: Resolver, question: doh.Question, method: Literal["GET", "POST"]) -> int:

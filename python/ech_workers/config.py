@@ -304,7 +304,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
             server_ips=tuple(_address(ip, "--server-ip") for ip in _several(server_ip)),
             ech_domain=_host(ech_domain, "--ech-domain", address=False) if ech_domain else None,
             ech_config=_ech_config(ech_config) if ech_config else None,
-            ech_bootstrap=_host(ech_bootstrap, "--ech-bootstrap", address=False) if ech_bootstrap else None,
+            ech_bootstrap=_public_name(ech_bootstrap) if ech_bootstrap else None,
             resolvers=_resolvers(_several(doh_server), _several(doh_ip)),
             ca_file=ca,
             ca_pem=_certificates(ca, "--ca-file") if ca else None,
@@ -440,6 +440,14 @@ def _host(text: str, option: str, *, address: bool = True) -> str:
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels) or labels[-1].isdecimal():
         raise ConfigError(f"{text!r} is no host name", option=option)
     return host
+
+
+def _public_name(text: str) -> str:
+    """A name that may stand in an ECH configuration: letters, digits and hyphens (RFC 9849 section 4)."""
+    name = _host(text, "--ech-bootstrap", address=False)
+    if "_" in name:
+        raise ConfigError(f"{text!r} is no public name", option="--ech-bootstrap")
+    return name
 
 
 def _host_and_port(text: str, option: str, *, default_port: int | None, zero: bool = False) -> tuple[str, int]:

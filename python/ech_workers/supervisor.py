@@ -227,7 +227,7 @@ class Supervisor:
         self._dials: dict[int, _Dial] = {}
         self._sessions: dict[int, _Session] = {}
         self._verified = False
-        self._ever_up = False
+        self._is_news = True
         self._failures = 0
         self._flaps = 0
         self._dial_at = 0.0
@@ -421,6 +421,7 @@ class Supervisor:
         if name != self._names_of:
             # The record points elsewhere now; answers about the former name are kept, but decide nothing.
             self._names_of, self._names = name, _LookUp(due=now)
+            self._resolved.clear()
         if self._names.is_due(now):
             addresses = self._store.addresses(name)
             if self._names.begin(now, self._until_refresh(addresses) if addresses else 0.0):
@@ -500,6 +501,7 @@ class Supervisor:
 
     def _ask_addresses(self, name: str) -> None:
         found: dict[doh.Type, doh.AddressAnswer | TunnelError] = {}
+        # Each family is used as soon as it is there.
         self._resolved[name] = found
 
         def answered(family: doh.Type, answer: object) -> None:
@@ -738,11 +740,11 @@ class Supervisor:
         self._breaker = "closed"
         self._healing = False
         self._settled = None
-        level = logging.DEBUG if self._ever_up and self._cause is None else logging.INFO
+        level = logging.INFO if self._is_news else logging.DEBUG
         ech = f"ECH accepted, outer name {event.public_name}" if event.ech == "accepted" else "without ECH"
         milliseconds = event.tcp_ms + event.tls_ms + event.websocket_ms
         _log.log(level, "session up: %s by %s, %s, %.0f ms", self._server, event.address, ech, milliseconds)
-        self._ever_up = True
+        self._is_news = False
         self._cause = None
         if not self._flaps:
             self._told = None
@@ -756,6 +758,7 @@ class Supervisor:
         if session is None or session.retiring or failure.code in ("retired", "shutdown"):
             return
         _log.info("session lost after %.0f s: %s", event.age, failure.message)
+        self._is_news = True
         if self._config.mode == "simple":
             return
         if event.age >= self._timing.session_young:
@@ -870,8 +873,8 @@ class Supervisor:
             self._learn(event.configs, used)
 
     def _learn(self, configs: bytes, used: Configuration) -> None:
-        known = self._store.configuration(self._server)
-        if known is not None and known.configs == configs:
+        current = self._configuration()
+        if current is not None and current.configs == configs:
             # Many dials at a time are told the same.
             return
         self._store.learn(self._server, configs, used=used)
@@ -923,6 +926,7 @@ class Supervisor:
         if known is None or (known.layer, known.code) != reason:
             self._cause_at = self._clock()
         self._cause = error
+        self._is_news = True
         if reason == self._told:
             _log.debug("%s", error.line())
             return

@@ -904,6 +904,17 @@ def test_retry_configurations_replace_the_options_own(world: World) -> None:
     assert [plan.ech for _, plan in world.dials] == [ech_list("mine"), ech_list("retry")]
 
 
+def test_retry_configurations_known_from_another_rejection_are_used_for_this_option_too(world: World) -> None:
+    store = EchStore(None, clock=world.wall)
+    store.learn("secret.test:443", ech_list("retry"), used=cached(world))
+    world.answer = lambda plan: (EchLearned("secret.test", ech_list("retry")), "up")
+    start(world, store=store, ech_config=ech_list("mine"))
+    world.run(10)
+    world.lose_all()
+    world.run(1)
+    assert [plan.ech for _, plan in world.dials] == [ech_list("mine"), ech_list("retry")]
+
+
 def test_retry_configurations_for_another_name_are_not_ours(world: World) -> None:
     world.answer = lambda plan: (EchLearned("other.test", ech_list("retry")), "up")
     start(world)
@@ -1107,6 +1118,16 @@ def test_a_lost_session_is_replaced_at_once_without_alarm(world: World, caplog: 
     assert world.dials[-1][0] == pytest.approx(lost_at)
     assert not caplog.records
     assert world.reason is None
+
+
+def test_a_replacement_is_told_after_a_loss_and_not_otherwise(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    start(world, timing=Timing(session_age=600))
+    with caplog.at_level(logging.INFO, "ech_workers"):
+        world.run(100)
+        world.lose_all()
+        world.run(1800)
+    told = [record.getMessage().split()[1] for record in caplog.records if record.getMessage().startswith("session")]
+    assert told == ["up:", "lost", "up:"]
 
 
 def test_sessions_that_die_young_do_not_go_round_without_a_pause(
