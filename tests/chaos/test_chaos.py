@@ -78,7 +78,7 @@ class Trouble:
     def __init__(self, site: Site, dice: random.Random) -> None:
         self.site = site
         self.dice = dice
-        self.server: ServerProgram = site.server(publish=False)
+        self.server: ServerProgram = site.server("--drain", "1", publish=False)
         self.tap = Tap(("127.0.0.1", self.server.port))
         self.key_id = 20
         site.publish(self.tap.port, site.key.base64)
@@ -134,7 +134,7 @@ class Trouble:
         time.sleep(self.dice.uniform(0, 3))
 
     def _start_server(self) -> None:
-        self.server = self.site.server(publish=False)
+        self.server = self.site.server("--drain", "1", publish=False)
         self.tap.upstream = ("127.0.0.1", self.server.port)
 
 
