@@ -146,6 +146,7 @@ class Demo:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 1024  # five, the default, makes the kernel drop connections of a busy demonstration
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.debug("a connection ended: %s", sys.exception())
