@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from harness.authority import Authority
     from harness.tunnel import Site
 
+# The first test that needs CoreDNS waits for its build: a minute or two where Go has not built it before.
+pytestmark = pytest.mark.timeout(1000)
+
 Method = Literal["GET", "POST"]
 
 
