@@ -50,7 +50,8 @@ def start_named(
     folder: Path, processes: Processes, certificate: Certificate, ca: Path, zones: dict[str, str]
 ) -> DohServer:
     """BIND 9, authoritative for the zones; a zone that cannot be read is answered with SERVFAIL."""
-    named = program("named", "bind9")
+    # Where Debian has it is not on every user's PATH.
+    named = shutil.which("named", path="/usr/sbin:/usr/local/sbin") or program("named", "bind9")
     folder.mkdir(parents=True, exist_ok=True)
     listed = []
     for name, text in zones.items():
@@ -90,7 +91,7 @@ def reload_named(server: DohServer, name: str, text: str) -> None:
 def build_coredns(folder: Path) -> Path:
     """The program, with the plugins that the tests use."""
     if shutil.which("go") is None:
-        missing("go is not installed: apt install golang (1.24 or later), or see https://go.dev/doc/install")
+        missing("go is not installed (1.26 or later): see https://go.dev/doc/install")
     built = run("go", "build", "-o", folder / "coredns", ".", cwd=COREDNS_SOURCE, timeout=BUILD_TIMEOUT)
     if built.returncode != 0:
         missing(f"CoreDNS cannot be built: {built.stderr.strip()[-500:]}")
