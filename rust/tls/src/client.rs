@@ -2,13 +2,14 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ech_workers_boringssl::offer_session;
 use ech_workers_boringssl::ssl::{
-    ClientHelloShape, GreaseLists, Padding, Ssl, SslContext, SslMethod, SslOptions, SslRef,
-    SslSession, SslSessionCacheMode, SslSignatureAlgorithm, SslStream, SslVerifyMode, SslVersion,
-    UnknownValues,
+    ClientHelloShape, GreaseLists, Padding, Ssl, SslContext, SslContextBuilder, SslMethod,
+    SslOptions, SslRef, SslSession, SslSessionCacheMode, SslSignatureAlgorithm, SslStream,
+    SslVerifyMode, SslVersion, UnknownValues,
 };
 use ech_workers_boringssl::x509::{X509, store::X509StoreBuilder};
 use tokio::net::TcpStream;
@@ -78,7 +79,7 @@ impl ClientContext {
         builder.set_permute_extensions(false);
         compression::register(&mut builder)?;
         builder.set_verify(SslVerifyMode::PEER);
-        builder.set_verify_cert_store(roots(trust)?.build())?;
+        trust_roots(&mut builder, trust)?;
         builder
             .set_session_cache_mode(SslSessionCacheMode::CLIENT | SslSessionCacheMode::NO_INTERNAL);
         let kept = sessions.clone();
@@ -325,30 +326,16 @@ fn check_hello(records: &[u8], list: Option<&ConfigList>) -> Result<ClientHello,
     }
 }
 
-fn roots(trust: &Trust) -> Result<X509StoreBuilder, TrustError> {
-    let mut store = X509StoreBuilder::new()?;
-    let mut count = 0;
-    if trust.system {
-        // Single unreadable files are no reason to trust nobody.
-        for der in rustls_native_certs::load_native_certs().certs {
-            if let Ok(certificate) = X509::from_der(&der) {
-                store.add_cert(&certificate)?;
-                count += 1;
-            }
-        }
-        if count == 0 {
-            for der in webpki_root_certs::TLS_SERVER_ROOT_CERTS {
-                store.add_cert(&X509::from_der(der)?)?;
-                count += 1;
-            }
-        }
+fn trust_roots(context: &mut SslContextBuilder, trust: &Trust) -> Result<(), TrustError> {
+    if !trust.system && trust.extra_pem.is_empty() {
+        return Err(TrustError::Empty);
     }
+    let mut store = X509StoreBuilder::new()?;
     for (index, pem) in trust.extra_pem.iter().enumerate() {
         let reason = match X509::stack_from_pem(pem) {
             Ok(certificates) if !certificates.is_empty() => {
                 for certificate in certificates {
                     store.add_cert(&certificate)?;
-                    count += 1;
                 }
                 continue;
             }
@@ -357,10 +344,59 @@ fn roots(trust: &Trust) -> Result<X509StoreBuilder, TrustError> {
         };
         return Err(TrustError::Pem { index, reason });
     }
-    if count == 0 {
-        return Err(TrustError::Empty);
+    let hashed = trust.system.then(hashed_directory).flatten();
+    if trust.system && hashed.is_none() {
+        add_all_system_roots(&mut store)?;
     }
-    Ok(store)
+    context.set_cert_store_builder(store);
+    if let Some(directory) = hashed {
+        context.load_verify_locations(None, Some(&directory))?;
+    }
+    Ok(())
+}
+
+/// A directory in which BoringSSL finds roots by the hash of their name, when a chain leads there: 3 MB less than having
+/// parsed all of them. `None` if the roots were said to be elsewhere (OpenSSL's two environment variables).
+fn hashed_directory() -> Option<PathBuf> {
+    let elsewhere = ["SSL_CERT_FILE", "SSL_CERT_DIR"]
+        .iter()
+        .any(|name| std::env::var_os(name).is_some());
+    let directory = Path::new("/etc/ssl/certs");
+    (!elsewhere && is_hashed(directory)).then(|| directory.to_owned())
+}
+
+/// Whether files there are called as `openssl rehash` calls them: eight hexadecimal digits and `.0`.
+fn is_hashed(directory: &Path) -> bool {
+    std::fs::read_dir(directory).is_ok_and(|entries| {
+        entries.filter_map(Result::ok).any(|entry| {
+            entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.strip_suffix(".0"))
+                .is_some_and(|hash| {
+                    hash.len() == 8 && hash.bytes().all(|byte| byte.is_ascii_hexdigit())
+                })
+                && entry.path().exists()
+        })
+    })
+}
+
+/// The system's roots, each parsed; Mozilla's where there are none.
+fn add_all_system_roots(store: &mut X509StoreBuilder) -> Result<(), TrustError> {
+    let mut found = false;
+    // Single unreadable files are no reason to trust nobody.
+    for der in rustls_native_certs::load_native_certs().certs {
+        if let Ok(certificate) = X509::from_der(&der) {
+            store.add_cert(&certificate)?;
+            found = true;
+        }
+    }
+    if !found {
+        for der in webpki_root_certs::TLS_SERVER_ROOT_CERTS {
+            store.add_cert(&X509::from_der(der)?)?;
+        }
+    }
+    Ok(())
 }
 
 /// Session tickets by key. Each is used once (RFC 8446 section C.4: otherwise connections can be linked).
@@ -406,5 +442,110 @@ impl Sessions {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ech_workers_boringssl::stack::Stack;
+    use ech_workers_boringssl::x509::X509StoreContext;
+
+    use super::*;
+    use crate::authority::{CertificateAuthority, Validity};
+
+    /// An empty directory of its own, gone with the value.
+    struct Directory(PathBuf);
+
+    impl Directory {
+        fn new(name: &str) -> Self {
+            let path =
+                std::env::temp_dir().join(format!("ech-workers-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_root_is_found_by_the_hash_of_its_name() {
+        let directory = Directory::new("hashed");
+        assert!(!is_hashed(&directory.0));
+        let authority = CertificateAuthority::new().unwrap();
+        let pem = authority.root_pem().unwrap();
+        let root = X509::from_pem(&pem).unwrap();
+        let file = format!("{:08x}.0", root.subject_name_hash());
+        std::fs::write(directory.0.join(file), &pem).unwrap();
+        assert!(is_hashed(&directory.0));
+
+        let mut client = SslContext::builder(SslMethod::tls_client()).unwrap();
+        client.set_verify(SslVerifyMode::PEER);
+        client
+            .load_verify_locations(None, Some(&directory.0))
+            .unwrap();
+        let client = client.build();
+        let leaf = |authority: &CertificateAuthority| {
+            let identity = authority.issue(&["a.test"], Validity::days(1)).unwrap();
+            X509::from_pem(&identity.chain_pem).unwrap()
+        };
+        let verify = |certificate: &X509| {
+            let mut context = X509StoreContext::new().unwrap();
+            let chain = Stack::new().unwrap();
+            context
+                .init(client.cert_store(), certificate, &chain, |context| {
+                    context.verify_cert()
+                })
+                .unwrap()
+        };
+        assert!(verify(&leaf(&authority)));
+        assert!(!verify(&leaf(&CertificateAuthority::new().unwrap())));
+    }
+
+    #[test]
+    fn mozillas_roots_can_all_be_read() {
+        for der in webpki_root_certs::TLS_SERVER_ROOT_CERTS {
+            X509::from_der(der).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_hello_that_would_give_the_name_away_is_not_sent() {
+        let authority = CertificateAuthority::new().unwrap();
+        let client = ClientContext::new(&Trust {
+            system: false,
+            extra_pem: vec![authority.root_pem().unwrap()],
+        })
+        .unwrap();
+        let key = crate::ech::EchKey::generate(1, "public.test", 64).unwrap();
+        let other = crate::ech::EchKey::generate(2, "public.test", 64).unwrap();
+        let list = crate::ech::config_list(&[key]);
+        let with = |ech| {
+            client
+                .client_hello(ClientParameters {
+                    profile: Profile::standard(),
+                    form: HelloForm::FirstContact,
+                    server_name: "secret.test",
+                    ech,
+                    session_key: None,
+                })
+                .unwrap()
+        };
+        let parsed = ConfigList::parse(&list).unwrap();
+        let foreign = ConfigList::parse(&crate::ech::config_list(&[other])).unwrap();
+        assert!(check_hello(&with(Ech::List(&list)), Some(&parsed)).is_ok());
+        assert!(check_hello(&with(Ech::Off), None).is_ok());
+        for (records, list) in [
+            (with(Ech::Off), Some(&parsed)),
+            (with(Ech::List(&list)), Some(&foreign)),
+            (with(Ech::List(&list)), None),
+            (Vec::new(), None),
+        ] {
+            let error = check_hello(&records, list).unwrap_err();
+            assert!(error.to_string().contains("refused to send"), "{error}");
+        }
     }
 }

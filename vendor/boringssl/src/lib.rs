@@ -10,7 +10,8 @@ use foreign_types::ForeignTypeRef as _;
 use rama_boring_sys as ffi;
 
 pub use rama_boring::{
-    aead, asn1, bn, ec, error, ex_data, hash, hkdf, hpke, nid, pkey, rand, sha, ssl, x509, x25519,
+    aead, asn1, bn, ec, error, ex_data, hash, hkdf, hpke, nid, pkey, rand, sha, ssl, stack, x509,
+    x25519,
 };
 
 /// The BoringSSL release inside, as its MODULE.bazel numbers it, and the crate that carries it.
