@@ -356,13 +356,13 @@ fn trust_roots(context: &mut SslContextBuilder, trust: &Trust) -> Result<(), Tru
 }
 
 /// A directory in which BoringSSL finds roots by the hash of their name, when a chain leads there: 3 MB less than having
-/// parsed all of them. `None` if the roots were said to be elsewhere (OpenSSL's two environment variables).
+/// parsed all of them. OpenSSL's two environment variables are obeyed.
 fn hashed_directory() -> Option<PathBuf> {
-    let elsewhere = ["SSL_CERT_FILE", "SSL_CERT_DIR"]
-        .iter()
-        .any(|name| std::env::var_os(name).is_some());
-    let directory = Path::new("/etc/ssl/certs");
-    (!elsewhere && is_hashed(directory)).then(|| directory.to_owned())
+    let named = |name| std::env::var_os(name).map(PathBuf::from);
+    let directory = named("SSL_CERT_DIR").unwrap_or_else(|| "/etc/ssl/certs".into());
+    // A bundle that lies in the directory is the sum of it (Debian's ca-certificates.crt); another one adds to it.
+    let complete = named("SSL_CERT_FILE").is_none_or(|bundle| bundle.parent() == Some(&directory));
+    (complete && is_hashed(&directory)).then_some(directory)
 }
 
 /// Whether files there are called as `openssl rehash` calls them: eight hexadecimal digits and `.0`.
