@@ -1,0 +1,151 @@
+"""The server as strangers, operators and deployed clients see it."""
+
+import http.client
+import signal
+import socket
+import ssl
+from pathlib import Path
+
+import pytest
+
+from harness import socks
+from harness.curl import fetch
+from harness.ech import ech_key
+from harness.processes import Processes
+from harness.targets import pattern
+from harness.tunnel import COMMAND, PATH, PUBLIC_NAME, SERVER_NAME, TOKEN, Site
+from harness.waiting import wait_until
+
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+
+
+def request(
+    site: Site, port: int, method: str, path: str, headers: dict[str, str] | None = None, name: str = PUBLIC_NAME
+) -> tuple[int, dict[str, str], bytes]:
+    """One HTTPS request without ECH, as a scanner would make it."""
+    context = ssl.create_default_context(cafile=str(site.authority.path))
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=name) as secured,
+    ):
+        connection = http.client.HTTPConnection(name)
+        connection.sock = secured
+        connection.request(method, path, headers=headers or {})
+        response = connection.getresponse()
+        answer = (response.status, {key.lower(): value for key, value in response.getheaders()}, response.read())
+        connection.close()
+    return answer
+
+
+def test_strangers_see_an_ordinary_web_page(site: Site) -> None:
+    """Nothing tells a tunnel from a web server: not the path, not a wrong token, not an upgrade without one."""
+    port = site.server().port
+    pages = [
+        request(site, port, "GET", "/"),
+        request(site, port, "GET", PATH),
+        request(site, port, "GET", PATH, UPGRADE),
+        request(site, port, "GET", PATH, {**UPGRADE, "Sec-WebSocket-Protocol": "another-token"}),
+        request(site, port, "GET", PATH, {**UPGRADE, "Sec-WebSocket-Protocol": f"{TOKEN}, other"}),
+        request(site, port, "GET", "/elsewhere", {**UPGRADE, "Sec-WebSocket-Protocol": TOKEN}),
+    ]
+    assert {status for status, _, _ in pages} == {200}
+    assert len({body for _, _, body in pages}) == 1
+    assert b"<html" in pages[0][2].lower()
+    names = {frozenset(headers) - {"date"} for _, headers, _ in pages}
+    assert len(names) == 1
+    assert not any("ech" in header or "websocket" in header for header in next(iter(names)))
+
+
+def test_right_token_is_answered_101(site: Site) -> None:
+    port = site.server().port
+    status, headers, _ = request(site, port, "GET", PATH, {**UPGRADE, "Sec-WebSocket-Protocol": TOKEN})
+    assert status == 101
+    assert headers["sec-websocket-accept"] == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455 section 1.3
+    assert headers["sec-websocket-protocol"] == TOKEN
+
+
+def test_own_decoy_page(site: Site, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("<!doctype html><html><title>Bakery</title></html>")
+    assert request(site, site.server("--decoy", page).port, "GET", "/")[2] == page.read_bytes()
+
+
+def test_health(site: Site) -> None:
+    assert request(site, site.server().port, "GET", "/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("name", [PUBLIC_NAME, SERVER_NAME])
+def test_certificate_is_chosen_by_name(site: Site, name: str) -> None:
+    assert request(site, site.server().port, "GET", "/", name=name)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"\x16\x03\x01\x00\x05hello",
+        b"\x16\x03\x01\xff\xff" + bytes(70000),
+        bytes(100),
+        b"\x05\x01\x00",
+    ],
+    ids=["nothing", "plain-http", "broken-hello", "endless-hello", "zeros", "socks"],
+)
+def test_garbage_instead_of_tls_is_closed_and_does_no_harm(site: Site, targets: dict[str, int], sent: bytes) -> None:
+    server = site.server()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        try:
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            assert len(socks.until_end(connection)) < 100
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+    proxy = site.proxy(server.port)
+    assert fetch(proxy, "socks5", f"http://localhost:{targets['http']}/bytes/1000") == b"".join(pattern(1000))
+
+
+def test_stopping_lets_open_streams_finish(site: Site, targets: dict[str, int]) -> None:
+    """SIGTERM in the middle of an answer: the answer comes whole, the port is closed for others, the exit code is 0."""
+    server = site.server()
+    proxy = site.proxy(server.port)
+    with socks.connect(proxy.address, "localhost", targets["http"]) as connection:
+        connection.sendall(b"GET /slow/40 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        socks.exactly(connection, 10)
+        server.process.signal(signal.SIGTERM)
+        assert socks.until_end(connection).endswith(b"." * 40)
+    assert server.process.wait(15) == 0
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", server.port), timeout=5)
+
+
+def test_keys_change_without_a_restart(site: Site, targets: dict[str, int], tmp_path: Path) -> None:
+    """A new key in the folder is used; a proxy that runs goes on, and one that starts with it succeeds."""
+    server = site.server()
+    running = site.proxy(server.port)
+    new = ech_key(site.keys_folder, PUBLIC_NAME, 8)
+    server.process.wait_line("8.pem", 10)
+    site.key.path.unlink()
+    wait_until(lambda: "7.pem" not in server.process.lines[-1], "the old key's end")
+    site.publish(server.port, new.base64)
+    started = site.proxy(server.port)
+    for proxy in (running, started):
+        assert fetch(proxy, "socks5", f"http://localhost:{targets['http']}/bytes/1000") == b"".join(pattern(1000))
+
+
+def test_several_tokens_and_a_token_file(site: Site, processes: Processes, tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("# staff\nfirst-token\n\nsecond-token\n")
+    process = processes.start(
+        *(COMMAND, "server", "--listen", "127.0.0.1:0", "--cert", site.inner.chain, "--key", site.inner.key),
+        *("--cert", site.outer.chain, "--key", site.outer.key, "--ech-keys", site.keys_folder),
+        *("--token-file", file, "--path", PATH),
+    )
+    port = int(process.wait_line(r"listening on \S*?:(\d+)\b").group(1))
+    site.publish(port, site.key.base64)
+    for token in ("first-token", "second-token"):
+        site.proxy(port, token=token)
