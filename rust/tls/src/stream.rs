@@ -111,17 +111,16 @@ impl TlsStream {
     /// # Errors
     /// The socket's, or [`BrokenPipe`](io::ErrorKind::BrokenPipe) after a close.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.writer.is_closed() {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        while !self.writer.ready()? {
+            ready!(self.writer.poll_drain(&mut self.tcp, cx))?;
         }
-        if self.writer.has_room() {
-            return Poll::Ready(Ok(()));
-        }
-        self.writer.poll_drain(&mut self.tcp, cx)
+        Poll::Ready(Ok(()))
     }
 
     /// The plaintext of the next record, to be written from its beginning: usually [`RECORD_MAX`] bytes, less if the peer
     /// asked for shorter records (RFC 8449). Empty unless [`poll_ready`](Self::poll_ready) was ready.
+    ///
+    /// What is written into it stays for [`seal`](Self::seal) and is lost by any other call that sends.
     pub fn record(&mut self) -> &mut [u8] {
         self.writer.plaintext()
     }
@@ -191,7 +190,7 @@ impl AsyncWrite for TlsStream {
         let this = self.get_mut();
         ready!(this.poll_ready(cx))?;
         let mut written = 0;
-        while written < bytes.len() && this.writer.has_room() {
+        while written < bytes.len() && this.writer.ready()? {
             let record = this.record();
             let length = record.len().min(bytes.len() - written);
             if length == 0 {

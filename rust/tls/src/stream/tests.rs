@@ -129,6 +129,31 @@ async fn a_requested_key_update_comes_before_the_next_data() {
 }
 
 #[tokio::test]
+async fn a_key_update_that_takes_the_last_room_loses_nothing() {
+    for before in 14..=16 {
+        let (mut client, mut server) = pair().await;
+        for _ in 0..before {
+            client.record().fill(1);
+            client.seal(RECORD_MAX).unwrap();
+        }
+        client.writer.key_update = true;
+        let sending = async {
+            std::future::poll_fn(|cx| client.poll_ready(cx))
+                .await
+                .unwrap();
+            assert!(!client.writer.key_update);
+            client.record().fill(1);
+            client.seal(RECORD_MAX).unwrap();
+            client.shutdown().await.unwrap();
+        };
+        let mut received = Vec::new();
+        let (_, length) = tokio::join!(sending, server.read_to_end(&mut received));
+        assert_eq!(length.unwrap(), (before + 1) * RECORD_MAX);
+        assert!(received.iter().all(|byte| *byte == 1));
+    }
+}
+
+#[tokio::test]
 async fn a_key_is_replaced_before_it_is_worn_out() {
     let (mut client, mut server) = pair().await;
     // As if that many records had gone by.

@@ -46,10 +46,6 @@ impl RecordWriter {
         }
     }
 
-    pub(super) fn is_closed(&self) -> bool {
-        self.closed
-    }
-
     pub(super) fn has_sealed(&self) -> bool {
         !self.sealed.is_empty()
     }
@@ -67,7 +63,27 @@ impl RecordWriter {
         }
         Ok(())
     }
-    pub(super) fn has_room(&self) -> bool {
+
+    /// Whether another record can be written. A KeyUpdate that is due is sealed first: never between the caller's look at
+    /// the plaintext and its sealing.
+    pub(super) fn ready(&mut self) -> io::Result<bool> {
+        if self.closed {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        if self.has_room() && (self.key_update || self.key.sequence() >= RECORDS_PER_KEY) {
+            self.key_update = false;
+            // The peer's own update is not asked for: its key wears by its own records.
+            self.seal_control(content_type::HANDSHAKE, &[24, 0, 0, 1, 0])
+                .and_then(|()| self.key.update())
+                .map_err(|error| {
+                    self.closed = true;
+                    sealing(error)
+                })?;
+        }
+        Ok(self.has_room())
+    }
+
+    fn has_room(&self) -> bool {
         let capacity = WRITE_CAPACITY - CONTROL_ROOM;
         capacity - self.sealed.end.min(capacity) >= MAX_PLAINTEXT + OVERHEAD
     }
@@ -75,21 +91,6 @@ impl RecordWriter {
     pub(super) fn plaintext(&mut self) -> &mut [u8] {
         if self.closed || !self.has_room() {
             return &mut [];
-        }
-        if self.key.sequence() >= RECORDS_PER_KEY {
-            self.key_update = true;
-        }
-        if self.key_update {
-            self.key_update = false;
-            // The peer's side of it is not asked for: its key wears by its own records. A failure shows in `seal`.
-            if self
-                .seal_control(content_type::HANDSHAKE, &[24, 0, 0, 1, 0])
-                .and_then(|()| self.key.update())
-                .is_err()
-            {
-                self.closed = true;
-                return &mut [];
-            }
         }
         let start = self.sealed.end + HEADER;
         let end = start + self.max_plaintext;
