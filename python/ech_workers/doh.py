@@ -3,6 +3,9 @@
 An answer is taken only if it is one to the question that was asked, whole, and well formed. What a resolver says about
 a name that has no usable record is an answer too: ``why`` says it, and the lists are empty. What makes the exchange
 itself worthless raises ``AnswerError``, and another resolver should be asked.
+
+dnspython is imported when the first question is asked: it costs 8 MB (docs/performance.md), and a start with a warm
+cache asks none.
 """
 
 from __future__ import annotations
@@ -14,11 +17,14 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from ech_workers import dns_message
-from ech_workers.dns_message import Malformed, Message, Name, Record, Service, name_to_text
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import dns.message
+    import dns.name
+    import dns.rdatatype
+    import dns.rrset
+    from dns.rdtypes.svcbbase import SVCBBase
 
 __all__ = [
     "ALIAS_LIMIT",
@@ -49,6 +55,9 @@ TTL_LIMIT = 7 * 86400
 
 ADDRESS_LIMIT = 16
 """More addresses than a dial tries in its time are of no use."""
+
+# RFC 8467 section 4.1.
+_PADDING = 128
 
 # What a negative answer without an SOA is good for (RFC 2308 section 5 forbids caching it for long).
 _NEGATIVE_TTL = 30
@@ -131,7 +140,10 @@ def https_name(host: str, port: int = 443) -> str:
 
 def query(question: Question) -> bytes:
     """The query in wire form: id 0 (RFC 8484 section 4.1), recursion desired, padded (RFC 8467)."""
-    return dns_message.query(question.name, question.type)
+    import dns.message
+
+    message = dns.message.make_query(question.name, question.type, id=0, use_edns=0, payload=4096, pad=_PADDING)
+    return message.to_wire()
 
 
 def request(path: str, message: bytes, method: Method) -> tuple[str, list[tuple[str, str]], bytes]:
@@ -172,128 +184,141 @@ def read_https_answer(wire: bytes, question: Question, port: int, *, steps: int 
     port: the origin's, which a record without the parameter stands for. steps: those taken before this message.
     Raises AnswerError.
     """
-    try:
-        return _read_https(_message(wire, question), question, port, steps)
-    except Malformed as error:
-        raise _malformed(error) from None
+    import dns.rdatatype
+
+    message = _read(wire, question)
+    name, ttl, steps = _follow(message, question, steps)
+    while True:
+        records = _records(message, name, dns.rdatatype.HTTPS)
+        if records is None:
+            break
+        ttl = min(ttl, records.ttl)
+        alias = next((record for record in sorted(records) if record.priority == 0), None)
+        if alias is None:
+            return _services(name, records, port, _ttl(ttl), steps)
+        # RFC 9460 section 2.4.2: ServiceMode records beside AliasMode are ignored.
+        owner, name = name, alias.target
+        if len(name.labels) <= 1:
+            why = f"{_text(owner)} says by its AliasMode record that it offers no service"
+            return HttpsAnswer(_text(owner), _ttl(ttl), steps=steps, why=why)
+        steps = _step(steps, question)
+        name, ttl, steps = _follow(message, question, steps, name, ttl)
+        if _records(message, name, dns.rdatatype.HTTPS) is None:
+            return HttpsAnswer(_host_name(name), _ttl(ttl), alias=_host_name(name), steps=steps)
+    why = f"{_text(name)} has no HTTPS record"
+    if _is_nxdomain(message):
+        # The name made for a port exists only for the record's sake.
+        made = question.name.startswith("_")
+        why = f"there is no HTTPS record {_text(name)}" if made else f"{_text(name)} does not exist"
+    return HttpsAnswer(_text(name), _negative_ttl(message, ttl), steps=steps, why=why, doubtful=True)
 
 
 def read_address_answer(wire: bytes, question: Question) -> AddressAnswer:
     """Reads the answer to a question for A or AAAA records. Raises AnswerError."""
-    try:
-        return _read_addresses(_message(wire, question), question)
-    except Malformed as error:
-        raise _malformed(error) from None
+    import dns.rdatatype
+
+    message = _read(wire, question)
+    name, ttl, _ = _follow(message, question, 0)
+    records = _records(message, name, dns.rdatatype.from_text(question.type))
+    if records is None:
+        missing = _is_nxdomain(message)
+        why = f"{_text(name)} does not exist" if missing else f"{_text(name)} has no {question.type} record"
+        return AddressAnswer(_text(name), _negative_ttl(message, ttl), why=why, doubtful=missing)
+    addresses = _usable(record.address for record in records)
+    # 0.0.0.0 and :: are how filtering resolvers say no.
+    blocked = None if addresses else f"the resolver blocks {_text(name)}: it answers with {next(iter(records)).address}"
+    return AddressAnswer(_text(name), _ttl(min(ttl, records.ttl)), addresses, blocked, blocked is not None)
 
 
 _MEDIA_TYPE = "application/dns-message"
 
 
-def _malformed(error: Malformed) -> AnswerError:
-    return AnswerError("resolver-malformed", f"the answer is malformed: {error}")
+def _read(wire: bytes, question: Question) -> dns.message.Message:
+    import dns.flags
+    import dns.message
+    import dns.name
+    import dns.opcode
+    import dns.rcode
+    import dns.rdataclass
+    import dns.rdatatype
 
-
-def _message(wire: bytes, question: Question) -> Message:
-    if len(wire) >= 2 and wire[:2] != b"\0\0":
+    if len(wire) < 12:
+        raise AnswerError("resolver-malformed", f"the answer has {len(wire)} bytes, less than a DNS header")
+    if wire[:2] != b"\0\0":
         raise AnswerError("resolver-mismatch", "the answer has another id than the question")
-    if len(wire) >= 4 and wire[2] & 0x02:
+    if wire[2] & 0x02:
         # RFC 8484 section 4.2.1: there is no larger transport to ask again over.
         raise AnswerError("resolver-truncated", "the answer is marked as truncated")
-    message = Message(wire)
-    if not message.is_answer:
+    try:
+        message = dns.message.from_wire(wire, keyring=False)
+    except Exception as error:  # dnspython lets ValueError, struct.error and others out beside its own
+        raise AnswerError("resolver-malformed", f"the answer is malformed: {_printable(str(error))}") from None
+    if not message.flags & dns.flags.QR or message.opcode() != dns.opcode.QUERY:
         raise AnswerError("resolver-mismatch", "the message is no answer to a query")
-    rcode = message.rcode
-    asked = (dns_message.name_from_text(question.name), dns_message.TYPES[question.type], dns_message.IN)
+    rcode = message.rcode()
+    asked = message.question
+    matches = (
+        len(asked) == 1
+        and asked[0].name == dns.name.from_text(question.name)
+        and asked[0].rdtype == dns.rdatatype.from_text(question.type)
+        and asked[0].rdclass == dns.rdataclass.IN
+    )
     # A server that could not read the query may leave the question out when it says so.
-    unread = (dns_message.FORMERR, dns_message.SERVFAIL, dns_message.NOTIMP)
-    if message.questions != [asked] and not (not message.questions and rcode in unread):
+    if not matches and not (not asked and rcode in (dns.rcode.FORMERR, dns.rcode.SERVFAIL, dns.rcode.NOTIMP)):
         raise AnswerError("resolver-mismatch", "the answer is to another question")
-    if rcode not in (dns_message.NOERROR, dns_message.NXDOMAIN):
-        word = dns_message.RCODES.get(rcode, f"rcode {rcode}")
-        code = _CODES.get(rcode, "resolver-rcode")
-        raise AnswerError(code, f"the resolver says {word}{_extended_error(message)}")
+    if rcode not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
+        code = _RCODES.get(int(rcode), "resolver-rcode")
+        raise AnswerError(code, f"the resolver says {dns.rcode.to_text(rcode)}{_extended_error(message)}")
     return message
 
 
-_CODES = {
-    dns_message.FORMERR: "resolver-formerr",
-    dns_message.SERVFAIL: "resolver-servfail",
-    dns_message.REFUSED: "resolver-refused",
-}
+# RFC 1035 section 4.1.1.
+_RCODES = {1: "resolver-formerr", 2: "resolver-servfail", 5: "resolver-refused"}
 
 
-def _extended_error(message: Message) -> str:
+def _is_nxdomain(message: dns.message.Message) -> bool:
+    import dns.rcode
+
+    return message.rcode() == dns.rcode.NXDOMAIN
+
+
+def _extended_error(message: dns.message.Message) -> str:
     """What the resolver adds about the reason (RFC 8914)."""
-    if message.extended_error is None:
-        return ""
-    code, text = message.extended_error
-    known = dns_message.EXTENDED_ERRORS
-    word = known[code] if code < len(known) else f"error {code}"
-    return f" ({word}: {_printable(text)})" if text else f" ({word})"
+    import dns.edns
+
+    for option in message.options:
+        if isinstance(option, dns.edns.EDEOption):
+            name = option.code.name if isinstance(option.code, dns.edns.EDECode) else str(int(option.code))
+            text = f": {_printable(option.text)}" if option.text else ""
+            return f" ({name.lower().replace('_', ' ')}{text})"
+    return ""
 
 
-def _read_https(message: Message, question: Question, port: int, steps: int) -> HttpsAnswer:
-    name, ttl, steps = _follow(message, question, steps)
-    while records := _records(message, name, dns_message.HTTPS):
-        ttl = min(ttl, _least_ttl(records))
-        services = [message.service(record) for record in records]
-        aliases = sorted(service.target for service in services if service.priority == 0)
-        if not aliases:
-            return _services(name, services, port, _ttl(ttl), steps)
-        # RFC 9460 section 2.4.2: ServiceMode records beside AliasMode are ignored.
-        owner, name = name, aliases[0]
-        if not name:
-            why = f"{name_to_text(owner)} says by its AliasMode record that it offers no service"
-            return HttpsAnswer(name_to_text(owner), _ttl(ttl), steps=steps, why=why)
-        steps = _step(steps, question)
-        name, ttl, steps = _follow(message, question, steps, name, ttl)
-        if not _records(message, name, dns_message.HTTPS):
-            return HttpsAnswer(_host_name(name), _ttl(ttl), alias=_host_name(name), steps=steps)
-    text = name_to_text(name)
-    why = f"{text} has no HTTPS record"
-    if message.rcode == dns_message.NXDOMAIN:
-        # The name made for a port exists only for the record's sake.
-        made = question.name.startswith("_")
-        why = f"there is no HTTPS record {text}" if made else f"{text} does not exist"
-    return HttpsAnswer(text, _negative_ttl(message, ttl), steps=steps, why=why, doubtful=True)
+def _records(
+    message: dns.message.Message, name: dns.name.Name, type_: dns.rdatatype.RdataType
+) -> dns.rrset.RRset | None:
+    import dns.message
+    import dns.rdataclass
 
-
-def _read_addresses(message: Message, question: Question) -> AddressAnswer:
-    name, ttl, _ = _follow(message, question, 0)
-    text = name_to_text(name)
-    records = _records(message, name, dns_message.TYPES[question.type])
-    if not records:
-        missing = message.rcode == dns_message.NXDOMAIN
-        why = f"{text} does not exist" if missing else f"{text} has no {question.type} record"
-        return AddressAnswer(text, _negative_ttl(message, ttl), why=why, doubtful=missing)
-    found = [message.address(record) for record in records]
-    addresses = _usable(found)
-    # 0.0.0.0 and :: are how filtering resolvers say no.
-    blocked = None if addresses else f"the resolver blocks {text}: it answers with {found[0]}"
-    return AddressAnswer(text, _ttl(min(ttl, _least_ttl(records))), addresses, blocked, blocked is not None)
-
-
-def _records(message: Message, name: Name, type_: int) -> list[Record]:
-    return [
-        record
-        for record in message.answers
-        if record.type == type_ and record.class_ == dns_message.IN and record.name == name
-    ]
-
-
-def _least_ttl(records: list[Record]) -> int:
-    return min(record.ttl for record in records)
+    return message.get_rrset(dns.message.ANSWER, name, dns.rdataclass.IN, type_)
 
 
 def _follow(
-    message: Message, question: Question, steps: int, name: Name | None = None, ttl: int = TTL_LIMIT
-) -> tuple[Name, int, int]:
+    message: dns.message.Message,
+    question: Question,
+    steps: int,
+    name: dns.name.Name | None = None,
+    ttl: int = TTL_LIMIT,
+) -> tuple[dns.name.Name, int, int]:
     """Follows the CNAME records in the message from the question's name, or from ``name``."""
-    name = dns_message.name_from_text(question.name) if name is None else name
-    while records := _records(message, name, dns_message.CNAME):
+    import dns.name
+    import dns.rdatatype
+
+    name = dns.name.from_text(question.name) if name is None else name
+    while records := _records(message, name, dns.rdatatype.CNAME):
         steps = _step(steps, question)
-        ttl = min(ttl, _least_ttl(records))
-        name = message.target(records[0])
+        ttl = min(ttl, records.ttl)
+        name = records[0].target
     return name, ttl, steps
 
 
@@ -303,50 +328,75 @@ def _step(steps: int, question: Question) -> int:
     return steps + 1
 
 
-def _services(owner: Name, services: list[Service], port: int, ttl: int, steps: int) -> HttpsAnswer:
+def _services(owner: dns.name.Name, records: dns.rrset.RRset, port: int, ttl: int, steps: int) -> HttpsAnswer:
     endpoints: list[Endpoint] = []
     refused: list[str] = []
-    # Records of one priority in an order of their own: the same answer always leads to the same choice.
-    for service in sorted(services, key=lambda service: (service.priority, service.target, service.ech or b"")):
+    # sorted() also orders records of one priority: the same answer always leads to the same choice.
+    for record in sorted(records, key=lambda record: (record.priority, record.to_wire())):
         try:
-            endpoints.append(_endpoint(owner, service, port))
+            endpoints.append(_endpoint(owner, record, port))
         except AnswerError as error:
             refused.append(error.message)
-    text = name_to_text(owner)
-    why = None if endpoints else f"no HTTPS record of {text} can be used: {refused[0]}"
-    return HttpsAnswer(text, ttl, tuple(endpoints), steps=steps, why=why)
+    why = None if endpoints else f"no HTTPS record of {_text(owner)} can be used: {refused[0]}"
+    return HttpsAnswer(_text(owner), ttl, tuple(endpoints), steps=steps, why=why)
 
 
-def _endpoint(owner: Name, service: Service, port: int) -> Endpoint:
+def _endpoint(owner: dns.name.Name, record: SVCBBase, port: int) -> Endpoint:
+    from dns.rdtypes.svcbbase import ParamKey
+
+    understood = {
+        ParamKey.ALPN,
+        ParamKey.NO_DEFAULT_ALPN,
+        ParamKey.PORT,
+        ParamKey.IPV4HINT,
+        ParamKey.ECH,
+        ParamKey.IPV6HINT,
+    }
+    parameters = record.params
     # RFC 9460 section 8: a record whose mandatory keys are not all understood is not for us.
-    for key in service.mandatory:
-        if key not in dns_message.UNDERSTOOD:
-            raise AnswerError("resolver-unusable", f"it makes key{key} mandatory, which this client does not know")
-    alpn = tuple(identifier.decode("ascii", "replace") for identifier in service.alpn or ())
-    if not service.no_default_alpn and "http/1.1" not in alpn:
+    for key in parameters[ParamKey.MANDATORY].keys if ParamKey.MANDATORY in parameters else ():
+        if key not in understood:
+            raise AnswerError("resolver-unusable", f"it makes key{int(key)} mandatory, which this client does not know")
+    alpn = tuple(
+        identifier.decode("ascii", "replace")
+        for identifier in (parameters[ParamKey.ALPN].ids if ParamKey.ALPN in parameters else ())
+    )
+    if ParamKey.NO_DEFAULT_ALPN not in parameters and "http/1.1" not in alpn:
         alpn += ("http/1.1",)
     # A WebSocket needs http/1.1; a server that lists h2 alone may still choose it when only http/1.1 is offered.
     if not {"h2", "http/1.1"} & set(alpn):
         raise AnswerError("resolver-unusable", f"it offers only {_printable(', '.join(alpn))}")
-    if service.port == 0:
+    number = parameters[ParamKey.PORT].port if ParamKey.PORT in parameters else port
+    if number == 0:
         raise AnswerError("resolver-unusable", "its port is 0")
+    # RFC 9460 section 2.5.2: "." stands for the record's owner.
+    target = owner if len(record.target.labels) <= 1 else record.target
+    hints = [
+        address
+        for key in (ParamKey.IPV6HINT, ParamKey.IPV4HINT)
+        if key in parameters
+        for address in parameters[key].addresses
+    ]
     return Endpoint(
-        priority=service.priority,
-        # RFC 9460 section 2.5.2: "." stands for the record's owner.
-        target=_host_name(service.target or owner),
-        port=service.port or port,
+        priority=record.priority,
+        target=_host_name(target),
+        port=number,
         alpn=alpn,
-        ech=service.ech,
-        hints=_usable(service.hints),
+        ech=parameters[ParamKey.ECH].ech if ParamKey.ECH in parameters else None,
+        hints=_usable(hints),
     )
 
 
-def _host_name(name: Name) -> str:
+def _host_name(name: dns.name.Name) -> str:
     """The name as text, if it can be a host's: it goes into log lines, look-ups and the cache."""
-    text = name_to_text(name)
+    text = _text(name)
     if len(text) > 253 or not _HOST.fullmatch(text):
         raise AnswerError("resolver-unusable", f"it points to {_printable(text)}, which is no host name")
     return text
+
+
+def _text(name: dns.name.Name) -> str:
+    return name.to_text(omit_final_dot=True).lower()
 
 
 def _usable(addresses: Iterable[str]) -> tuple[str, ...]:
@@ -362,11 +412,13 @@ def _ttl(ttl: int) -> int:
     return max(0, min(ttl, TTL_LIMIT))
 
 
-def _negative_ttl(message: Message, ttl: int) -> int:
+def _negative_ttl(message: dns.message.Message, ttl: int) -> int:
     """RFC 2308 section 5: the least of the SOA's own TTL and its MINIMUM field."""
-    for record in message.authorities:
-        if record.type == dns_message.SOA:
-            return _ttl(min(ttl, record.ttl, message.minimum(record)))
+    import dns.rdatatype
+
+    for records in message.authority:
+        if records.rdtype == dns.rdatatype.SOA and len(records):
+            return _ttl(min(ttl, records.ttl, records[0].minimum))
     return min(_ttl(ttl), _NEGATIVE_TTL)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
+import time
 
 import dns.edns
 import dns.flags
@@ -324,7 +325,7 @@ def test_a_resolver_that_fails_is_told_from_a_name_without_records(rcode: dns.rc
 def test_the_reason_a_resolver_adds_is_passed_on_without_control_characters() -> None:
     message = answer(HTTPS, rcode=dns.rcode.SERVFAIL)
     message.use_edns(0, options=[dns.edns.EDEOption(dns.edns.EDECode.DNSSEC_BOGUS, "bad\x1b[31m key")])
-    with pytest.raises(AnswerError, match=r"SERVFAIL \(DNSSEC bogus: bad\?\[31m key\)"):
+    with pytest.raises(AnswerError, match=r"SERVFAIL \(dnssec bogus: bad\?\[31m key\)"):
         read_https_answer(message.to_wire(), HTTPS, 443)
 
 
@@ -436,3 +437,62 @@ def test_any_parameters_are_an_error_or_an_endpoint(parameters: list[tuple[int, 
 def test_64_kib_of_noise_and_of_pointers_ends_quickly() -> None:
     _read_all(bytes(range(256)) * 256)
     _read_all(struct.pack("!HHHHHH", 0, 0x8180, 1, 65535, 0, 0) + b"\xc0\x0c" * 32000)
+
+
+def test_a_name_that_points_around_costs_no_time() -> None:
+    for pointers in (b"\xc0\x0c", b"\xc0\x0e\xc0\x0c", b"\xc0\xff"):
+        _refused(struct.pack("!6H", 0, 0x8180, 1, 0, 0, 0) + pointers + b"\0\x41\0\1")
+    # The longest chain of pointers that 14 bits can reach, and as many records as fit that begin at its end.
+    chain = b"\0" + b"".join(struct.pack("!H", 0xC000 | (23 if i == 0 else 24 + 2 * (i - 1))) for i in range(8000))
+    first = b"\0" + struct.pack("!2HIH", 999, 1, 0, len(chain)) + chain
+    last = struct.pack("!H", 0xC000 | (24 + 2 * 7999)) + struct.pack("!2HIH", 1, 1, 0, 4) + bytes(4)
+    count = (65535 - 12 - len(first)) // len(last)
+    started = time.process_time()
+    _refused(struct.pack("!6H", 0, 0x8180, 0, 1 + count, 0, 0) + first + last * count)
+    assert time.process_time() - started < 5
+
+
+def _refused(data: bytes) -> None:
+    with pytest.raises(AnswerError, match="malformed") as caught:
+        read_https_answer(data, HTTPS, 443)
+    assert caught.value.code == "resolver-malformed"
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        b"\0\3\0\2\0",
+        b"\0\3\0",
+        b"\0\3\0\2\0\1\0\3\0\2\0\1",
+        b"\0\3\0\2\0\1\0\1\0\3\2h2",
+        b"\0\3\0\1\1",
+        b"\0\4\0\3abc",
+        b"\0\4\0\0",
+        b"\0\6\0\4abcd",
+        b"\0\5\0\4abcd",
+        b"\0\5\0\0",
+        b"\0\1\0\0",
+        b"\0\1\0\1\0",
+        b"\0\1\0\2\5a",
+        b"\0\2\0\0",
+        b"\0\0\0\0",
+        b"\0\0\0\1\0",
+        b"\0\0\0\2\0\0",
+        b"\0\0\0\2\0\5",
+        b"\0\0\0\4\0\3\0\3\0\3\0\2\0\1",
+    ],
+)
+def test_one_wrong_parameter_spoils_the_answer(parameters: bytes) -> None:
+    data = b"\0\1\0" + parameters
+    question = answer(HTTPS).to_wire()[12 : 12 + 13 + 4]
+    record = b"\xc0\x0c" + struct.pack("!HHIH", 65, 1, 60, len(data)) + data
+    message = struct.pack("!HHHHHH", 0, 0x8180, 1, 1, 0, 0) + question + record
+    _refused(message)
+
+
+def test_a_ttl_with_its_first_bit_set_is_0() -> None:
+    question = Question("secret.test", "A")
+    message = answer(question).to_wire()[12 : 12 + 13 + 4]
+    record = b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 0x80000001, 4) + bytes([192, 0, 2, 1])
+    read = read_address_answer(struct.pack("!HHHHHH", 0, 0x8180, 1, 1, 0, 0) + message + record, question)
+    assert (read.addresses, read.ttl) == (("192.0.2.1",), 0)
