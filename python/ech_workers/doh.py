@@ -4,7 +4,7 @@ An answer is taken only if it is one to the question that was asked, whole, and 
 a name that has no usable record is an answer too: ``why`` says it, and the lists are empty. What makes the exchange
 itself worthless raises ``AnswerError``, and another resolver should be asked.
 
-dnspython is imported when the first question is asked: it costs 8 MB (docs/performance.md), and a start with a warm
+dnspython is imported when the first question is asked: it costs 7 MB (docs/performance.md), and a start with a warm
 cache asks none.
 """
 
