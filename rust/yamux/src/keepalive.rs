@@ -8,13 +8,6 @@ const REFRESH: Duration = Duration::from_secs(1);
 /// A measurement during which fewer bytes than this went over the session is one of the path without our own queue.
 const QUIET: u64 = 64 * 1024;
 
-/// A queue on the path counts as part of the path, for window sizes, up to this much or three times the path itself:
-/// windows that followed a deep queue entirely would only make it deeper.
-const QUEUE_MAX: Duration = Duration::from_millis(250);
-
-/// A shorter round trip, as on loopback, is dominated by the time the two ends take to wake up.
-const ROUND_TRIP_MIN: Duration = Duration::from_millis(2);
-
 /// How many times `ping_timeout` an answer may take while other bytes arrive.
 const PATIENCE: u32 = 4;
 
@@ -127,10 +120,11 @@ impl KeepAlive {
         self.latest
     }
 
-    /// The round trip that window sizes are measured against.
+    /// The round trip that window sizes are measured against: of the path, with little of the queue that windows of ours
+    /// make on it. Windows that followed the queue would only make it deeper, and small requests would wait behind it.
     pub(crate) fn window_round_trip(&self) -> Option<Duration> {
         let (latest, base) = (self.latest?, self.base?);
-        Some(latest.min((base * 4).max(QUEUE_MAX)).max(ROUND_TRIP_MIN))
+        Some(latest.min(base + base / 4))
     }
 
     /// When [`Self::check`] has something to do, given when bytes last arrived. `None` is never.
@@ -242,11 +236,12 @@ mod tests {
         let mut keep_alive = KeepAlive::new(INTERVAL, TIMEOUT, start);
         measured(&mut keep_alive, start, ms(50), 0);
         measured(&mut keep_alive, start, ms(3000), 10 << 20);
-        assert_eq!(keep_alive.window_round_trip(), Some(ms(250)));
+        assert_eq!(
+            keep_alive.window_round_trip(),
+            Some(Duration::from_micros(62_500))
+        );
         measured(&mut keep_alive, start, ms(60), 10 << 20);
         assert_eq!(keep_alive.window_round_trip(), Some(ms(60)));
-        measured(&mut keep_alive, start, Duration::from_micros(90), 0);
-        assert_eq!(keep_alive.window_round_trip(), Some(ROUND_TRIP_MIN));
     }
 
     #[test]
