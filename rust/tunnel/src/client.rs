@@ -39,6 +39,8 @@ const COMMANDS: usize = 256;
 /// How long a warm connection of simple mode may wait for its first use; idle cuts of CDNs begin at 30 s.
 const WARM: Duration = Duration::from_secs(15);
 const BACKLOG: u32 = 1024;
+/// How long the end of the client waits for its sessions' goodbyes.
+const GOODBYE: Duration = Duration::from_millis(500);
 
 /// What the client is made with.
 #[derive(Debug, Clone)]
@@ -450,6 +452,17 @@ impl Client {
         }
     }
 
+    /// Has every session say goodbye, as far as its server takes it.
+    fn part(&self) {
+        for member in &self.shared.pool.lock().sessions {
+            let _ = member.commands.try_send(Command::End);
+        }
+        let deadline = Instant::now() + GOODBYE;
+        while !self.shared.pool.lock().sessions.is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Ends listeners at once, and everything else when it is idle, or after `grace`.
     pub fn close(&self, grace: Duration) {
         self.listeners.lock().abort_all();
@@ -460,6 +473,7 @@ impl Client {
         while self.shared.connections.value() > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
         }
+        self.part();
         self.shared.events.close();
         runtime.shutdown_timeout(Duration::from_secs(1));
     }
@@ -775,6 +789,9 @@ impl ClientObserver for Observer {
 pub(crate) fn runtime(workers: usize, name: &str, log: Dispatch) -> io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers.max(1))
+        // A driver under load is always ready, and tokio looks at the sockets only every so many polls (61 unless told):
+        // everybody else would wait for dozens of its turns.
+        .event_interval(1)
         .on_thread_start(move || log::adopt_thread(&log))
         // Name look-ups of the server end, which wait for the system's resolver.
         .max_blocking_threads(16)

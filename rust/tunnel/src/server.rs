@@ -51,6 +51,8 @@ const FIRST_MESSAGE: Duration = Duration::from_secs(30);
 /// What may come before the first byte of the first message.
 const FIRST_MESSAGE_MAX: usize = 4096;
 const COMMANDS: usize = 256;
+/// How long the end of the server waits for its sessions' goodbyes.
+const GOODBYE: Duration = Duration::from_millis(500);
 /// What the receive windows of all sessions may promise together beyond their first 256 KiB each, in bytes.
 const WINDOWS: usize = 256 << 20;
 
@@ -112,9 +114,19 @@ pub struct Server {
     shared: Arc<Shared>,
     address: SocketAddr,
     runtime: Mutex<Option<Runtime>>,
-    stopping: watch::Sender<bool>,
+    stopping: watch::Sender<Stopping>,
     accepting: Mutex<JoinSet<()>>,
     started: Instant,
+}
+
+/// How far the end of the server has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stopping {
+    No,
+    /// No new streams; sessions end with their last one.
+    Draining,
+    /// Sessions end.
+    Now,
 }
 
 struct Shared {
@@ -125,7 +137,7 @@ struct Shared {
     places: Arc<Semaphore>,
     stats: ServerStats,
     events: Arc<Events<Infallible>>,
-    stopping: watch::Receiver<bool>,
+    stopping: watch::Receiver<Stopping>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -151,7 +163,7 @@ impl Server {
             "ech-server",
             log::dispatch(Arc::clone(&events), config.log_level),
         )?;
-        let (stopping, stop) = watch::channel(false);
+        let (stopping, stop) = watch::channel(Stopping::No);
         let policy = Policy {
             allow_private: config.allow_private_targets,
             timeout: config.connect_timeout,
@@ -237,13 +249,21 @@ impl Server {
             return;
         };
         // Sessions of the last moment may not have looked yet: the value stays for them.
-        let _ = self.stopping.send(true);
-        let deadline = Instant::now() + grace;
-        while self.shared.stats.sessions.value() > 0 && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let _ = self.stopping.send(Stopping::Draining);
+        self.wait_for_sessions(grace);
+        let _ = self.stopping.send(Stopping::Now);
+        self.wait_for_sessions(GOODBYE);
         self.shared.events.close();
         runtime.shutdown_timeout(Duration::from_secs(1));
+    }
+}
+
+impl Server {
+    fn wait_for_sessions(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        while self.shared.stats.sessions.value() > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -439,12 +459,17 @@ impl Shared {
         let mut stopping = self.stopping.clone();
         let running = driver.run();
         tokio::pin!(running);
-        tokio::select! {
-            _ = &mut running => return,
-            _ = stopping.wait_for(|&stopping| stopping) => {}
+        for (stage, command) in [
+            (Stopping::Draining, Command::Retire),
+            (Stopping::Now, Command::End),
+        ] {
+            tokio::select! {
+                _ = &mut running => return,
+                _ = stopping.wait_for(|&now| now >= stage) => {}
+            }
+            // A full queue means a session that is beyond words; the end of the threads ends it.
+            let _ = commands.try_send(command);
         }
-        // A full queue means a busy session, which the end of the grace time ends.
-        let _ = commands.try_send(Command::Retire);
         running.await;
     }
 

@@ -33,7 +33,7 @@ const FRAME_HEADER: usize = 12;
 /// Below this much room a record is sealed rather than filled with another stream's bytes.
 const ROOM_MIN: usize = 1024;
 /// Records received, and records sent, before other sessions on the thread get their turn.
-const TURN_RECORDS: usize = 64;
+const TURN_RECORDS: usize = 16;
 /// How often streams are looked at for idleness: coarse, so that idle sessions cost nothing.
 const SWEEP: Duration = Duration::from_secs(5);
 /// How long a local program may go on sending after the server has closed both directions.
@@ -80,6 +80,8 @@ pub(crate) enum Command {
     Retire,
     /// Send a ping now.
     Probe,
+    /// End now, with a goodbye.
+    End,
 }
 
 /// What tells the two ends of a session apart.
@@ -290,6 +292,13 @@ impl Driver {
         while core.deferred.is_none()
             && let Poll::Ready(Some(command)) = self.commands.poll_recv(cx)
         {
+            if matches!(command, Command::End) {
+                return Err(Failure::new(
+                    Layer::Local,
+                    "shutdown",
+                    "the session was ended on this side",
+                ));
+            }
             core.obey(command);
         }
         if !self.early.is_empty() {
@@ -350,6 +359,8 @@ impl Core {
                 }
             }
             Command::Probe => self.mux.ping(self.now),
+            // The driver itself heeds it.
+            Command::End => {}
         }
     }
 

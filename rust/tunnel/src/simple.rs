@@ -26,7 +26,7 @@ const TEXT_MAX: usize = 4096;
 /// What may wait for a slow socket before we stop reading from the tunnel.
 const BACKLOG_MAX: usize = 256 * 1024;
 /// Records before other tasks on the thread get their turn.
-const TURN_RECORDS: usize = 32;
+const TURN_RECORDS: usize = 16;
 /// A deployed server takes a binary message of just these bytes for the end.
 const CLOSE: &[u8] = b"CLOSE";
 
