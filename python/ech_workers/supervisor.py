@@ -230,6 +230,7 @@ class Supervisor:
         self._is_news = True
         self._failures = 0
         self._flaps = 0
+        self._farewells = 0
         self._dial_at = 0.0
         self._breaker: Breaker = "closed"
         self._healing = False
@@ -757,6 +758,9 @@ class Supervisor:
         failure = event.failure
         if session is None or session.retiring or failure.code in ("retired", "shutdown"):
             return
+        if _is_farewell(failure):
+            self._server_stops(event)
+            return
         _log.info("session lost after %.0f s: %s", event.age, failure.message)
         self._is_news = True
         if self._config.mode == "simple":
@@ -768,6 +772,21 @@ class Supervisor:
         self._failures = self._flaps
         self._flaps += 1
         self._attempt_failed(from_failure(failure, server=self._server), None)
+
+    def _server_stops(self, event: _native.SessionLost) -> None:
+        """A normal go-away is no failure: open streams go on, and the next session is dialled at once."""
+        self._is_news = True
+        if event.age >= self._timing.session_young:
+            self._farewells = 0
+        self._farewells += 1
+        # A server that stops for long and still takes sessions is not to be asked again and again without a pause.
+        if self._farewells > _FAREWELLS:
+            self._dial_at = self._clock() + self._backoff(self._farewells - _FAREWELLS - 1)
+        _log.log(
+            logging.INFO if self._farewells == 1 else logging.DEBUG,
+            "%s is stopping: it takes no new streams; those that are open go on, and another session is dialled",
+            self._server,
+        )
 
     def _dial_failed(self, event: _native.DialFailed) -> None:
         dial = self._dials.pop(event.dial, None)
@@ -1004,6 +1023,10 @@ _LEARNED_PAUSE = 600.0
 # So many failures in a row may be met with a better plan at once; from then on every failure is followed by a pause.
 _HEALING_DIALS = 2
 
+# So many young sessions in a row may end with a go-away before the next dial waits: old and new server are there side
+# by side for a moment when one takes over from the other.
+_FAREWELLS = 2
+
 _BLAMED_ON_ECH = frozenset({"ech-rejected", "ech-disabled", "ech-config-invalid", "certificate-name"})
 _BLAMED_ON_ADDRESS = frozenset({"tcp-refused", "tcp-timeout", "tcp-unreachable", "tcp-reset", "tcp-failed"})
 
@@ -1094,6 +1117,11 @@ class _Session:
             age=max(0.0, now - self.at),
             retiring=self.retiring,
         )
+
+
+def _is_farewell(failure: _native.Failure) -> bool:
+    """A go-away of yamux's code 0, normal termination; the others say that one side broke."""
+    return failure.code == "yamux-go-away" and "Normal" in failure.message
 
 
 def _addresses_of(found: dict[doh.Type, doh.AddressAnswer | TunnelError]) -> tuple[str, ...]:

@@ -1120,6 +1120,55 @@ def test_a_lost_session_is_replaced_at_once_without_alarm(world: World, caplog: 
     assert world.reason is None
 
 
+GO_AWAY = Failure("yamux", "yamux-go-away", "the server takes no new streams on this session (go away Normal)")
+
+
+@pytest.mark.parametrize("age", [1, 100])
+def test_a_server_that_stops_is_no_failure_and_another_session_follows_at_once(
+    world: World, caplog: pytest.LogCaptureFixture, age: float
+) -> None:
+    start(world)
+    world.run(age)
+    stopped_at = world.now
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "ech_workers"):
+        world.lose_all(GO_AWAY)
+        status = world.run(1)
+    assert world.dials[-1][0] == pytest.approx(stopped_at)
+    assert (status.phase, status.cause, status.failures, status.breaker) == ("up", None, 0, "closed")
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+    assert "secret.test:443 is stopping: it takes no new streams" in caplog.text
+    assert world.reason is None
+
+
+def test_a_server_that_goes_on_stopping_is_not_dialed_without_a_pause(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stops(plan: Plan) -> str:
+        world.post(0.2, lambda: world.lose_all(GO_AWAY))
+        return "up"
+
+    world.answer = stops
+    start(world)
+    with caplog.at_level(logging.INFO, "ech_workers"):
+        status = world.run(120)
+    assert 4 < len(world.dials) < 15
+    assert (status.failures, status.breaker) == (0, "closed")
+    assert caplog.text.count("is stopping") == 1
+
+
+def test_a_go_away_for_an_error_counts_as_a_failure_when_the_session_is_young(world: World) -> None:
+    broken = Failure("yamux", "yamux-go-away", "the server takes no new streams (go away ProtocolError)")
+
+    def breaks(plan: Plan) -> str:
+        world.post(0.2, lambda: world.lose_all(broken))
+        return "up"
+
+    world.answer = breaks
+    start(world)
+    assert world.run(120).cause is not None
+
+
 def test_a_replacement_is_told_after_a_loss_and_not_otherwise(world: World, caplog: pytest.LogCaptureFixture) -> None:
     start(world, timing=Timing(session_age=600))
     with caplog.at_level(logging.INFO, "ech_workers"):
