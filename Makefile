@@ -11,6 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export CARGO_TERM_COLOR ?= auto
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_QUIET := 1
 
 # Tests, clippy and the extension share target/release, so that BoringSSL (minutes) is built once. The tests switch the
 # debug assertions and overflow checks of this project's own crates back on.
@@ -84,7 +85,7 @@ toolchain:
 $(VENV)/installed.stamp: pyproject.toml backend/bssl_backend.py scripts/check-toolchain.sh
 	@PYTHON='$(PYTHON)' sh scripts/check-toolchain.sh
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet 'maturin>=1.9,<2' libclang==18.1.1 'cmake>=3.22'
+	$(BIN)/python -m pip install 'maturin>=1.9,<2' libclang==18.1.1 'cmake>=3.22'
 	@$(BIN)/python backend/bssl_backend.py
 	@echo 'Building the native module: the first time includes BoringSSL, which takes 3 to 6 minutes on two cores.'
 	$(BIN)/maturin develop --release --locked --extras test,dev
