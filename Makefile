@@ -30,7 +30,7 @@ demo: build ## build, then the whole tunnel on loopback with the live table (Ctr
 .PHONY: build
 build: $(VENV)/installed.stamp ## .venv/bin/ech-workers, a release build (an editable install: Python changes need no rebuild)
 	@$(BIN)/python backend/bssl_backend.py
-	@$(BIN)/maturin develop --release --locked --skip-install --quiet
+	@$(BIN)/maturin develop --release --locked --skip-install >$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 
 .PHONY: test
 test: lint test-rust test-python ## all checks and tests
