@@ -60,9 +60,11 @@ class DialPlan:
         mode: Literal["yamux", "simple"] = "yamux",
         tcp_timeout: float = 5.0,
         handshake_timeout: float = 10.0,
+        authority_port: int | None = None,
     ) -> DialPlan:
         """addresses: IP literals, tried in turn with a small head start. ech: an ECHConfigList as the HTTPS record gives it; None is --no-ech, the name goes in clear.
-        h2_known: the server is known to choose h2, so start with the WebSocket hello. Raises ValueError naming the field."""
+        h2_known: the server is known to choose h2, so start with the WebSocket hello.
+        authority_port: the origin's port, when the HTTPS record names another one to connect to: the Host header keeps it (RFC 9460 section 9). Raises ValueError naming the field."""
 
 @final
 class FetchPlan:
@@ -324,6 +326,9 @@ class ServerSnapshot:
     def ech_rejected(self) -> int: ...
     @property
     def ech_absent(self) -> int: ...
+    @property
+    def ech_by_config(self) -> dict[int, int]:
+        """Handshakes that offered ECH, by the configuration id they offered; an id of no key here is a stale (or made up) one."""
     @property
     def tokens_rejected(self) -> int: ...
 

@@ -16,7 +16,7 @@ pub(crate) struct DialPlan(pub(crate) tunnel::DialPlan);
 #[pymethods]
 impl DialPlan {
     #[new]
-    #[pyo3(signature = (*, server_name, port, path, token, addresses, ech, profile="firefox-120", alpn="auto", h2_known=false, mode="yamux", tcp_timeout=5.0, handshake_timeout=10.0))]
+    #[pyo3(signature = (*, server_name, port, path, token, addresses, ech, profile="firefox-120", alpn="auto", h2_known=false, mode="yamux", tcp_timeout=5.0, handshake_timeout=10.0, authority_port=None))]
     #[allow(
         clippy::too_many_arguments,
         reason = "keyword arguments of the Python class"
@@ -34,6 +34,7 @@ impl DialPlan {
         mode: &str,
         tcp_timeout: f64,
         handshake_timeout: f64,
+        authority_port: Option<u16>,
     ) -> PyResult<Self> {
         if server_name.is_empty() {
             return Err(PyValueError::new_err("server_name: it is empty"));
@@ -41,6 +42,7 @@ impl DialPlan {
         Ok(Self(tunnel::DialPlan {
             server_name,
             port: nonzero(port)?,
+            authority_port: authority_port.map(nonzero).transpose()?,
             path,
             token,
             addresses: parse_addresses(&addresses)?,

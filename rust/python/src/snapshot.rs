@@ -1,5 +1,7 @@
 //! Counters at one moment.
 
+use std::collections::BTreeMap;
+
 use ech_workers_tunnel as tunnel;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
@@ -88,6 +90,7 @@ pub(crate) struct ServerSnapshot {
     ech_accepted: u64,
     ech_rejected: u64,
     ech_absent: u64,
+    ech_by_config: BTreeMap<u8, u64>,
     tokens_rejected: u64,
 }
 
@@ -108,6 +111,7 @@ impl ServerSnapshot {
             ech_accepted: stats.ech_accepted.value(),
             ech_rejected: stats.ech_rejected.value(),
             ech_absent: stats.ech_absent.value(),
+            ech_by_config: stats.ech_offered.counted().collect(),
             tokens_rejected: stats.tokens_rejected.value(),
         }
     }

@@ -28,6 +28,30 @@ impl Counter {
     }
 }
 
+/// A number for each ECH configuration id; there are 256 of them (RFC 9849 section 4).
+#[derive(Debug)]
+pub struct ByConfigId([Counter; 256]);
+
+impl Default for ByConfigId {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Counter::default()))
+    }
+}
+
+impl ByConfigId {
+    /// Counts one more for `id`.
+    pub fn add(&self, id: u8) {
+        self.0[usize::from(id)].add(1);
+    }
+
+    /// The ids that were counted at least once.
+    pub fn counted(&self) -> impl Iterator<Item = (u8, u64)> {
+        (0..=u8::MAX)
+            .zip(self.0.iter().map(Counter::value))
+            .filter(|&(_, count)| count > 0)
+    }
+}
+
 /// Bytes relayed: up from local programs to targets, down the other way.
 #[derive(Debug, Default)]
 pub struct Traffic {

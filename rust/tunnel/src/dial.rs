@@ -34,8 +34,10 @@ pub enum Mode {
 pub struct DialPlan {
     /// The server's name: the inner name of the hello, the certificate's, and the Host.
     pub server_name: String,
-    /// Its port.
+    /// The port to connect to.
     pub port: u16,
+    /// The origin's port, if the HTTPS record names another to connect to: the authority stays (RFC 9460 section 9).
+    pub authority_port: Option<u16>,
     /// Path and query of the upgrade request.
     pub path: String,
     /// The Sec-WebSocket-Protocol.
@@ -57,12 +59,11 @@ pub struct DialPlan {
 }
 
 impl DialPlan {
-    /// The Host value (RFC 9110 section 7.2): with the port unless it is 443.
+    /// The Host value (RFC 9110 section 7.2): with the origin's port unless it is 443.
     fn host(&self) -> String {
-        if self.port == 443 {
-            self.server_name.clone()
-        } else {
-            format!("{}:{}", self.server_name, self.port)
+        match self.authority_port.unwrap_or(self.port) {
+            443 => self.server_name.clone(),
+            port => format!("{}:{port}", self.server_name),
         }
     }
 }

@@ -24,7 +24,7 @@ mod simple;
 mod target;
 
 pub use client::{Client, ClientConfig, Event, SessionSnapshot, Snapshot};
-pub use counters::{Counter, Traffic};
+pub use counters::{ByConfigId, Counter, Traffic};
 pub use dial::{DialPlan, Dialed, Learned, Mode};
 pub use events::{Events, LogLine, Next};
 pub use failure::{Failure, Layer};

@@ -31,7 +31,7 @@ use tokio::time::timeout;
 use tracing::level_filters::LevelFilter;
 
 use crate::client::{bind, runtime};
-use crate::counters::Counter;
+use crate::counters::{ByConfigId, Counter};
 use crate::events::Events;
 use crate::failure::{Failure, Layer};
 use crate::link::Link;
@@ -102,6 +102,8 @@ pub struct ServerStats {
     pub ech_rejected: Counter,
     /// Handshakes without ECH.
     pub ech_absent: Counter,
+    /// Handshakes that offered ECH, by the configuration id they offered.
+    pub ech_offered: ByConfigId,
     /// Upgrades with a wrong token.
     pub tokens_rejected: Counter,
     /// Streams and bytes, of all sessions together.
@@ -301,6 +303,9 @@ impl Shared {
             (false, false) => &self.stats.ech_absent,
         };
         counter.add(1);
+        if let Some(id) = info.ech_config_id {
+            self.stats.ech_offered.add(id);
+        }
         let upgraded: Arc<Mutex<Option<OnUpgrade>>> = Arc::default();
         let service = {
             let (shared, upgraded) = (Arc::clone(&self), Arc::clone(&upgraded));

@@ -69,6 +69,7 @@ impl Site {
         DialPlan {
             server_name: "hidden.test".to_owned(),
             port: self.server.address().port(),
+            authority_port: None,
             path: "/ws".to_owned(),
             token: Some(TOKEN.to_owned()),
             addresses: vec![self.server.address().ip()],
