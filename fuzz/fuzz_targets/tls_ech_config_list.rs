@@ -33,6 +33,7 @@ fuzz_target!(|input: &[u8]| {
         form: HelloForm::WebSocket,
         server_name: REAL_NAME,
         ech: Ech::List(input),
+        without: None,
         session_key: None,
     });
     let Ok(list) = parsed else {

@@ -66,6 +66,7 @@ async fn handshakes(count: u32) {
                 form: HelloForm::WebSocket,
                 server_name: "bench.test",
                 ech,
+                without: None,
                 session_key,
             };
             let mut start = cpu();

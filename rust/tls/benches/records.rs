@@ -91,6 +91,7 @@ async fn send(way: Way, address: SocketAddr, client: ClientContext, total: usize
         form: HelloForm::WebSocket,
         server_name: "bench.test",
         ech: Ech::Off,
+        without: None,
         session_key: None,
     };
     let mut tls = connect(tcp, &client, parameters).await.unwrap();

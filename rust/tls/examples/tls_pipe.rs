@@ -80,6 +80,7 @@ impl End {
                     form: HelloForm::WebSocket,
                     server_name: name,
                     ech: Ech::Off,
+                    without: None,
                     session_key: None,
                 };
                 (connect(dialled, context, parameters).await?, accepted)

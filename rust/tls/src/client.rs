@@ -16,11 +16,11 @@ use tokio::net::TcpStream;
 
 use crate::compression;
 use crate::ech::{ConfigList, ConfigListError};
-use crate::error::{HandshakeError, TrustError, describe};
+use crate::error::{HandshakeError, TrustError, Unsupported, describe};
 use crate::handshake::{self, Observer, Wire};
 use crate::hello::ClientHello;
 use crate::info::HandshakeInfo;
-use crate::profile::{HelloForm, Profile, extension};
+use crate::profile::{HelloForm, Profile, extension, is_finite_field};
 use crate::stream::TlsStream;
 
 /// Whose certificates are believed.
@@ -50,6 +50,9 @@ pub struct ClientParameters<'a> {
     pub server_name: &'a str,
     /// ECH, or its absence.
     pub ech: Ech<'a>,
+    /// What to leave out of the profile's hello, for a server that chose it and will choose something else: all groups of
+    /// that kind, or delegated_credential. `None` is the browser's hello.
+    pub without: Option<Unsupported>,
     /// Connections with the same key resume one another's sessions (RFC 8446 section 2.2): the same server, under the
     /// same name. `None`: this one does not take part.
     pub session_key: Option<&'a str>,
@@ -122,12 +125,7 @@ impl ClientContext {
         };
         let mut ssl = Ssl::new(&self.context)?;
         let observer = Observer::attach(&mut ssl, true, parameters.session_key)?;
-        shape(
-            &mut ssl,
-            parameters.profile,
-            parameters.form,
-            list.is_some(),
-        )?;
+        shape(&mut ssl, &parameters)?;
         set_name(&mut ssl, parameters.server_name)?;
         if let Some((list, _)) = &list {
             ssl.set_ech_config_list(list)
@@ -219,13 +217,17 @@ struct Begun {
 }
 
 /// The profile's settings on one connection.
-fn shape(
-    ssl: &mut SslRef,
-    profile: &Profile,
-    form: HelloForm,
-    ech: bool,
-) -> Result<(), HandshakeError> {
-    let extensions = profile.extensions(form, ech);
+fn shape(ssl: &mut SslRef, parameters: &ClientParameters<'_>) -> Result<(), HandshakeError> {
+    let &ClientParameters { profile, form, .. } = parameters;
+    let mut extensions = profile.extensions(form, parameters.ech != Ech::Off);
+    let mut groups = profile.groups.to_vec();
+    match parameters.without {
+        None => {}
+        Some(Unsupported::Group(_)) => groups.retain(|group| !is_finite_field(group)),
+        Some(Unsupported::DelegatedCredential) => {
+            extensions.retain(|id| *id != extension::DELEGATED_CREDENTIAL);
+        }
+    }
     let has = |id: u16| extensions.contains(&id);
     ssl.set_client_hello_shape(
         &ClientHelloShape::new()
@@ -236,7 +238,7 @@ fn shape(
     ssl.set_enable_ech_grease(false);
     ssl.set_raw_cipher_list(profile.cipher_suites)?;
     ssl.set_extension_order(&extensions)?;
-    ssl.set_raw_supported_groups(profile.groups)?;
+    ssl.set_raw_supported_groups(&groups)?;
     ssl.set_raw_key_shares(profile.key_shares)?;
     ssl.set_raw_signature_algorithms(profile.signature_algorithms)?;
     let alpn: Vec<u8> = profile
@@ -530,6 +532,7 @@ mod tests {
                     form: HelloForm::FirstContact,
                     server_name: "secret.test",
                     ech,
+                    without: None,
                     session_key: None,
                 })
                 .unwrap()

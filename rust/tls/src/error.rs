@@ -1,8 +1,14 @@
 use std::io;
 
-use ech_workers_boringssl::{error::ErrorStack, reason, ssl, x509::X509VerifyError};
+use ech_workers_boringssl::error::{Error, ErrorStack};
+use ech_workers_boringssl::{reason, ssl, x509::X509VerifyError};
 
 use crate::ech::ConfigListError;
+use crate::handshake::Observer;
+use crate::profile::is_finite_field;
+
+/// How BoringSSL names the extension of RFC 9345 in the data of an error.
+const DELEGATED_CREDENTIAL: &str = "extension 34";
 
 /// Why there is no connection. No message ever holds the server's (inner) name.
 #[derive(Debug, thiserror::Error)]
@@ -47,10 +53,10 @@ pub enum HandshakeError {
     /// What answered is no TLS server, or what came is no TLS client.
     #[error("the peer does not speak TLS")]
     NotTls,
-    /// The server chose something that the profile offers as the browser does, but BoringSSL cannot do: a finite field
-    /// group or a delegated credential.
-    #[error("the server chose what the profile offers but this client cannot do ({0})")]
-    Unsupported(String),
+    /// The server chose something that the profile offers as the browser does, but BoringSSL cannot do. One more try
+    /// without it ([`ClientParameters::without`](crate::ClientParameters::without)) may succeed.
+    #[error("the server chose {0}, which the profile offers but this client cannot do")]
+    Unsupported(Unsupported),
     /// The server's name is neither a DNS name nor an IP address.
     #[error("the server's name is neither a DNS name nor an IP address")]
     ServerName,
@@ -60,6 +66,17 @@ pub enum HandshakeError {
     /// Anything else, in BoringSSL's words.
     #[error("TLS failed: {0}")]
     Tls(String),
+}
+
+/// What the browsers of the profiles can do and BoringSSL cannot, so that it is offered for its looks alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unsupported {
+    /// A finite field group (RFC 7919), by its number.
+    #[error("the finite field group {0:#06x}")]
+    Group(u16),
+    /// A delegated credential (RFC 9345).
+    #[error("a delegated credential")]
+    DelegatedCredential,
 }
 
 /// What is wrong with a certificate.
@@ -202,10 +219,7 @@ impl HandshakeError {
         let Some(stack) = error.ssl_error() else {
             return Self::Tls(error.to_string());
         };
-        let code = stack
-            .errors()
-            .first()
-            .map_or(0, ech_workers_boringssl::error::Error::reason_code);
+        let code = stack.errors().first().map_or(0, Error::reason_code);
         match code {
             reason::ECH_REJECTED => Self::EchRejected {
                 public_name: ssl
@@ -232,8 +246,25 @@ impl HandshakeError {
             }
             reason::UNSUPPORTED_PROTOCOL => Self::TlsVersion,
             reason::WRONG_VERSION_NUMBER | reason::HTTP_REQUEST => Self::NotTls,
-            reason::WRONG_CURVE => Self::Unsupported(describe(stack)),
-            _ => Self::Tls(describe(stack)),
+            _ => Unsupported::behind(stack, ssl)
+                .map_or_else(|| Self::Tls(describe(stack)), Self::Unsupported),
+        }
+    }
+}
+
+impl Unsupported {
+    /// What was chosen, if that is why a handshake failed.
+    fn behind(stack: &ErrorStack, ssl: &ssl::SslRef) -> Option<Self> {
+        let error = stack.errors().first()?;
+        match error.reason_code() {
+            reason::WRONG_CURVE => Observer::chosen_group(ssl)
+                .filter(is_finite_field)
+                .map(Self::Group),
+            // In the Certificate message, compressed (RFC 8879) or not.
+            reason::UNEXPECTED_EXTENSION => {
+                (error.data() == Some(DELEGATED_CREDENTIAL)).then_some(Self::DelegatedCredential)
+            }
+            _ => None,
         }
     }
 }

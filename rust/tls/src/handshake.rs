@@ -12,7 +12,13 @@ use tokio::net::TcpStream;
 
 use crate::buffer::READ_CAPACITY;
 use crate::error::HandshakeError;
+use crate::profile::extension;
 use crate::record::{MAX_PLAINTEXT, Secret, Suite, TrafficKey};
+use crate::wire::Reader;
+
+/// Handshake messages (RFC 8446 section 4).
+const SERVER_HELLO: u8 = 2;
+const ENCRYPTED_EXTENSIONS: u8 = 8;
 
 /// One read of the socket. Server flights are 2 to 5 KiB.
 const CHUNK: usize = 16 * 1024;
@@ -95,6 +101,8 @@ pub(crate) struct Observed {
     server_secret: Option<Secret>,
     /// The peer's record_size_limit (RFC 8449), where it sent one.
     record_size_limit: Option<u16>,
+    /// The group in the server's last ServerHello or HelloRetryRequest.
+    group: Option<u16>,
 }
 
 /// A connection's [`Observed`], shared with the callbacks.
@@ -132,8 +140,13 @@ impl Observer {
         if client {
             let seen = observer.clone();
             ssl.set_msg_callback(move |_, message| {
-                if !message.is_written() && message.handshake_type() == Some(8) {
-                    seen.encrypted_extensions(message.bytes());
+                if message.is_written() {
+                    return;
+                }
+                match message.handshake_type() {
+                    Some(SERVER_HELLO) => seen.server_hello(message.bytes()),
+                    Some(ENCRYPTED_EXTENSIONS) => seen.encrypted_extensions(message.bytes()),
+                    _ => {}
                 }
             });
         }
@@ -144,6 +157,11 @@ impl Observer {
     pub(crate) fn session_key(ssl: &SslRef) -> Option<Box<str>> {
         let observer = ssl.ex_data(*OBSERVER.as_ref()?)?;
         observer.lock().session_key.clone()
+    }
+
+    /// The group that the server of a connection has chosen, whether or not it was offered.
+    pub(crate) fn chosen_group(ssl: &SslRef) -> Option<u16> {
+        ssl.ex_data(*OBSERVER.as_ref()?)?.lock().group
     }
 
     fn log(&self, line: &str) {
@@ -159,18 +177,25 @@ impl Observer {
         }
     }
 
+    /// BoringSSL refuses a group that it cannot do without saying which.
+    fn server_hello(&self, message: &[u8]) {
+        let group = (|| {
+            let mut reader = Reader::new(message.get(4..)?);
+            // Version and random, the session id's echo, the suite and no compression (RFC 8446 section 4.1.3).
+            reader.take(34)?;
+            reader.vector8()?;
+            reader.take(3)?;
+            // In a HelloRetryRequest the group is all of it, otherwise it comes first.
+            find(reader.vector16()?, extension::KEY_SHARE)?.u16()
+        })();
+        self.lock().group = group;
+    }
+
     /// BoringSSL takes the server's record_size_limit without a word; the record layer must keep it.
     fn encrypted_extensions(&self, message: &[u8]) {
         let limit = (|| {
-            let mut reader = crate::wire::Reader::new(message.get(4..)?);
-            let mut list = reader.vector16()?;
-            loop {
-                let id = list.u16()?;
-                let mut body = list.vector16()?;
-                if id == crate::profile::extension::RECORD_SIZE_LIMIT {
-                    return body.u16();
-                }
-            }
+            let mut reader = Reader::new(message.get(4..)?);
+            find(reader.vector16()?, extension::RECORD_SIZE_LIMIT)?.u16()
         })();
         self.lock().record_size_limit = limit;
     }
@@ -205,6 +230,17 @@ impl Observer {
                 .map_or(MAX_PLAINTEXT, |limit| usize::from(limit.max(64)) - 1)
                 .min(MAX_PLAINTEXT),
         })
+    }
+}
+
+/// The body of one extension in a list of them.
+fn find<'a>(mut list: Reader<'a>, id: u16) -> Option<Reader<'a>> {
+    loop {
+        let found = list.u16()?;
+        let body = list.vector16()?;
+        if found == id {
+            return Some(body);
+        }
     }
 }
 

@@ -25,7 +25,7 @@ pub mod profile;
 
 pub use client::{ClientContext, ClientParameters, Ech, Trust, connect};
 pub use ech_workers_boringssl::REVISION as BORINGSSL_REVISION;
-pub use error::{Alert, CertificateProblem, HandshakeError, ServerError, TrustError};
+pub use error::{Alert, CertificateProblem, HandshakeError, ServerError, TrustError, Unsupported};
 pub use info::HandshakeInfo;
 pub use profile::{HelloForm, Profile};
 pub use server::{Identity, ServerContext, accept};

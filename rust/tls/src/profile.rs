@@ -48,6 +48,11 @@ pub enum HelloForm {
     Http,
 }
 
+/// Whether a group is one of RFC 7919: codepoints 0x0100 to 0x01ff (section 2).
+pub(crate) fn is_finite_field(group: &u16) -> bool {
+    (0x0100..=0x01ff).contains(group)
+}
+
 /// Extension numbers that decide more than their place in the order.
 pub(crate) mod extension {
     pub(crate) const STATUS_REQUEST: u16 = 5;
@@ -56,6 +61,7 @@ pub(crate) mod extension {
     pub(crate) const RECORD_SIZE_LIMIT: u16 = 28;
     pub(crate) const DELEGATED_CREDENTIAL: u16 = 34;
     pub(crate) const SESSION_TICKET: u16 = 35;
+    pub(crate) const KEY_SHARE: u16 = 51;
     pub(crate) const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
 }
 

@@ -439,34 +439,3 @@ async fn a_name_that_is_none_is_refused_before_anything_is_sent() {
     }
     assert_eq!(recorder.sent(), []);
 }
-
-/// RFC 8446 section 4.1.3: the random that makes a ServerHello a HelloRetryRequest.
-const HELLO_RETRY_REQUEST: [u8; 32] = [
-    0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8, 0x91,
-    0xc2, 0xa2, 0x11, 0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
-];
-
-#[tokio::test]
-async fn a_server_that_wants_a_finite_field_group_is_told_apart() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let world = World::new();
-    let (result, ()) = tokio::join!(dial(address, &world.client, parameters(Ech::Off)), async {
-        let (mut tcp, _) = listener.accept().await.unwrap();
-        let mut sent = vec![0; 4096];
-        let length = tcp.read(&mut sent).await.unwrap();
-        let hello = ClientHello::from_records(&sent[..length]).unwrap().unwrap();
-        // supported_versions 1.3, key_share ffdhe2048.
-        let extensions = [0, 12, 0, 43, 0, 2, 3, 4, 0, 51, 0, 2, 1, 0];
-        let mut body = [&[3, 3][..], &HELLO_RETRY_REQUEST, &[32]].concat();
-        body.extend_from_slice(&hello.session_id);
-        body.extend_from_slice(&[0x13, 0x01, 0]);
-        body.extend_from_slice(&extensions);
-        let length = body.len() as u8;
-        let record = [&[22, 3, 3, 0, length + 4, 2, 0, 0, length][..], &body].concat();
-        tcp.try_write(&record).unwrap();
-        let _ = tcp.read(&mut sent).await;
-    });
-    let error = result.unwrap_err();
-    assert!(matches!(error, HandshakeError::Unsupported(_)), "{error}");
-}

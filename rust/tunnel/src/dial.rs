@@ -9,16 +9,12 @@ use ech_workers_tls::{ClientContext, ClientParameters, Ech, HelloForm, Profile, 
 use ech_workers_websocket::Role;
 use ech_workers_websocket::handshake::{self, ClientHandshake, RequestTemplate};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::connect::{Connected, Route, connect};
 use crate::failure::{Failure, Layer};
 use crate::link::Link;
 use crate::preamble;
-
-/// The head start of one address before the next is tried (RFC 8305 section 5).
-const HEAD_START: Duration = Duration::from_millis(250);
 
 /// How a connection carries local ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +55,15 @@ pub struct DialPlan {
 }
 
 impl DialPlan {
+    fn route(&self) -> Route<'_> {
+        Route {
+            addresses: &self.addresses,
+            port: self.port,
+            tcp_timeout: self.tcp_timeout,
+            handshake_timeout: self.handshake_timeout,
+        }
+    }
+
     /// The Host value (RFC 9110 section 7.2): with the origin's port unless it is 443.
     fn host(&self) -> String {
         match self.authority_port.unwrap_or(self.port) {
@@ -127,13 +132,12 @@ pub(crate) async fn dial(
     let mut ech = plan.ech.clone();
     let mut websocket_hello = plan.websocket_hello;
     let mut retried = false;
+    let mut without = None;
     let session_key = format!("{}:{}", plan.server_name, plan.port);
-    // Three connections at most: the first, one with retry configurations, one with the WebSocket hello.
+    // Four connections at most: the first, one with retry configurations, one with the WebSocket hello, and one without
+    // what cannot be done.
     loop {
-        let started = Instant::now();
-        let (tcp, address) = connect(&plan.addresses, plan.port, plan.tcp_timeout).await?;
-        let tcp_time = started.elapsed();
-        let parameters = ClientParameters {
+        let mut parameters = ClientParameters {
             profile: plan.profile,
             form: if websocket_hello {
                 HelloForm::WebSocket
@@ -142,46 +146,34 @@ pub(crate) async fn dial(
             },
             server_name: &plan.server_name,
             ech: ech.as_deref().map_or(Ech::Off, Ech::List),
+            without,
             session_key: Some(&session_key),
         };
-        let started = Instant::now();
-        let handshake = timeout(
-            plan.handshake_timeout,
-            ech_workers_tls::connect(tcp, context, parameters),
-        )
-        .await;
-        let tls = match handshake {
-            Ok(Ok(tls)) => tls,
-            Ok(Err(error)) => {
-                let mut failure = Failure::handshake(&address.to_string(), error);
-                match failure.retry_configs.take() {
-                    Some(configs) => {
-                        learn(Learned::Ech(configs.clone()));
-                        if retried {
-                            failure
-                                .message
-                                .push_str("; its own retry configurations were rejected too");
-                            return Err(failure);
-                        }
-                        retried = true;
-                        ech = Some(configs);
-                        continue;
+        let connected = connect(plan.route(), context, &mut parameters).await;
+        without = parameters.without;
+        let Connected {
+            tls,
+            address,
+            tcp_time,
+            tls_time,
+        } = match connected {
+            Ok(connected) => connected,
+            Err(mut failure) => match failure.retry_configs.take() {
+                Some(configs) => {
+                    learn(Learned::Ech(configs.clone()));
+                    if retried {
+                        failure
+                            .message
+                            .push_str("; its own retry configurations were rejected too");
+                        return Err(failure);
                     }
-                    None => return Err(failure),
+                    retried = true;
+                    ech = Some(configs);
+                    continue;
                 }
-            }
-            Err(_) => {
-                return Err(Failure::new(
-                    Layer::Tls,
-                    "tls-timeout",
-                    format!(
-                        "handshake with {address}: no end within {} s",
-                        plan.handshake_timeout.as_secs_f32()
-                    ),
-                ));
-            }
+                None => return Err(failure),
+            },
         };
-        let tls_time = started.elapsed();
         let info = tls.info().clone();
         if info.alpn.as_deref() == Some("h2") {
             learn(Learned::H2);
@@ -230,55 +222,6 @@ pub(crate) async fn dial(
             },
         ));
     }
-}
-
-/// Connects to the first address that answers, each with a head start before the next (RFC 8305).
-pub(crate) async fn connect(
-    addresses: &[IpAddr],
-    port: u16,
-    limit: Duration,
-) -> Result<(TcpStream, SocketAddr), Failure> {
-    let mut attempts = JoinSet::new();
-    let mut waiting = addresses
-        .iter()
-        .map(|&address| SocketAddr::new(address, port));
-    let mut last = Failure::new(Layer::Tcp, "tcp-unreachable", "the server has no address");
-    let mut more = true;
-    loop {
-        if more {
-            match waiting.next() {
-                Some(address) => {
-                    attempts.spawn(async move { (address, connect_one(address, limit).await) });
-                }
-                None => more = false,
-            }
-        }
-        let next = async {
-            if more {
-                tokio::time::sleep(HEAD_START).await;
-            } else {
-                std::future::pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            finished = attempts.join_next() => match finished {
-                Some(Ok((address, Ok(tcp)))) => return Ok((tcp, address)),
-                Some(Ok((address, Err(error)))) => last = Failure::tcp(&address.to_string(), &error),
-                Some(Err(_)) => {}
-                None if !more => return Err(last),
-                None => {}
-            },
-            () = next => {}
-        }
-    }
-}
-
-async fn connect_one(address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
-    let tcp = timeout(limit, TcpStream::connect(address))
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    tcp.set_nodelay(true)?;
-    Ok(tcp)
 }
 
 /// The WebSocket's opening handshake.

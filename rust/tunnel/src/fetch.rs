@@ -12,7 +12,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::time::timeout;
 
-use crate::dial::connect;
+use crate::connect::{Connected, Route, connect};
 use crate::failure::{Failure, Layer};
 
 /// What to ask whom.
@@ -75,9 +75,8 @@ pub(crate) async fn fetch(plan: &FetchPlan, context: &ClientContext) -> Result<F
 
 async fn exchange(plan: &FetchPlan, context: &ClientContext) -> Result<Fetched, Failure> {
     let started = Instant::now();
-    let (tcp, address) = connect(&plan.addresses, plan.port, plan.timeout).await?;
     let session_key = format!("{}:{}", plan.server_name, plan.port);
-    let parameters = ClientParameters {
+    let mut parameters = ClientParameters {
         profile: plan.profile,
         form: if plan.http1_only {
             HelloForm::WebSocket
@@ -86,11 +85,17 @@ async fn exchange(plan: &FetchPlan, context: &ClientContext) -> Result<Fetched, 
         },
         server_name: &plan.server_name,
         ech: Ech::Off,
+        without: None,
         session_key: Some(&session_key),
     };
-    let tls = ech_workers_tls::connect(tcp, context, parameters)
-        .await
-        .map_err(|error| Failure::handshake(&address.to_string(), error))?;
+    // All of it has one limit, that of `fetch`.
+    let route = Route {
+        addresses: &plan.addresses,
+        port: plan.port,
+        tcp_timeout: plan.timeout,
+        handshake_timeout: plan.timeout,
+    };
+    let Connected { tls, .. } = connect(route, context, &mut parameters).await?;
     let http2 = tls.info().alpn.as_deref() == Some("h2");
     let response = if http2 {
         over_http2(tls, plan).await

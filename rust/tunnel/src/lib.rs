@@ -6,6 +6,7 @@
 //! owner's to decide. A [`Server`] is the other end.
 
 mod client;
+mod connect;
 mod counters;
 mod dial;
 mod endpoint;

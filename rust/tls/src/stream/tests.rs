@@ -22,6 +22,7 @@ const PARAMETERS: ClientParameters<'static> = ClientParameters {
     form: HelloForm::FirstContact,
     server_name: "server.test",
     ech: Ech::Off,
+    without: None,
     session_key: None,
 };
 

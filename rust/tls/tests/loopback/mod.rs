@@ -79,6 +79,7 @@ pub(crate) fn parameters(ech: Ech<'_>) -> ClientParameters<'_> {
         form: HelloForm::FirstContact,
         server_name: INNER,
         ech,
+        without: None,
         session_key: None,
     }
 }
