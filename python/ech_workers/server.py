@@ -24,6 +24,9 @@ log = logging.getLogger("ech_workers.server")
 # How often the key directory is looked at; a look is one scandir.
 WATCH_INTERVAL = 1.0
 
+# How often the counters go to the log, if they changed.
+STATUS_INTERVAL = 3600.0
+
 # A key file holds one key and its configuration, a few hundred bytes.
 KEY_FILE_LIMIT = 65536
 
@@ -38,13 +41,16 @@ class KeyFile(NamedTuple):
     config_ids: tuple[int, ...]
     public_names: tuple[str, ...]
     modified: int
+    retry: bool = True
+    """Handed out as a retry configuration; otherwise the key only decrypts."""
 
 
 class KeyDirectory:
     """The ECH keys in a directory: every ``*.pem`` file that holds a private key and its configuration.
 
-    The newest file comes first, so that its configuration is the one that clients pick out of what is sent as retry
-    configurations. A file that cannot be used is said once and left out.
+    The newest file (by its time of modification) of each public name is handed out as the retry configuration of that
+    name; the older ones only decrypt, for clients that still remember them. RFC 9934 files have no mark for this, so
+    the rule goes by what every maker's file has. A file that cannot be used is said once and left out.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,6 +68,7 @@ class KeyDirectory:
         found.sort(key=lambda key: (-key.modified, key.path.name))
         keys: list[KeyFile] = []
         owners: dict[int, KeyFile] = {}
+        names: set[str] = set()
         for key in found:
             other = next((owners[number] for number in key.config_ids if number in owners), None)
             if other is not None:
@@ -69,8 +76,9 @@ class KeyDirectory:
                 log.warning("%s is left out: its config id is that of %s", key.path.name, other.path.name)
                 continue
             owners.update(dict.fromkeys(key.config_ids, key))
-            keys.append(key)
-        changed = [key.pem for key in keys] != [key.pem for key in self.keys]
+            keys.append(key._replace(retry=not names.issuperset(key.public_names)))
+            names.update(key.public_names)
+        changed = [(key.pem, key.retry) for key in keys] != [(key.pem, key.retry) for key in self.keys]
         self.keys = tuple(keys)
         return changed
 
@@ -91,6 +99,7 @@ class TunnelServer:
     def __init__(self, config: ServerConfig) -> None:
         """Opens the port and begins to serve. Raises ConfigError and ListenError."""
         self.config = config
+        self._told: str | None = None
         self._keys = KeyDirectory(config.ech_keys) if config.ech_keys else None
         if self._keys is not None:
             _first_look(self._keys)
@@ -118,6 +127,8 @@ class TunnelServer:
         if self._keys is None:
             log.warning("there is no --ech-keys: clients can only connect with --no-ech")
         else:
+            # The constructor takes all as retry configurations.
+            self._native.set_ech_keys([(key.pem, key.retry) for key in self._keys.keys])
             log.info("serving with %s", _names(self._keys.keys))
         self._thread = threading.Thread(target=self._attend, name="ech-workers-server", daemon=True)
         self._thread.start()
@@ -135,9 +146,21 @@ class TunnelServer:
         """Stops accepting, and ends what is still open after at most ``grace`` seconds."""
         self._native.close(grace)
         self._thread.join()
+        self._tell()
+
+    def summary(self) -> str:
+        """What happened so far, in one line: sessions, and what ECH configurations the clients used."""
+        return _summary(self.snapshot(), self._keys.keys if self._keys else ())
+
+    def _tell(self) -> None:
+        summary = self.summary()
+        if summary != self._told:
+            self._told = summary
+            log.info("%s", summary)
 
     def _attend(self) -> None:
         look = time.monotonic() + WATCH_INTERVAL
+        tell = time.monotonic() + STATUS_INTERVAL
         while True:
             try:
                 event = self._native.next_event(max(0.0, look - time.monotonic()))
@@ -149,6 +172,9 @@ class TunnelServer:
                 look = time.monotonic() + WATCH_INTERVAL
                 if self._keys is not None:
                     self._swap(self._keys)
+                if look >= tell:
+                    tell = look + STATUS_INTERVAL
+                    self._tell()
 
     def _swap(self, directory: KeyDirectory) -> None:
         """Takes over what changed in the key directory; whatever is wrong there, the keys in use stay."""
@@ -158,11 +184,12 @@ class TunnelServer:
             if not directory.keys:
                 log.error("there is no ECH key in %s any more: the keys in use stay until there is one", directory.path)
                 return
-            self._native.set_ech_keys([(key.pem, True) for key in directory.keys])
+            self._native.set_ech_keys([(key.pem, key.retry) for key in directory.keys])
         except (OSError, ValueError) as error:
             log.error("the ECH keys in use stay: %s", error)
         else:
             log.info("now serving with %s", _names(directory.keys))
+            self._tell()
 
 
 def _first_look(directory: KeyDirectory) -> None:
@@ -202,5 +229,24 @@ def _read_key(file: Path) -> KeyFile | None:
 
 
 def _names(keys: tuple[KeyFile, ...]) -> str:
-    names = ", ".join(f"{key.path.name} ({', '.join(key.public_names)})" for key in keys)
+    names = ", ".join(
+        f"{key.path.name} ({', '.join(key.public_names)}{'' if key.retry else '; for decryption only'})" for key in keys
+    )
     return f"{len(keys)} ECH key{'' if len(keys) == 1 else 's'}: {names}"
+
+
+def _summary(now: _native.ServerSnapshot, keys: tuple[KeyFile, ...]) -> str:
+    owners = {number: key.path.name for key in keys for number in key.config_ids}
+    line = (
+        f"so far: {now.sessions_total} sessions, {now.streams_total} streams;"
+        f" ECH accepted {now.ech_accepted}, rejected {now.ech_rejected}, absent {now.ech_absent}"
+    )
+    # The most used first; a stray id that nobody has a key for must not fill the log.
+    used = sorted(now.ech_by_config.items(), key=lambda item: (-item[1], item[0]))
+    told = [f"{owners.get(number, f'id {number}, no key')}: {count}" for number, count in used[:_SUMMARY_IDS]]
+    if len(used) > _SUMMARY_IDS:
+        told.append(f"{len(used) - _SUMMARY_IDS} other ids: {sum(count for _, count in used[_SUMMARY_IDS:])}")
+    return f"{line}; clients used {', '.join(told)}" if told else line
+
+
+_SUMMARY_IDS = 8

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import os
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+import pytest
 
 from ech_workers import Tunnel, _native
+from ech_workers.cli import main
 from ech_workers.demo import Demo
 from ech_workers.server import KeyDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
-
-    import pytest
 
 
 def write(folder: Path, name: str, number: int, *, public_name: str = "public.test", modified: int = 1_000) -> bytes:
@@ -97,6 +98,106 @@ def test_a_folder_with_the_name_of_a_key_is_left_out(tmp_path: Path) -> None:
     assert directory.keys == ()
 
 
+def test_the_newest_file_of_each_public_name_is_handed_out(tmp_path: Path) -> None:
+    write(tmp_path, "a.pem", 1, modified=1_000)
+    write(tmp_path, "b.pem", 2, modified=2_000)
+    write(tmp_path, "c.pem", 3, public_name="other.test", modified=500)
+    # Another maker's file: text around the PEM, lines of another length, no mark of its role.
+    pem = _native.generate_ech_key(4, "third.test")[0].decode()
+    key, _, configs = pem.partition("-----BEGIN ECHCONFIG-----")
+    joined = "".join(configs.partition("-----END")[0].split())
+    (tmp_path / "theirs.pem").write_text(
+        f"# ECH\n{key}\n-----BEGIN ECHCONFIG-----\n{joined}\n-----END ECHCONFIG-----\n"
+    )
+    os.utime(tmp_path / "theirs.pem", (100, 100))
+    directory = KeyDirectory(tmp_path)
+    directory.refresh()
+    assert {key.path.name: key.retry for key in directory.keys} == {
+        "b.pem": True,
+        "a.pem": False,
+        "c.pem": True,
+        "theirs.pem": True,
+    }
+    os.utime(tmp_path / "a.pem", (3_000, 3_000))
+    assert directory.refresh()
+    assert [key.path.name for key in directory.keys if not key.retry] == ["b.pem"]
+
+
+def test_a_rotation_hands_out_the_new_key_and_forgets_the_old_one_in_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """keygen --rotate beside a running server: clients with the new, the old, and a removed key get through."""
+
+    def rotate(overlap: str) -> dict[str, Any]:
+        arguments = ["keygen", "--rotate", "--overlap", overlap, "--public-name", name, "--out", str(demo.keys)]
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, "--json"])
+        assert ended.value.code == 0
+        made: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return made
+
+    with Demo() as demo, caplog.at_level(logging.INFO, "ech_workers"):
+        (entry,) = _native.parse_ech_config_list(demo.ech_configs)
+        name = entry.public_name or ""
+        # As if the demonstration's key had been made by keygen.
+        first = demo.keys / f"{entry.config_id}.pem"
+        (demo.keys / "demo.pem").rename(first)
+        second = rotate("1h")
+        assert [Path(kept["file"]) for kept in second["kept"]] == [first]
+        assert second["removed"] == []
+        wait_for(lambda: f"{first.name} ({name}; for decryption only)" in caplog.text)
+        new = base64.b64decode(second["ech_config_list"])
+        assert connect(demo, new) == 0
+        assert connect(demo, demo.ech_configs) == 0
+        learned: list[bytes] = []
+        assert connect(demo, _native.generate_ech_key(_other(second, entry), name)[1], learned) == 1
+        assert learned == [new]
+        third = rotate("0")
+        assert {Path(path) for path in third["removed"]} == {first, Path(second["file"])}
+        wait_for(lambda: f"now serving with 1 ECH key: {third['config_id']}.pem" in caplog.text)
+        assert connect(demo, new) == 1
+        assert connect(demo, base64.b64decode(third["ech_config_list"])) == 0
+        offered = demo.server.snapshot().ech_by_config
+        assert offered[second["config_id"]] == 3
+        assert offered[entry.config_id or 0] == 1
+        assert offered[third["config_id"]] == 2
+        assert f"id {second['config_id']}, no key: 3" in demo.server.summary()
+        assert f"{third['config_id']}.pem: 2" in demo.server.summary()
+
+
+def _other(made: dict[str, Any], entry: _native.EchConfig) -> int:
+    """An id that no key has."""
+    return next(number for number in range(256) if number not in (made["config_id"], entry.config_id))
+
+
+def test_a_rotation_leaves_other_names_and_other_makers_files_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, "1.pem", 1, modified=1_000)
+    write(tmp_path, "theirs.pem", 2, modified=2_000)
+    write(tmp_path, "3.pem", 3, public_name="other.test", modified=1_000)
+    write(tmp_path, "4.pem", 4, modified=3_000)
+    (tmp_path / "5.pem").write_text("no key")
+    with pytest.raises(SystemExit):
+        main(["keygen", "--rotate", "--public-name", "public.test", "--out", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert f"removed            {tmp_path / '1.pem'}" in out
+    assert f"{tmp_path / 'theirs.pem'}, yours to remove" in out
+    assert f"{tmp_path / '4.pem'}, removed by a rotation in 24 h 0 min or later" in out
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left > {"theirs.pem", "3.pem", "4.pem", "5.pem"}
+    assert "1.pem" not in left
+
+
+def test_a_new_key_is_the_newest_even_beside_a_file_from_the_future(tmp_path: Path) -> None:
+    write(tmp_path, "1.pem", 1, modified=4_000_000_000)
+    with pytest.raises(SystemExit):
+        main(["keygen", "--rotate", "--public-name", "public.test", "--out", str(tmp_path)])
+    directory = KeyDirectory(tmp_path)
+    directory.refresh()
+    assert [(key.path.name == "1.pem", key.retry) for key in directory.keys] == [(False, True), (True, False)]
+
+
 def test_keys_are_swapped_while_the_server_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A new key in, the old one out: clients that know either one, or neither, get through."""
     with Demo() as demo, caplog.at_level(logging.INFO, "ech_workers"):
@@ -115,10 +216,15 @@ def test_keys_are_swapped_while_the_server_runs(tmp_path: Path, caplog: pytest.L
         assert connect(demo, new) == 0
 
 
-def connect(demo: Demo, configs: bytes) -> int:
-    """Fetches something by way of this ECH configuration; returns how many retries it took."""
+def connect(demo: Demo, configs: bytes, learned: list[bytes] | None = None) -> int:
+    """Fetches something by way of this ECH configuration; returns how many retries it took, and what was handed over."""
+
+    def seen(event: object) -> None:
+        if learned is not None and isinstance(event, _native.EchLearned):
+            learned.append(event.configs)
+
     config = msgspec.structs.replace(demo.client(mode="yamux", listen="127.0.0.1:0"), ech_config=configs)
-    with Tunnel.from_config(config) as tunnel:
+    with Tunnel.from_config(config, on_event=seen) as tunnel:
         with tunnel.create_connection(demo.target_address, timeout=10) as connection:
             connection.sendall(b"GET /bytes/10 HTTP/1.0\r\n\r\n")
             assert connection.recv(100)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import secrets
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
 from ech_workers import _native
-from ech_workers.cli.options import option
+from ech_workers.cli.options import SECONDS, option
 from ech_workers.config import ServerAddress
 from ech_workers.errors import ConfigError
 
@@ -28,27 +31,106 @@ from ech_workers.errors import ConfigError
     metavar="N",
     help="Names up to this length cannot be told apart by the hello's size (RFC 9849 section 4).",
 )
+@click.option(
+    "--rotate",
+    is_flag=True,
+    help="The new key takes over, and those of its public name that were replaced longer than --overlap ago are removed.",
+)
+@option(
+    "--overlap",
+    type=SECONDS,
+    default="24h",
+    show_default=True,
+    metavar="TIME",
+    help="With --rotate: how long a key goes on to decrypt after its successor was made.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def keygen(public_name: str, out: str, name: str | None, maximum_name_length: int, as_json: bool) -> None:
-    """Make an ECH key: a file DIR/ID.pem (RFC 9934, for the server alone), and what to publish in DNS."""
+def keygen(
+    public_name: str,
+    out: str,
+    name: str | None,
+    maximum_name_length: int,
+    rotate: bool,
+    overlap: float,
+    as_json: bool,
+) -> None:
+    """Make an ECH key: a file DIR/ID.pem (RFC 9934, for the server alone), and what to publish in DNS.
+
+    The server hands out the newest key of a public name at once; older ones go on to decrypt while their files are there.
+    """
     directory = Path(out).expanduser()
     number, configs, file = _write(directory, public_name, maximum_name_length)
+    rotation = _rotate(directory, public_name, overlap) if rotate else None
     encoded = base64.b64encode(configs).decode()
     record = _record(name, encoded)
     if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "config_id": number,
-                    "public_name": public_name,
-                    "file": str(file),
-                    "ech_config_list": encoded,
-                    "https_record": record,
-                }
-            )
-        )
+        made: dict[str, object] = {
+            "config_id": number,
+            "public_name": public_name,
+            "file": str(file),
+            "ech_config_list": encoded,
+            "https_record": record,
+        }
+        if rotation is not None:
+            made["kept"] = [{"file": str(path), "seconds": max(0, round(left))} for path, left in rotation.kept]
+            made["removed"] = [str(path) for path in rotation.removed]
+        click.echo(json.dumps(made))
         return
     click.echo(f"key file           {file}\nECH configuration  {encoded}\nDNS record         {record}")
+    if rotation is not None:
+        for path, left in rotation.kept:
+            when = f"removed by a rotation in {_duration(left)} or later" if left > 0 else "yours to remove"
+            click.echo(f"still decrypts     {path}, {when}")
+        for path in rotation.removed:
+            click.echo(f"removed            {path}")
+
+
+class _Rotation(NamedTuple):
+    kept: list[tuple[Path, float]]
+    """Older keys, and for how many more seconds they stay; not above 0 if they are another maker's to remove."""
+    removed: list[Path]
+
+
+def _rotate(directory: Path, public_name: str, overlap: float) -> _Rotation:
+    """Removes the keys of this public name whose successor is older than the overlap.
+
+    Only files that this command wrote, which bear their id as name: another maker's are its own to remove.
+    """
+    rotation = _Rotation([], [])
+    now = time.time()
+    try:
+        keys = sorted(_keys_of(directory, public_name), key=lambda key: key[1])
+        for (path, _), (_, replaced) in itertools.pairwise(keys):
+            left = overlap - (now - replaced / 1e9)
+            if left <= 0 and path.stem.isdecimal():
+                path.unlink(missing_ok=True)
+                rotation.removed.append(path)
+            else:
+                rotation.kept.append((path, left))
+    except OSError as error:
+        raise ConfigError(f"cannot remove old keys from {directory}: {error.strerror}", option="--out") from None
+    return rotation
+
+
+def _keys_of(directory: Path, public_name: str) -> list[tuple[Path, int]]:
+    """The key files that have this public name and no other, and when each was written (nanoseconds)."""
+    found = []
+    for path in directory.glob("*.pem"):
+        try:
+            has_key, configs = _native.read_ech_pem(path.read_bytes())
+            names = {entry.public_name for entry in _native.parse_ech_config_list(configs)}
+            if has_key and names == {public_name}:
+                found.append((path, path.stat().st_mtime_ns))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _write(directory: Path, public_name: str, maximum_name_length: int) -> tuple[int, bytes, Path]:
@@ -73,6 +155,10 @@ def _write(directory: Path, public_name: str, maximum_name_length: int) -> tuple
                 stream.flush()
                 os.fsync(stream.fileno())
             aside.chmod(0o600)
+            # The newest is what the server hands out: also beside a file whose time is in the future.
+            newest = max((modified for _, modified in _keys_of(directory, public_name)), default=0)
+            if aside.stat().st_mtime_ns <= newest:
+                os.utime(aside, ns=(newest + 1, newest + 1))
             os.link(aside, file)
         finally:
             aside.unlink()
