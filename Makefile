@@ -60,6 +60,10 @@ bench: build ## framing (GB/s), and the tunnel against a bare TLS pipe (MB/s, CP
 	cargo bench --locked $(CARGO_WORKSPACE)
 	$(BIN)/python -m tests.bench
 
+.PHONY: instructions
+instructions: build ## write the committed instruction counts anew (valgrind), after a change that is meant to cost or that gains
+	PYTHONPATH=tests $(BIN)/python tests/regression/test_instructions.py
+
 .PHONY: fuzz
 fuzz: build ## libFuzzer on every parser (FUZZ_SECONDS=N each), then their property tests with many more cases (FUZZ_CASES=N)
 	sh fuzz/run.sh $${FUZZ_SECONDS:-60}

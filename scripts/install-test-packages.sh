@@ -9,9 +9,11 @@ need() { # PROGRAM PACKAGE
 }
 need curl curl
 need git git
+need openssl openssl
 need tmux tmux
 need c++ g++
 need named bind9
+need valgrind valgrind
 # Debian's python3 comes without ensurepip.
 "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || wanted="$wanted python3-venv"
 
