@@ -24,8 +24,8 @@ class Failure:
     @property
     def code(self) -> str:
         """A stable word: tcp-refused, tcp-timeout, tcp-unreachable, tcp-reset, tcp-failed, tls-alert, tls-reset (reset or closed right after the hello),
-        tls-version, tls-timeout, tls-failed, ech-rejected (with retry_configs if any were authenticated), ech-disabled (rejected, none handed over),
-        ech-config-invalid, certificate-unknown-issuer, certificate-expired, certificate-not-yet-valid, certificate-name,
+        tls-version, tls-not-spoken, tls-unsupported, tls-server-name, tls-timeout, tls-failed, ech-rejected (with retry_configs if any were authenticated), ech-disabled (rejected, none handed over),
+        ech-not-accepted, ech-config-invalid, certificate-unknown-issuer, certificate-expired, certificate-not-yet-valid, certificate-name,
         certificate-invalid, websocket-status, websocket-protocol, websocket-closed, websocket-timeout, token-rejected, yamux-ping-timeout, yamux-go-away,
         yamux-protocol, closed (clean end by the peer), retired, http-status, http-failed, http-too-large, shutdown,
         target-refused, target-unreachable, target-not-found, target-timeout, target-not-allowed, target-failed (the server answered ERROR:..., the text is in message), no-session."""

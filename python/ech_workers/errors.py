@@ -306,11 +306,17 @@ _ADVICE: dict[str, str] = {
     "tls-alert": "check that a TLS 1.3 server listens on this port, with a certificate for this name",
     "tls-reset": _CUT,
     "tls-version": "the server must speak TLS 1.3: ask its operator",
+    "tls-not-spoken": "check the port: what listens there is no TLS server, or something on the way answers for it",
+    "tls-unsupported": "ask the server's operator to allow X25519 or P-256, and a certificate that is not delegated",
+    "tls-server-name": "check the name in --server",
     "tls-timeout": "the server accepts connections but does not answer: check the port; if it is right, " + _CUT,
     "ech-rejected": "the server changed its keys, and the ones it handed over were rejected too: try again in a minute",
     "ech-disabled": (
         "the server no longer offers ECH: ask its operator to turn it on;"
         " only --no-ech connects without, and shows the name to the network"
+    ),
+    "ech-not-accepted": (
+        "the server finished the handshake without a word about ECH: check --server-ip; someone may be in the middle"
     ),
     "ech-config-invalid": "check --ech-config, or the ech= value in the HTTPS record",
     "ech-no-config": (

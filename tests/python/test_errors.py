@@ -48,6 +48,8 @@ PROMISED = [
     ("tcp", "tcp-timeout", ConnectError, 4),
     ("tls", "tls-reset", TlsError, 5),
     ("tls", "tls-version", TlsError, 5),
+    ("tls", "tls-not-spoken", TlsError, 5),
+    ("ech", "ech-not-accepted", EchError, 6),
     ("ech", "ech-rejected", EchError, 6),
     ("ech", "ech-disabled", EchError, 6),
     ("certificate", "certificate-expired", CertificateError, 7),

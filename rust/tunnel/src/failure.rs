@@ -100,6 +100,7 @@ impl Failure {
                 ..
             } => (Layer::Ech, "ech-disabled", None),
             HandshakeError::EchConfigInvalid { .. } => (Layer::Ech, "ech-config-invalid", None),
+            HandshakeError::EchNotAccepted => (Layer::Ech, "ech-not-accepted", None),
             HandshakeError::Certificate { ref problem, .. } => (
                 Layer::Certificate,
                 match problem {
@@ -116,6 +117,10 @@ impl Failure {
                 (Layer::Tls, "tls-reset", None)
             }
             HandshakeError::TlsVersion => (Layer::Tls, "tls-version", None),
+            HandshakeError::NotTls => (Layer::Tls, "tls-not-spoken", None),
+            HandshakeError::Unsupported(_) => (Layer::Tls, "tls-unsupported", None),
+            HandshakeError::ServerName => (Layer::Tls, "tls-server-name", None),
+            // The connection broke, or BoringSSL has another word for it.
             _ => (Layer::Tls, "tls-failed", None),
         };
         Self {
@@ -139,5 +144,69 @@ impl Failure {
             _ => ("tcp-failed", error.to_string()),
         };
         Self::new(Layer::Tcp, code, why)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ech_workers_tls::{Alert, Unsupported};
+
+    use super::*;
+
+    #[test]
+    fn every_handshake_that_fails_for_a_known_reason_has_a_code_of_its_own() {
+        let rejected = |retry_configs| HandshakeError::EchRejected {
+            public_name: "public.test".to_owned(),
+            retry_configs,
+        };
+        let certificate = |problem| HandshakeError::Certificate {
+            problem,
+            outer: false,
+        };
+        for (error, layer, code) in [
+            (rejected(Some(vec![1])), Layer::Ech, "ech-rejected"),
+            (rejected(None), Layer::Ech, "ech-disabled"),
+            (
+                HandshakeError::EchNotAccepted,
+                Layer::Ech,
+                "ech-not-accepted",
+            ),
+            (
+                certificate(CertificateProblem::Expired),
+                Layer::Certificate,
+                "certificate-expired",
+            ),
+            (
+                certificate(CertificateProblem::Other("odd".to_owned())),
+                Layer::Certificate,
+                "certificate-invalid",
+            ),
+            (HandshakeError::Alert(Alert(40)), Layer::Tls, "tls-alert"),
+            (HandshakeError::ResetAfterHello, Layer::Tls, "tls-reset"),
+            (HandshakeError::TlsVersion, Layer::Tls, "tls-version"),
+            (HandshakeError::NotTls, Layer::Tls, "tls-not-spoken"),
+            (
+                HandshakeError::Unsupported(Unsupported::DelegatedCredential),
+                Layer::Tls,
+                "tls-unsupported",
+            ),
+            (HandshakeError::ServerName, Layer::Tls, "tls-server-name"),
+            (
+                HandshakeError::Tls("odd".to_owned()),
+                Layer::Tls,
+                "tls-failed",
+            ),
+        ] {
+            let configs = matches!(
+                error,
+                HandshakeError::EchRejected {
+                    retry_configs: Some(_),
+                    ..
+                }
+            );
+            let failure = Failure::handshake("192.0.2.1:443", error);
+            assert_eq!((failure.layer, failure.code), (layer, code));
+            assert_eq!(failure.retry_configs.is_some(), configs);
+        }
     }
 }
