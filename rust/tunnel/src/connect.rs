@@ -66,7 +66,15 @@ pub(crate) async fn connect(
                 parameters.without = Some(unsupported);
                 continue;
             }
-            Ok(Err(error)) => Err(Failure::handshake(&address.to_string(), error)),
+            Ok(Err(error)) => {
+                let failure = Failure::handshake(&address.to_string(), error);
+                Err(match parameters.without {
+                    Some(unsupported) => failure.with_detail(format!(
+                        "the hello was one without {unsupported}, which the server had chosen before"
+                    )),
+                    None => failure,
+                })
+            }
             Err(_) => Err(Failure::new(
                 Layer::Tls,
                 "tls-timeout",
