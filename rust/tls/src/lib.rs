@@ -29,4 +29,4 @@ pub use error::{Alert, CertificateProblem, HandshakeError, ServerError, TrustErr
 pub use info::HandshakeInfo;
 pub use profile::{HelloForm, Profile};
 pub use server::{Identity, ServerContext, accept};
-pub use stream::{RECORD_MAX, TlsStream};
+pub use stream::{BATCH_MAX, RECORD_MAX, TlsStream};

@@ -6,6 +6,7 @@ mod tests;
 mod writer;
 
 use std::io;
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -23,6 +24,9 @@ use writer::RecordWriter;
 /// Largest plaintext of a record, and so the longest slice that [`TlsStream::record`] gives.
 pub const RECORD_MAX: usize = MAX_PLAINTEXT;
 
+/// The most records that [`TlsStream::poll_open_batch`] opens at a time.
+pub const BATCH_MAX: usize = 32;
+
 /// A TLS 1.3 connection over TCP.
 ///
 /// Two ways lead in and out. Record by record, without a copy: [`poll_open`](Self::poll_open) lends what came, and
@@ -35,6 +39,8 @@ pub struct TlsStream {
     info: Box<HandshakeInfo>,
     reader: RecordReader,
     writer: RecordWriter,
+    /// An error behind data that has been handed out.
+    deferred: Option<io::Error>,
 }
 
 impl TlsStream {
@@ -50,6 +56,7 @@ impl TlsStream {
             info: Box::new(info),
             reader: RecordReader::new(keys.read, unread, tickets),
             writer: RecordWriter::new(keys.write, keys.max_plaintext),
+            deferred: None,
         }
     }
 
@@ -77,32 +84,69 @@ impl TlsStream {
         Poll::Ready(Ok(ready!(self.poll_opened(cx))?.map(|_| self.reader.lend())))
     }
 
+    /// Opens all application data that is there, at most [`BATCH_MAX`] records, and returns the buffer with it: `records`
+    /// gets the places of the records' contents, in order. Otherwise as [`poll_open`](Self::poll_open).
+    ///
+    /// Whoever hands the contents on can do so in one system call for all of them.
+    pub fn poll_open_batch(
+        &mut self,
+        cx: &mut Context<'_>,
+        records: &mut Vec<Range<usize>>,
+    ) -> Poll<io::Result<Option<&mut [u8]>>> {
+        records.clear();
+        if ready!(self.poll_opened(cx))?.is_none() {
+            return Poll::Ready(Ok(None));
+        }
+        records.push(self.reader.take_opened());
+        while records.len() < BATCH_MAX {
+            match self.open_next() {
+                Ok(Opened::Data) => records.push(self.reader.take_opened()),
+                Ok(Opened::Nothing | Opened::KeyUpdateRequest) => {}
+                Ok(Opened::Starved | Opened::End) => break,
+                Err(error) => {
+                    // What was opened before is whole; the error is for the next call.
+                    self.deferred = Some(error);
+                    break;
+                }
+            }
+        }
+        Poll::Ready(Ok(Some(self.reader.buffer())))
+    }
+
     /// Until there is opened data in the reader; how much.
     fn poll_opened(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<usize>>> {
+        if let Some(error) = self.deferred.take() {
+            return Poll::Ready(Err(error));
+        }
         loop {
             if let length @ 1.. = self.reader.opened() {
                 return Poll::Ready(Ok(Some(length)));
             }
-            match self.reader.open_next() {
-                Ok(Opened::Data | Opened::Nothing) => {}
-                Ok(Opened::KeyUpdateRequest) => self.writer.request_key_update(),
-                Ok(Opened::End) => return Poll::Ready(Ok(None)),
-                Ok(Opened::Starved) => ready!(self.reader.poll_fill(&mut self.tcp, cx))?,
-                Err(Fault::Record(error)) => {
-                    self.writer.alert(&self.tcp, error.alert());
-                    let error = io::Error::new(io::ErrorKind::InvalidData, error.reason());
-                    return Poll::Ready(Err(error));
-                }
-                Err(Fault::Alert(alert)) => {
-                    return Poll::Ready(Err(io::Error::new(
-                        io::ErrorKind::ConnectionAborted,
-                        format!("the peer ended the connection: {alert}"),
-                    )));
-                }
-                Err(Fault::Failed) => {
-                    return Poll::Ready(Err(io::Error::other("the TLS connection has failed")));
-                }
+            match self.open_next()? {
+                Opened::Data | Opened::Nothing | Opened::KeyUpdateRequest => {}
+                Opened::End => return Poll::Ready(Ok(None)),
+                Opened::Starved => ready!(self.reader.poll_fill(&mut self.tcp, cx))?,
             }
+        }
+    }
+
+    /// Opens the next record, and does what it or its failure asks of the other direction.
+    fn open_next(&mut self) -> io::Result<Opened> {
+        match self.reader.open_next() {
+            Ok(Opened::KeyUpdateRequest) => {
+                self.writer.request_key_update();
+                Ok(Opened::KeyUpdateRequest)
+            }
+            Ok(opened) => Ok(opened),
+            Err(Fault::Record(error)) => {
+                self.writer.alert(&self.tcp, error.alert());
+                Err(io::Error::new(io::ErrorKind::InvalidData, error.reason()))
+            }
+            Err(Fault::Alert(alert)) => Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                format!("the peer ended the connection: {alert}"),
+            )),
+            Err(Fault::Failed) => Err(io::Error::other("the TLS connection has failed")),
         }
     }
 
@@ -123,6 +167,12 @@ impl TlsStream {
     /// What is written into it stays for [`seal`](Self::seal) and is lost by any other call that sends.
     pub fn record(&mut self) -> &mut [u8] {
         self.writer.plaintext()
+    }
+
+    /// The plaintexts of the next records, at most `most` and as many as there is room for: the first is that of
+    /// [`record`](Self::record). Each must be sealed in full for the next one to be where it is; the last one need not be.
+    pub fn records(&mut self, most: usize) -> impl Iterator<Item = &mut [u8]> {
+        self.writer.plaintexts(most)
     }
 
     /// Seals the first `length` bytes of [`record`](Self::record) as a record of their own. They go out with the next

@@ -1,7 +1,7 @@
 //! A local socket at the end of a stream, and what it has not taken yet.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -39,6 +39,29 @@ impl Socket {
             Self::Unix(socket) => Pin::new(socket).poll_read(cx, &mut buffer),
         };
         ready.map_ok(|()| buffer.filled().len())
+    }
+
+    fn poll_read_vectored(
+        &self,
+        cx: &mut Context<'_>,
+        spaces: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let outcome = match self {
+                Self::Tcp(socket) => {
+                    ready!(socket.poll_read_ready(cx))?;
+                    socket.try_read_vectored(spaces)
+                }
+                Self::Unix(socket) => {
+                    ready!(socket.poll_read_ready(cx))?;
+                    socket.try_read_vectored(spaces)
+                }
+            };
+            match outcome {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                outcome => return Poll::Ready(outcome),
+            }
+        }
     }
 
     fn poll_write_vectored(
@@ -182,6 +205,20 @@ impl Endpoint {
         self.deliver(cx, &[IoSlice::new(bytes)])?;
         self.own = self.backlog.len();
         Ok(())
+    }
+
+    /// Whether its bytes go to the tunnel just as they come, so that many may be read at a time.
+    pub(crate) const fn is_transparent(&self) -> bool {
+        self.body.is_none()
+    }
+
+    /// Reads into several spaces in one system call, from a transparent endpoint; `Ok(0)` is the end.
+    pub(crate) fn poll_read_vectored(
+        &self,
+        cx: &mut Context<'_>,
+        spaces: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.socket.poll_read_vectored(cx, spaces)
     }
 
     /// Writes `pieces` in order as far as the socket takes them and keeps the rest. Returns the bytes written now.

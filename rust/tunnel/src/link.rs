@@ -57,6 +57,16 @@ impl Outgoing {
         &mut tls.record()[header_room(self.role) + self.used..]
     }
 
+    /// The spaces of the next messages, at most `most`, when none is being filled. Each but the last is to be filled whole.
+    pub(crate) fn spaces<'a>(
+        &self,
+        tls: &'a mut TlsStream,
+        most: usize,
+    ) -> impl Iterator<Item = &'a mut [u8]> {
+        let room = header_room(self.role);
+        tls.records(most).map(move |record| &mut record[room..])
+    }
+
     /// Says that `n` more bytes of `space` belong to the message.
     pub(crate) fn add(&mut self, n: usize) {
         self.used += n;

@@ -5,7 +5,7 @@
 //! socket is read straight into the next TLS record, in turns of at most one record a stream.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -30,10 +30,16 @@ use crate::readiness::{Readiness, SocketWaker};
 use crate::reply::Reply;
 
 const FRAME_HEADER: usize = 12;
+/// Records that a bulk stream may fill with one read, while no other stream has anything to send.
+const BULK_RECORDS: usize = 4;
+/// With less window than this, several records would not be filled anyway.
+const BULK_WINDOW_MIN: usize = 16 * 1024;
 /// Below this much room a record is sealed rather than filled with another stream's bytes.
 const ROOM_MIN: usize = 1024;
-/// Records received, and records sent, before other sessions on the thread get their turn.
+/// Records sent before other sessions on the thread get their turn.
 const TURN_RECORDS: usize = 16;
+/// Full receive buffers before they do.
+const TURN_BATCHES: usize = 2;
 /// How often streams are looked at for idleness: coarse, so that idle sessions cost nothing.
 const SWEEP: Duration = Duration::from_secs(5);
 /// How long a local program may go on sending after the server has closed both directions.
@@ -152,6 +158,8 @@ struct Stream {
     first: Vec<u8>,
     /// In `sendable`.
     queued: bool,
+    /// Its socket filled a whole record the last time.
+    bulk: bool,
     /// The socket's end has been read.
     local_ended: bool,
     /// Our FIN has gone.
@@ -165,6 +173,8 @@ struct Stream {
 pub(crate) struct Driver {
     tls: TlsStream,
     early: Vec<u8>,
+    /// Where the contents of the records being absorbed lie.
+    records: Vec<Range<usize>>,
     core: Core,
     commands: mpsc::Receiver<Command>,
     timer: Pin<Box<Sleep>>,
@@ -217,6 +227,7 @@ impl Driver {
         Self {
             tls: link.tls,
             early: link.early,
+            records: Vec::new(),
             core: Core {
                 decoder: link.decoder,
                 outgoing: link.outgoing,
@@ -303,16 +314,17 @@ impl Driver {
         }
         if !self.early.is_empty() {
             let mut early = std::mem::take(&mut self.early);
-            core.absorb(&mut early)?;
+            let all = 0..early.len();
+            core.absorb(&mut early, &[all])?;
         }
         let mut more = true;
-        for _ in 0..TURN_RECORDS {
-            match self.tls.poll_open(cx) {
+        for _ in 0..TURN_BATCHES {
+            match self.tls.poll_open_batch(cx, &mut self.records) {
                 Poll::Pending => {
                     more = false;
                     break;
                 }
-                Poll::Ready(Ok(Some(bytes))) => core.absorb(bytes)?,
+                Poll::Ready(Ok(Some(buffer))) => core.absorb(buffer, &self.records)?,
                 Poll::Ready(Ok(None)) => {
                     return Err(Failure::new(
                         Layer::Tls,
@@ -441,6 +453,7 @@ impl Core {
             state,
             first,
             queued: false,
+            bulk: false,
             local_ended: false,
             finished: false,
             remote_finished: false,
@@ -487,17 +500,29 @@ impl Core {
 
     // ------------------------------------------------------------------ bytes come in
 
-    /// Takes decrypted bytes: parses them in place and hands the payloads to the sockets.
-    fn absorb(&mut self, bytes: &mut [u8]) -> Result<(), Failure> {
-        let mut at = 0;
-        while at < bytes.len() {
-            let (used, event) = self.decoder.decode(&mut bytes[at..]).map_err(|error| {
-                Failure::new(
-                    Layer::WebSocket,
-                    "websocket-protocol",
-                    format!("the peer broke RFC 6455: {error}"),
-                )
-            })?;
+    /// Takes the contents of decrypted records, which lie in `bytes`: parses them in place and hands the payloads to the
+    /// sockets, all of one stream in one go.
+    fn absorb(&mut self, bytes: &mut [u8], records: &[Range<usize>]) -> Result<(), Failure> {
+        for record in records {
+            self.absorb_record(bytes, record.clone())?;
+        }
+        self.deliver(bytes);
+        Ok(())
+    }
+
+    fn absorb_record(&mut self, bytes: &mut [u8], record: Range<usize>) -> Result<(), Failure> {
+        let mut at = record.start;
+        while at < record.end {
+            let (used, event) =
+                self.decoder
+                    .decode(&mut bytes[at..record.end])
+                    .map_err(|error| {
+                        Failure::new(
+                            Layer::WebSocket,
+                            "websocket-protocol",
+                            format!("the peer broke RFC 6455: {error}"),
+                        )
+                    })?;
             match event {
                 Some(websocket::Event::Data {
                     kind: MessageKind::Binary,
@@ -516,7 +541,6 @@ impl Core {
             }
             at += used;
         }
-        self.deliver(bytes);
         Ok(())
     }
 
@@ -807,11 +831,73 @@ impl Core {
                     .map_err(broken)?;
                 continue;
             }
+            if self.fill_many(tls).map_err(broken)? {
+                continue;
+            }
             self.fill(tls);
             if self.outgoing.used() == 0 {
                 return Ok(false);
             }
             self.outgoing.send(tls, OpCode::Binary).map_err(broken)?;
+        }
+        Ok(true)
+    }
+
+    /// A bulk stream that nobody waits behind fills several records in one system call. False: it is not that time.
+    fn fill_many(&mut self, tls: &mut TlsStream) -> std::io::Result<bool> {
+        let (Some(&id), 1) = (self.sendable.front(), self.sendable.len()) else {
+            return Ok(false);
+        };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Ok(false);
+        };
+        let State::Connected(endpoint) = &stream.state else {
+            return Ok(false);
+        };
+        let mut window = self.mux.send_window(id);
+        if !stream.bulk
+            || !stream.first.is_empty()
+            || stream.local_ended
+            || !endpoint.is_transparent()
+            || window <= BULK_WINDOW_MIN
+            || self.mux.has_control()
+        {
+            return Ok(false);
+        }
+        let mut spaces = Vec::with_capacity(BULK_RECORDS);
+        for space in self.outgoing.spaces(tls, BULK_RECORDS) {
+            let length = (space.len() - FRAME_HEADER).min(window);
+            window -= length;
+            spaces.push(IoSliceMut::new(
+                &mut space[FRAME_HEADER..FRAME_HEADER + length],
+            ));
+            if window == 0 {
+                break;
+            }
+        }
+        let lengths: Vec<usize> = spaces.iter().map(|space| space.len()).collect();
+        let mut context = Context::from_waker(stream.waker.waker());
+        let mut rest = match endpoint.poll_read_vectored(&mut context, &mut spaces) {
+            Poll::Ready(Ok(n)) => n,
+            // The plain way tells what it is.
+            Poll::Ready(Err(_)) | Poll::Pending => 0,
+        };
+        stream.bulk = rest == lengths.iter().sum::<usize>();
+        if rest == 0 {
+            return Ok(false);
+        }
+        stream.active = self.now;
+        self.sent += rest as u64;
+        for length in lengths {
+            let length = length.min(rest);
+            if length == 0 {
+                break;
+            }
+            rest -= length;
+            let header = self.mux.data_header(id, length);
+            self.outgoing.space(tls)[..FRAME_HEADER].copy_from_slice(&header);
+            self.outgoing.add(FRAME_HEADER + length);
+            self.outgoing.send(tls, OpCode::Binary)?;
         }
         Ok(true)
     }
@@ -879,6 +965,7 @@ impl Core {
             } else {
                 &mut space[FRAME_HEADER..FRAME_HEADER + room]
             };
+            let window_length = window.len();
             match endpoint.poll_read(&mut Context::from_waker(stream.waker.waker()), window) {
                 Poll::Pending => {}
                 Poll::Ready(Ok(0)) => {
@@ -887,6 +974,7 @@ impl Core {
                 }
                 Poll::Ready(Ok(n)) => {
                     stream.active = self.now;
+                    stream.bulk = n == window_length;
                     if !draining {
                         let header = self.mux.data_header(id, n);
                         space[..FRAME_HEADER].copy_from_slice(&header);

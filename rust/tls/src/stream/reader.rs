@@ -106,6 +106,16 @@ impl RecordReader {
             .map_or(&mut [], |buffer| &mut buffer[range])
     }
 
+    /// Where the opened data lies in [`buffer`](Self::buffer); it is taken with this.
+    pub(super) fn take_opened(&mut self) -> Range<usize> {
+        std::mem::take(&mut self.opened)
+    }
+
+    /// The whole buffer, opened data and all.
+    pub(super) fn buffer(&mut self) -> &mut [u8] {
+        self.buffer.as_deref_mut().unwrap_or_default()
+    }
+
     /// Copies of the opened data what `out` has room for.
     pub(super) fn copy_out(&mut self, out: &mut ReadBuf<'_>) {
         if let Some(buffer) = &self.buffer {
@@ -122,8 +132,14 @@ impl RecordReader {
     pub(super) fn open_next(&mut self) -> Result<Opened, Fault> {
         match self.state {
             State::Open => {}
-            State::Ended => return Ok(Opened::End),
-            State::Failed => return Err(Fault::Failed),
+            State::Ended => {
+                self.release();
+                return Ok(Opened::End);
+            }
+            State::Failed => {
+                self.release();
+                return Err(Fault::Failed);
+            }
         }
         let opened = self.open_record();
         match opened {
@@ -274,10 +290,10 @@ impl RecordReader {
         self.buffer.is_some()
     }
 
+    /// The buffer stays until the next call: what was opened before may be lent out of it yet.
     fn end(&mut self, state: State) {
         self.state = state;
         self.tickets = None;
-        self.release();
     }
 
     fn release(&mut self) {

@@ -98,6 +98,17 @@ impl RecordWriter {
         &mut buffer[start..end]
     }
 
+    /// The plaintexts of the next records, at most `most` and as many as there is room for.
+    pub(super) fn plaintexts(&mut self, most: usize) -> impl Iterator<Item = &mut [u8]> {
+        let most = if self.closed { 0 } else { most };
+        let (start, length) = (self.sealed.end, self.max_plaintext);
+        let buffer = self.buffer.get_or_insert_with(buffer::take_write);
+        buffer[start..WRITE_CAPACITY - CONTROL_ROOM]
+            .chunks_exact_mut(length + OVERHEAD)
+            .take(most)
+            .map(move |record| &mut record[HEADER..HEADER + length])
+    }
+
     pub(super) fn seal_data(&mut self, length: usize) -> io::Result<()> {
         if length == 0 {
             return Ok(());
