@@ -68,7 +68,7 @@ class DialPlan:
 
 @final
 class FetchPlan:
-    """One HTTPS exchange with a resolver, in the profile's hello (no ECH), HTTP/2 or HTTP/1.1 as the server chooses."""
+    """One HTTPS exchange with a resolver: the profile's hello (no ECH) and header fields, HTTP/2 or HTTP/1.1 as the server chooses."""
 
     def __new__(
         cls,
@@ -78,7 +78,6 @@ class FetchPlan:
         addresses: Sequence[str],
         path: str,
         method: Literal["GET", "POST"] = "POST",
-        headers: Sequence[tuple[str, str]] = ...,  # ()
         body: bytes = ...,  # b""
         profile: str = "firefox-120",
         alpn: Literal["auto", "http/1.1"] = "auto",
@@ -233,6 +232,12 @@ class Snapshot:
     def connections_total(self) -> int: ...
     @property
     def connections_failed(self) -> int: ...
+    @property
+    def targets_failed(self) -> int:
+        """Those of them whose target the server could not reach."""
+    @property
+    def last_target_failure(self) -> str | None:
+        """The last such target, and why; an optimistic reply told nobody."""
     @property
     def connections_waiting(self) -> int: ...
     @property

@@ -194,6 +194,7 @@ class Check:
         return _native.DialPlan(
             server_name=config.server.host,
             port=port,
+            authority_port=config.server.port,
             path=config.server.path,
             token=config.token,
             addresses=addresses,
@@ -530,7 +531,7 @@ class _Answers:
         return outcomes
 
     def _start(self, resolver: Resolver, question: doh.Question, method: Literal["GET", "POST"]) -> int:
-        path, headers, body = doh.request(resolver.path, doh.query(question), method)
+        path, body = doh.request(resolver.path, doh.query(question), method)
         return self._engine.fetch(
             _native.FetchPlan(
                 server_name=resolver.host,
@@ -538,7 +539,6 @@ class _Answers:
                 addresses=resolver.addresses,
                 path=path,
                 method=method,
-                headers=headers,
                 body=body,
                 profile=self._config.profile,
             )

@@ -146,16 +146,12 @@ def query(question: Question) -> bytes:
     return message.to_wire()
 
 
-def request(path: str, message: bytes, method: Method) -> tuple[str, list[tuple[str, str]], bytes]:
-    """Path, headers and body of the HTTP request that carries a query (RFC 8484 section 4.1).
-
-    The headers are those of Firefox's own resolver, in its order: no user agent, no language, an empty Accept-Encoding.
-    """
-    headers = [("accept", _MEDIA_TYPE), ("accept-encoding", "")]
+def request(path: str, message: bytes, method: Method) -> tuple[str, bytes]:
+    """Path and body of the HTTP request that carries a query (RFC 8484 section 4.1); the header fields are the profile's."""
     if method == "POST":
-        return path, [*headers, ("content-type", _MEDIA_TYPE)], message
+        return path, message
     text = base64.urlsafe_b64encode(message).rstrip(b"=").decode("ascii")
-    return f"{path}{'&' if '?' in path else '?'}dns={text}", headers, b""
+    return f"{path}{'&' if '?' in path else '?'}dns={text}", b""
 
 
 def read_response(status: int, headers: Iterable[tuple[str, str]], body: bytes) -> int:

@@ -57,7 +57,6 @@ class Exchange(Protocol):
         *,
         path: str,
         method: Literal["GET", "POST"],
-        headers: Sequence[tuple[str, str]],
         body: bytes,
         timeout: float,
     ) -> int: ...
@@ -196,11 +195,9 @@ class Resolvers:
         return min(race.waiting, key=lambda health: health.retry_at)
 
     def _start(self, race: _Race, health: _Health) -> None:
-        path, headers, body = doh.request(health.resolver.path, race.query, health.method)
+        path, body = doh.request(health.resolver.path, race.query, health.method)
         try:
-            number = self._exchange(
-                health.resolver, path=path, method=health.method, headers=headers, body=body, timeout=self._timeout
-            )
+            number = self._exchange(health.resolver, path=path, method=health.method, body=body, timeout=self._timeout)
         except ValueError as error:
             self._failed(race, health, ResolverError(f"{health.resolver.host}: {error}", code="config-invalid"))
             return

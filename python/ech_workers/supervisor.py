@@ -919,7 +919,6 @@ class Supervisor:
         *,
         path: str,
         method: Literal["GET", "POST"],
-        headers: Sequence[tuple[str, str]],
         body: bytes,
         timeout: float,
     ) -> int:
@@ -929,7 +928,6 @@ class Supervisor:
             addresses=resolver.addresses,
             path=path,
             method=method,
-            headers=headers,
             body=body,
             profile=self._config.profile,
             timeout=timeout,

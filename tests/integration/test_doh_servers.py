@@ -127,7 +127,7 @@ def ask(
     timeout: float = 5.0,
 ) -> _native.Fetched | _native.FetchFailed:
     """One exchange."""
-    path, headers, body = doh.request("/dns-query", doh.query(question), method)
+    path, body = doh.request("/dns-query", doh.query(question), method)
     number = engine.fetch(
         _native.FetchPlan(
             server_name=NAME,
@@ -135,7 +135,6 @@ def ask(
             addresses=["127.0.0.1"],
             path=path,
             method=method,
-            headers=headers,
             body=body,
             alpn=alpn,
             timeout=timeout,

@@ -73,21 +73,18 @@ def test_the_same_question_is_the_same_url_so_that_caches_may_answer() -> None:
 
 def test_get_carries_the_message_in_base64url_without_padding() -> None:
     message = query(HTTPS)
-    path, headers, body = request("/dns-query", message, "GET")
+    path, body = request("/dns-query", message, "GET")
     text = path.removeprefix("/dns-query?dns=")
     assert base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)) == message
     assert "=" not in text
     assert body == b""
-    assert ("accept", "application/dns-message") in headers
-    assert "content-type" not in dict(headers)
     assert request("/q?key=1", message, "GET")[0].startswith("/q?key=1&dns=")
 
 
 def test_post_carries_the_message_as_body() -> None:
     message = query(HTTPS)
-    path, headers, body = request("/dns-query", message, "POST")
+    path, body = request("/dns-query", message, "POST")
     assert (path, body) == ("/dns-query", message)
-    assert dict(headers)["content-type"] == "application/dns-message"
 
 
 def test_another_port_than_443_has_its_own_name() -> None:

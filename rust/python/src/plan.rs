@@ -83,7 +83,7 @@ pub(crate) struct FetchPlan(pub(crate) tunnel::FetchPlan);
 #[pymethods]
 impl FetchPlan {
     #[new]
-    #[pyo3(signature = (*, server_name, port, addresses, path, method="POST", headers=Vec::new(), body=Vec::new(), profile="firefox-120", alpn="auto", timeout=5.0, max_body=65536))]
+    #[pyo3(signature = (*, server_name, port, addresses, path, method="POST", body=Vec::new(), profile="firefox-120", alpn="auto", timeout=5.0, max_body=65536))]
     #[allow(
         clippy::too_many_arguments,
         reason = "keyword arguments of the Python class"
@@ -94,7 +94,6 @@ impl FetchPlan {
         addresses: Vec<String>,
         path: String,
         method: &str,
-        headers: Vec<(String, String)>,
         body: Vec<u8>,
         profile: &str,
         alpn: &str,
@@ -115,7 +114,6 @@ impl FetchPlan {
                     )));
                 }
             },
-            headers,
             body: Bytes::from(body),
             profile: named(profile)?,
             http1_only: http1_only(alpn)?,

@@ -33,8 +33,11 @@ pub struct Profile {
     /// The fields of a WebSocket upgrade request, in order. `{host}`, `{key}` and `{protocol}` stand for what they say;
     /// a field with `{protocol}` is left out where there is no token.
     pub websocket_headers: &'static [(&'static str, &'static str)],
-    /// The fields of a request made by a script (`fetch`), such as a DNS query, in order; with `{host}`.
-    pub fetch_headers: &'static [(&'static str, &'static str)],
+    /// The fields of a DNS query by GET (RFC 8484), in order, as the browser's own resolver sends them. `{host}` stands
+    /// for the authority; HTTP/2 carries neither Host nor Connection, HTTP/1.1 no TE.
+    pub dns_get_headers: &'static [(&'static str, &'static str)],
+    /// The same by POST; `{length}` is the body's.
+    pub dns_post_headers: &'static [(&'static str, &'static str)],
 }
 
 /// Which of a profile's hellos is sent.
@@ -108,20 +111,8 @@ const FIREFOX_120: Profile = Profile {
         ("Cache-Control", "no-cache"),
         ("Upgrade", "websocket"),
     ],
-    fetch_headers: &[
-        ("Host", "{host}"),
-        (
-            "User-Agent",
-            "Mozilla/5.0 (X11; Linux x86_64; rv:120.0) Gecko/20100101 Firefox/120.0",
-        ),
-        ("Accept", "*/*"),
-        ("Accept-Language", "en-US,en;q=0.5"),
-        ("Accept-Encoding", "gzip, deflate, br"),
-        ("Sec-Fetch-Dest", "empty"),
-        ("Sec-Fetch-Mode", "cors"),
-        ("Sec-Fetch-Site", "same-origin"),
-        ("Connection", "keep-alive"),
-    ],
+    dns_get_headers: FIREFOX_DNS_GET,
+    dns_post_headers: FIREFOX_DNS_POST,
 };
 
 /// Firefox 153, an extended support release. A tell is known: Firefox uses one X25519 key in both of its shares that hold
@@ -151,13 +142,13 @@ const FIREFOX_153: Profile = Profile {
             "Mozilla/5.0 (X11; Linux x86_64; rv:153.0) Gecko/20100101 Firefox/153.0",
         ),
         ("Accept", "*/*"),
-        ("Accept-Language", "en-US,en;q=0.5"),
+        ("Accept-Language", "en-US,en;q=0.9"),
         ("Accept-Encoding", "gzip, deflate, br, zstd"),
         ("Sec-WebSocket-Version", "13"),
         ("Origin", "https://{host}"),
         ("Sec-WebSocket-Protocol", "{protocol}"),
         ("Sec-WebSocket-Key", "{key}"),
-        ("Connection", "keep-alive, Upgrade"),
+        ("Connection", "Upgrade"),
         ("Sec-Fetch-Dest", "empty"),
         ("Sec-Fetch-Mode", "websocket"),
         ("Sec-Fetch-Site", "same-origin"),
@@ -165,24 +156,35 @@ const FIREFOX_153: Profile = Profile {
         ("Cache-Control", "no-cache"),
         ("Upgrade", "websocket"),
     ],
-    fetch_headers: &[
-        ("Host", "{host}"),
-        (
-            "User-Agent",
-            "Mozilla/5.0 (X11; Linux x86_64; rv:153.0) Gecko/20100101 Firefox/153.0",
-        ),
-        ("Accept", "*/*"),
-        ("Accept-Language", "en-US,en;q=0.5"),
-        ("Accept-Encoding", "gzip, deflate, br, zstd"),
-        ("Sec-Fetch-Dest", "empty"),
-        ("Sec-Fetch-Mode", "cors"),
-        ("Sec-Fetch-Site", "same-origin"),
-        ("Connection", "keep-alive"),
-    ],
+    dns_get_headers: FIREFOX_DNS_GET,
+    dns_post_headers: FIREFOX_DNS_POST,
 };
 
 const FIREFOX_SIGNATURE_ALGORITHMS: &[u16] = &[
     0x0403, 0x0503, 0x0603, 0x0804, 0x0805, 0x0806, 0x0401, 0x0501, 0x0601, 0x0203, 0x0201,
+];
+
+/// Firefox's resolver names no browser and no language (captured from 153.7).
+const FIREFOX_DNS_GET: &[(&str, &str)] = &[
+    ("Host", "{host}"),
+    ("Accept", "application/dns-message"),
+    ("Accept-Encoding", ""),
+    ("Connection", "keep-alive"),
+    ("Pragma", "no-cache"),
+    ("Cache-Control", "no-cache"),
+    ("TE", "trailers"),
+];
+
+const FIREFOX_DNS_POST: &[(&str, &str)] = &[
+    ("Host", "{host}"),
+    ("Accept", "application/dns-message"),
+    ("Accept-Encoding", ""),
+    ("Content-Type", "application/dns-message"),
+    ("Content-Length", "{length}"),
+    ("Cache-Control", "no-store, no-cache"),
+    ("Connection", "keep-alive"),
+    ("Pragma", "no-cache"),
+    ("TE", "trailers"),
 ];
 
 impl Profile {
@@ -231,10 +233,9 @@ mod tests {
     #[test]
     fn the_headers_name_the_same_browser_as_the_profile() {
         for profile in ALL {
-            for headers in [profile.websocket_headers, profile.fetch_headers] {
-                let agent = headers.iter().find(|(name, _)| *name == "User-Agent");
-                assert_eq!(agent.map(|(_, value)| *value), Some(profile.user_agent));
-            }
+            let mut headers = profile.websocket_headers.iter();
+            let agent = headers.find(|(name, _)| *name == "User-Agent");
+            assert_eq!(agent.map(|(_, value)| *value), Some(profile.user_agent));
         }
     }
 

@@ -1,15 +1,16 @@
-//! One HTTPS exchange with a resolver: the profile's hello, HTTP/2 or HTTP/1.1 as the server chooses.
+//! One HTTPS exchange with a resolver: the profile's hello and header fields, HTTP/2 or HTTP/1.1 as the server chooses.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use ech_workers_tls::{ClientContext, ClientParameters, Ech, HelloForm, Profile, TlsStream};
+use h2::client::ResponseFuture;
+use http::response::Parts;
 use http::{Method, Request};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
 use crate::connect::{Connected, Route, connect};
@@ -28,11 +29,9 @@ pub struct FetchPlan {
     pub path: String,
     /// POST with a body, or GET.
     pub post: bool,
-    /// Header fields in their order, but for Host, which goes first.
-    pub headers: Vec<(String, String)>,
     /// The body of a POST.
     pub body: Bytes,
-    /// Whose hello to send.
+    /// Whose hello and header fields to send.
     pub profile: &'static Profile,
     /// Offer `http/1.1` alone.
     pub http1_only: bool,
@@ -141,6 +140,12 @@ impl From<hyper::Error> for Trouble {
     }
 }
 
+impl From<h2::Error> for Trouble {
+    fn from(error: h2::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
 type Answer = (u16, Vec<(String, String)>, Bytes);
 
 async fn over_http1(tls: TlsStream, plan: &FetchPlan) -> Result<Answer, Trouble> {
@@ -149,28 +154,63 @@ async fn over_http1(tls: TlsStream, plan: &FetchPlan) -> Result<Answer, Trouble>
         .max_buf_size(64 * 1024)
         .handshake(TokioIo::new(tls))
         .await?;
-    let request = request(plan, false)?;
+    let request = request(plan, Version::Http1)?.map(Full::new);
     alongside(connection, async move {
-        collect(sender.send_request(request).await?, plan.max_body).await
+        let (parts, body) = sender.send_request(request).await?.into_parts();
+        let body = Limited::new(body, plan.max_body)
+            .collect()
+            .await
+            .map_err(|error| {
+                if error.is::<LengthLimitError>() {
+                    Trouble::TooLarge
+                } else {
+                    Trouble::Failed(error.to_string())
+                }
+            })?;
+        Ok(answer(&parts, body.to_bytes()))
     })
     .await
 }
 
 async fn over_http2(tls: TlsStream, plan: &FetchPlan) -> Result<Answer, Trouble> {
-    let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
-        .max_header_list_size(16 * 1024)
-        .handshake(TokioIo::new(tls))
+    // Firefox's settings and windows (captured from 153.7); the order of the pseudo-header fields is not ours to choose.
+    let (mut sender, connection) = h2::client::Builder::new()
+        .header_table_size(65_536)
+        .enable_push(false)
+        .initial_window_size(131_072)
+        .max_frame_size(16_384)
+        .initial_connection_window_size(12 << 20)
+        .handshake(tls)
         .await?;
-    let request = request(plan, true)?;
+    let (parts, body) = request(plan, Version::Http2)?.into_parts();
     alongside(connection, async move {
-        collect(sender.send_request(request).await?, plan.max_body).await
+        let (response, mut stream) =
+            sender.send_request(Request::from_parts(parts, ()), body.is_empty())?;
+        if !body.is_empty() {
+            stream.send_data(body, true)?;
+        }
+        receive_http2(response, plan.max_body).await
     })
     .await
 }
 
+async fn receive_http2(response: ResponseFuture, max_body: usize) -> Result<Answer, Trouble> {
+    let (parts, mut body) = response.await?.into_parts();
+    let mut whole = BytesMut::new();
+    while let Some(piece) = body.data().await {
+        let piece = piece?;
+        if whole.len() + piece.len() > max_body {
+            return Err(Trouble::TooLarge);
+        }
+        whole.extend_from_slice(&piece);
+        body.flow_control().release_capacity(piece.len())?;
+    }
+    Ok(answer(&parts, whole.freeze()))
+}
+
 /// Drives the connection while the exchange lasts.
-async fn alongside(
-    connection: impl Future<Output = hyper::Result<()>>,
+async fn alongside<E: Into<Trouble>>(
+    connection: impl Future<Output = Result<(), E>>,
     exchange: impl Future<Output = Result<Answer, Trouble>>,
 ) -> Result<Answer, Trouble> {
     tokio::pin!(connection, exchange);
@@ -184,7 +224,14 @@ async fn alongside(
     }
 }
 
-fn request(plan: &FetchPlan, http2: bool) -> Result<Request<Full<Bytes>>, Trouble> {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Version {
+    Http1,
+    Http2,
+}
+
+/// The request with the profile's header fields, in its order.
+fn request(plan: &FetchPlan, version: Version) -> Result<Request<Bytes>, Trouble> {
     let host = if plan.server_name.contains(':') {
         format!("[{}]", plan.server_name)
     } else {
@@ -195,36 +242,38 @@ fn request(plan: &FetchPlan, http2: bool) -> Result<Request<Full<Bytes>>, Troubl
     } else {
         format!("{host}:{}", plan.port)
     };
-    let mut builder = Request::builder().method(if plan.post { Method::POST } else { Method::GET });
-    builder = if http2 {
-        builder.uri(format!("https://{authority}{}", plan.path))
+    let (method, fields, body) = if plan.post {
+        (
+            Method::POST,
+            plan.profile.dns_post_headers,
+            plan.body.clone(),
+        )
     } else {
-        builder.uri(&plan.path).header("host", authority)
+        (Method::GET, plan.profile.dns_get_headers, Bytes::new())
     };
-    for (name, value) in &plan.headers {
-        builder = builder.header(name, value);
+    let (uri, of_the_other) = match version {
+        Version::Http1 => (plan.path.clone(), &["TE"][..]),
+        Version::Http2 => (
+            format!("https://{authority}{}", plan.path),
+            &["Host", "Connection"][..],
+        ),
+    };
+    let mut builder = Request::builder().method(method).uri(uri);
+    for (name, value) in fields
+        .iter()
+        .filter(|(name, _)| !of_the_other.contains(name))
+    {
+        let value = value
+            .replace("{host}", &authority)
+            .replace("{length}", &body.len().to_string());
+        builder = builder.header(*name, value);
     }
     builder
-        .body(Full::new(if plan.post {
-            plan.body.clone()
-        } else {
-            Bytes::new()
-        }))
+        .body(body)
         .map_err(|error| Trouble::Failed(format!("the request: {error}")))
 }
 
-async fn collect(response: http::Response<Incoming>, max_body: usize) -> Result<Answer, Trouble> {
-    let (parts, body) = response.into_parts();
-    let body = Limited::new(body, max_body)
-        .collect()
-        .await
-        .map_err(|error| {
-            if error.is::<LengthLimitError>() {
-                Trouble::TooLarge
-            } else {
-                Trouble::Failed(error.to_string())
-            }
-        })?;
+fn answer(parts: &Parts, body: Bytes) -> Answer {
     let headers = parts
         .headers
         .iter()
@@ -235,5 +284,5 @@ async fn collect(response: http::Response<Incoming>, max_body: usize) -> Result<
             )
         })
         .collect();
-    Ok((parts.status.as_u16(), headers, body.to_bytes()))
+    (parts.status.as_u16(), headers, body)
 }
