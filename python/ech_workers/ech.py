@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["Addresses", "Configuration", "EchStore"]
+__all__ = ["Addresses", "Alternative", "Configuration", "EchStore"]
 
 Source = Literal["dns", "retry", "option", "bootstrap"]
 _Identity = tuple[int, int, int]
@@ -53,6 +53,19 @@ _LOCK_TIMEOUT = 5.0
 _log = logging.getLogger("ech_workers.ech")
 
 
+class Alternative(msgspec.Struct, frozen=True, kw_only=True):
+    """Another endpoint of the same server, from a further HTTPS record (RFC 9460 section 2.4.1)."""
+
+    configs: bytes
+    target: str | None
+    port: int | None
+    hints: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_endpoint(self.configs, self.port)
+        _check(self.hints, 0.0)
+
+
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """The ECH configurations for one server, and what came with them."""
 
@@ -68,14 +81,13 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """The name whose addresses to use; None is the server's own."""
     port: int | None = None
     hints: tuple[str, ...] = ()
+    others: tuple[Alternative, ...] = ()
+    """What to try when this endpoint fails, in the order of priority."""
     rejected: bytes | None = None
     """With source "retry": the published configurations that the server did not accept."""
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.configs) <= _LIST_LIMIT:
-            raise ValueError(f"an ECHConfigList of {len(self.configs)} bytes")
-        if self.port is not None and not 1 <= self.port <= 65535:
-            raise ValueError(f"port {self.port}")
+        _check_endpoint(self.configs, self.port)
         _check(self.hints, self.ttl)
 
     @property
@@ -84,6 +96,18 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
 
     def is_stale(self, now: float) -> bool:
         return _is_stale(self.fetched_at, self.ttl, now)
+
+    def turned(self, times: int) -> Configuration:
+        """The same with another endpoint in front, so many places further; the ones before it come last."""
+        times %= len(self.others) + 1
+        if times == 0:
+            return self
+        own = Alternative(configs=self.configs, target=self.target, port=self.port, hints=self.hints)
+        first = self.others[times - 1]
+        others = (*self.others[times:], own, *self.others[: times - 1])
+        return msgspec.structs.replace(
+            self, configs=first.configs, target=first.target, port=first.port, hints=first.hints, others=others
+        )
 
 
 class Addresses(msgspec.Struct, frozen=True):
@@ -304,6 +328,13 @@ def _identity(status: os.stat_result) -> _Identity:
 def _is_stale(fetched_at: float, ttl: float, now: float) -> bool:
     # An entry from the future was made before the clock was set back: its age is not known.
     return not fetched_at <= now < fetched_at + ttl
+
+
+def _check_endpoint(configs: bytes, port: int | None) -> None:
+    if not 0 < len(configs) <= _LIST_LIMIT:
+        raise ValueError(f"an ECHConfigList of {len(configs)} bytes")
+    if port is not None and not 1 <= port <= 65535:
+        raise ValueError(f"port {port}")
 
 
 def _check(addresses: Sequence[str], ttl: float) -> None:

@@ -25,7 +25,7 @@ import msgspec
 
 from ech_workers import doh
 from ech_workers._logging import forward
-from ech_workers.ech import Addresses, Configuration, EchStore
+from ech_workers.ech import Addresses, Alternative, Configuration, EchStore
 from ech_workers.errors import (
     EchError,
     EngineClosed,
@@ -215,6 +215,9 @@ class Supervisor:
         self._resolved: dict[str, dict[doh.Type, doh.AddressAnswer | TunnelError]] = {}
         self._preferred: str | None = None
         self._bad_configs: bytes | None = None
+        # Of several endpoints of the server: how far the list is turned, and how often since one was up or all had failed.
+        self._turned = 0
+        self._turns = 0
         self._bootstrap: Configuration | None = None
         self._learned_at: float | None = None
         self._public_names: dict[bytes, str | None] = {}
@@ -421,7 +424,9 @@ class Supervisor:
             return
         if name != self._names_of:
             # The record points elsewhere now; answers about the former name are kept, but decide nothing.
+            failures = self._names.failures
             self._names_of, self._names = name, _LookUp(due=now)
+            self._names.failures = failures
             self._resolved.clear()
         if self._names.is_due(now):
             addresses = self._store.addresses(name)
@@ -471,6 +476,11 @@ class Supervisor:
             return
         # Of another name's record only the configuration is for our server.
         own = self._config.ech_domain is None
+        others = [
+            Alternative(configs=other.ech, target=other.target, port=other.port, hints=other.hints)
+            for other in answer.endpoints
+            if own and other is not endpoint and other.ech and self._list_problem(other.ech) is None
+        ]
         found = Configuration(
             configs=endpoint.ech,
             source="dns",
@@ -480,7 +490,10 @@ class Supervisor:
             target=endpoint.target if own else None,
             port=endpoint.port if own else None,
             hints=endpoint.hints if own else (),
+            others=tuple(others[:_ENDPOINTS]),
         )
+        # The first is tried first again.
+        self._turned = 0
         used = self._store.store(self._server, found)
         self._bad_configs = None
         if used.configs == found.configs:
@@ -532,6 +545,12 @@ class Supervisor:
             look_up.failed(error, self._clock(), self._backoff(look_up.failures))
             if self._addresses():
                 look_up.mention(f"{error.line()} (the addresses from before are used)")
+            elif (
+                look_up is self._names
+                and error.code in _BLAMED_ON_TARGET
+                and self._next_endpoint(self._configuration())
+            ):
+                _log.info("%s (the server's next endpoint is tried)", error.line())
         self._after_look_up()
 
     def _after_look_up(self) -> None:
@@ -557,7 +576,23 @@ class Supervisor:
             )
         if known is None or not self._is_ours(known) or known.configs == self._bad_configs:
             return self._made_up() if self._records.error else None
-        return known
+        return known.turned(self._turned)
+
+    def _next_endpoint(self, failed: Configuration | None) -> bool:
+        """Goes on to the server's endpoint of the next priority; False when each has had its turn (RFC 9460 section 3)."""
+        known = self._configuration() if self._config.ech and self._config.ech_config is None else None
+        if known is None or failed is None or not known.others:
+            return False
+        if (known.configs, known.target, known.port) != (failed.configs, failed.target, failed.port):
+            # Another dial failed before this one.
+            return True
+        if self._turns == len(known.others):
+            # After the pause it goes round again.
+            self._turns = 0
+            return False
+        self._turned += 1
+        self._turns += 1
+        return True
 
     def _made_up(self) -> Configuration | None:
         """For a server whose provider's public name is known and nothing else (--ech-bootstrap).
@@ -610,6 +645,8 @@ class Supervisor:
         fields = {
             "server_name": config.server.host,
             "port": (used.port if used else None) or config.server.port,
+            # RFC 9460 section 9: the record's port changes where to connect to, not the origin.
+            "authority_port": config.server.port,
             "path": config.server.path,
             "token": config.token,
             "addresses": addresses,
@@ -735,6 +772,7 @@ class Supervisor:
             self._sessions.clear()
         self._sessions[event.session] = _Session(event, now, now + age)
         self._verified = True
+        self._turns = 0
         self._preferred = event.address.rpartition(":")[0].strip("[]")
         self._failures = 0
         self._dial_at = now
@@ -804,6 +842,8 @@ class Supervisor:
         replaced = self._sessions.get(dial.replaces) if dial and dial.replaces is not None else None
         if replaced is not None and not replaced.retiring:
             # The old session still serves: no reason to alarm anyone, only to try again later.
+            if error.code in _BLAMED_ON_ENDPOINT:
+                self._next_endpoint(dial.used if dial else None)
             replaced.renew_failures += 1
             replaced.renew_at = self._clock() + max(self._timing.backoff_limit, self._backoff(replaced.renew_failures))
             _log.info("a session could not be replaced yet: %s", error.line())
@@ -836,6 +876,9 @@ class Supervisor:
 
     def _heal(self, error: TunnelError, dial: _Dial | None, now: float) -> bool:
         """True if the next dial needs no pause: it knows better, or will when the records have been looked up again."""
+        if dial is not None and error.code in _BLAMED_ON_ENDPOINT and self._next_endpoint(dial.used):
+            self._dial_at = now
+            return True
         if self._failures > _HEALING_DIALS:
             return False
         if dial is None:
@@ -897,6 +940,8 @@ class Supervisor:
             # Many dials at a time are told the same.
             return
         self._store.learn(self._server, configs, used=used)
+        # What is stored begins with the endpoint that handed it over.
+        self._turned = 0
         self._replan()
         now = self._clock()
         often = self._learned_at is not None and now - self._learned_at < _LEARNED_PAUSE
@@ -1027,6 +1072,20 @@ _FAREWELLS = 2
 
 _BLAMED_ON_ECH = frozenset({"ech-rejected", "ech-disabled", "ech-config-invalid", "certificate-name"})
 _BLAMED_ON_ADDRESS = frozenset({"tcp-refused", "tcp-timeout", "tcp-unreachable", "tcp-reset", "tcp-failed"})
+_BLAMED_ON_ENDPOINT = _BLAMED_ON_ADDRESS | {
+    "tls-alert",
+    "tls-reset",
+    "tls-timeout",
+    "tls-version",
+    "ech-disabled",
+    "websocket-timeout",
+    "websocket-status",
+}
+
+_BLAMED_ON_TARGET = frozenset({"resolver-no-name", "resolver-no-address"})
+
+# As many further endpoints of a server are tried before the first one's turn comes again.
+_ENDPOINTS = 7
 
 _SOURCES = {
     "dns": "the HTTPS record of {}",

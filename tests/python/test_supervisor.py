@@ -418,6 +418,7 @@ def test_a_cold_start_looks_up_dials_and_is_up(world: World) -> None:
     assert plan.fields == {
         "server_name": "secret.test",
         "port": 443,
+        "authority_port": 443,
         "path": "/ws",
         "token": "t",
         "addresses": plan.addresses,
@@ -491,6 +492,117 @@ def test_another_port_than_443_asks_for_its_own_name(world: World) -> None:
     start(world, server=ServerAddress("secret.test", 8450, "/"))
     assert world.run(1).phase == "up"
     assert (world.dials[0][1].port, world.dials[0][1].ech) == (8450, ech_list("port"))
+
+
+TWO_ENDPOINTS = [https("one", rest="port=8443", target="a.test."), https("two", target="b.test.", priority=2)]
+
+
+def publish_two(world: World) -> None:
+    world.zone[("secret.test", "HTTPS")] = TWO_ENDPOINTS
+    world.zone[("a.test", "A")] = ["60 192.0.2.1"]
+    world.zone[("b.test", "A")] = ["60 192.0.2.2"]
+
+
+def only(address: str) -> Callable[[Plan], Any]:
+    return lambda plan: {"address": f"{address}:{plan.port}"} if address in plan.addresses else REFUSED
+
+
+def test_a_records_port_changes_where_to_connect_to_and_not_the_authority(world: World) -> None:
+    publish_two(world)
+    start(world)
+    assert world.run(1).phase == "up"
+    plan = world.dials[-1][1]
+    assert (plan.port, plan.authority_port, plan.server_name) == (8443, 443, "secret.test")
+
+
+def test_an_endpoint_that_fails_leads_to_the_next_at_once(world: World) -> None:
+    publish_two(world)
+    world.answer = only("192.0.2.2")
+    start(world)
+    status = world.run(2)
+    assert status.phase == "up"
+    assert [(plan.port, plan.addresses, plan.ech) for _, plan in world.dials] == [
+        (8443, ("192.0.2.1",), ech_list("one")),
+        (443, ("192.0.2.2",), ech_list("two")),
+    ]
+    assert status.breaker == "closed"
+    assert world.reason is None
+    # A lost session is dialed where the last one was.
+    world.lose_all()
+    world.run(1)
+    assert world.dials[-1][1].addresses == ("192.0.2.2",)
+    assert len(world.dials) == 3
+
+
+def test_when_every_endpoint_fails_all_are_tried_again_after_a_pause(world: World) -> None:
+    publish_two(world)
+    world.answer = lambda plan: REFUSED
+    start(world)
+    status = world.run(120)
+    assert status.cause is not None
+    assert status.cause.code == "tcp-refused"
+    assert len(world.dials) < 30
+    tried = [plan.addresses for _, plan in world.dials]
+    assert tried.count(("192.0.2.1",)) > 3
+    assert tried.count(("192.0.2.2",)) > 3
+    world.answer = only("192.0.2.1")
+    assert world.run(120).phase == "up"
+
+
+def test_an_endpoint_without_addresses_leads_to_the_next(world: World) -> None:
+    publish_two(world)
+    del world.zone[("a.test", "A")]
+    start(world)
+    assert world.run(2).phase == "up"
+    assert world.dials[-1][1].addresses == ("192.0.2.2",)
+
+
+def test_endpoints_without_addresses_are_not_a_flood_of_questions(world: World) -> None:
+    publish_two(world)
+    del world.zone[("a.test", "A")], world.zone[("b.test", "A")]
+    start(world)
+    status = world.run(120)
+    assert status.cause is not None
+    assert status.cause.code == "resolver-no-name"
+    assert sum(len(resolver.asked) for resolver in world.resolvers.values()) < 150
+    world.zone[("b.test", "A")] = ["60 192.0.2.2"]
+    assert world.run(120).phase == "up"
+
+
+def test_a_new_look_at_the_record_begins_with_the_first_endpoint_again(world: World) -> None:
+    publish_two(world)
+    world.answer = only("192.0.2.2")
+    start(world)
+    world.run(2)
+    world.answer = lambda plan: "up"
+    world.run(300)
+    world.lose_all()
+    world.run(1)
+    assert world.dials[-1][1].addresses == ("192.0.2.1",)
+
+
+def test_retry_configurations_of_a_further_endpoint_stay_with_it(world: World, tmp_path: Path) -> None:
+    publish_two(world)
+
+    def answer(plan: Plan) -> Any:
+        if "192.0.2.1" in plan.addresses:
+            return REFUSED
+        if plan.ech == ech_list("two"):
+            return (EchLearned("secret.test", ech_list("new")), {"retried": True})
+        return "up"
+
+    world.answer = answer
+    store = EchStore(tmp_path, clock=world.wall)
+    start(world, store=store)
+    assert world.run(2).phase == "up"
+    world.lose_all()
+    world.run(1)
+    plan = world.dials[-1][1]
+    assert (plan.ech, plan.addresses) == (ech_list("new"), ("192.0.2.2",))
+    kept = EchStore(tmp_path, clock=world.wall).configuration("secret.test:443")
+    assert kept is not None
+    assert (kept.configs, kept.target) == (ech_list("new"), "b.test")
+    assert [other.target for other in kept.others] == ["a.test"]
 
 
 def test_of_another_names_record_only_the_configuration_is_used(world: World) -> None:

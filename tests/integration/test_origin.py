@@ -1,0 +1,53 @@
+"""What the server is told about whom the client wants, when the HTTPS record leads to another port."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ech_workers import _native
+from harness.tunnel import SERVER_NAME
+
+if TYPE_CHECKING:
+    from harness.authority import Authority
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [(443, SERVER_NAME), (8443, f"{SERVER_NAME}:8443")],
+)
+def test_the_host_keeps_the_origins_port(authority: Authority, origin: int, host: str) -> None:
+    issued = authority.issue(SERVER_NAME)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(issued.chain, issued.key)
+    heads: list[bytes] = []
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as stream:
+            heads.append(stream.recv(4096))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        engine = _native.Engine(ca_pem=[authority.path.read_bytes()], system_roots=False)
+        engine.dial(
+            _native.DialPlan(
+                server_name=SERVER_NAME,
+                port=listener.getsockname()[1],
+                authority_port=origin,
+                path="/ws",
+                token="t",
+                addresses=["127.0.0.1"],
+                ech=None,
+            )
+        )
+        thread.join(10)
+        engine.close()
+    fields = dict(line.split(": ", 1) for line in heads[0].decode().split("\r\n")[1:] if line)
+    assert fields["Host"] == host
