@@ -97,6 +97,10 @@ def render(
         f" {snapshot.connections_waiting} waiting, {snapshot.connections_total} in all,"
         f" {snapshot.connections_failed} failed",
     )
+    if snapshot.last_target_failure is not None:
+        facts.add_row(
+            "last failure", Text(f"{snapshot.last_target_failure} (failed targets: {snapshot.targets_failed})")
+        )
     parts: list[RenderableType] = [facts]
     if snapshot.sessions:
         parts += ["", _sessions(snapshot)]

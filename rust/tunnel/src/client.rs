@@ -29,7 +29,6 @@ use crate::fetch::{self, FetchPlan, Fetched};
 use crate::link::Link;
 use crate::local::{self, Place};
 use crate::log;
-use crate::preamble::Status;
 use crate::reply::Reply;
 use crate::session::{self, ClientObserver, Command, End, Open, SessionStats};
 use crate::simple;
@@ -156,6 +155,10 @@ pub struct Snapshot {
     pub connections_total: u64,
     /// Requests that could not be served.
     pub connections_failed: u64,
+    /// Those of them whose target the server could not reach.
+    pub targets_failed: u64,
+    /// The last such target, and why.
+    pub last_target_failure: Option<String>,
     /// Local connections waiting for a session.
     pub connections_waiting: u64,
     /// Bytes to targets.
@@ -191,11 +194,14 @@ struct Shared {
     /// The pool, the plan or the availability changed.
     changed: Notify,
     next: AtomicU64,
+    sessions_total: AtomicU64,
     started: Instant,
     places: Arc<Semaphore>,
     connections: Arc<Counter>,
     connections_total: Counter,
     connections_failed: Counter,
+    targets_failed: Counter,
+    last_target_failure: Mutex<Option<String>>,
     waiting: Counter,
     dials_total: Counter,
     dials_failed: Counter,
@@ -258,11 +264,14 @@ impl Client {
             pool: Mutex::default(),
             changed: Notify::new(),
             next: AtomicU64::new(1),
+            sessions_total: AtomicU64::new(0),
             started: Instant::now(),
             places,
             connections: Arc::default(),
             connections_total: Counter::default(),
             connections_failed: Counter::default(),
+            targets_failed: Counter::default(),
+            last_target_failure: Mutex::default(),
             waiting: Counter::default(),
             dials_total: Counter::default(),
             dials_failed: Counter::default(),
@@ -442,6 +451,8 @@ impl Client {
             connections: shared.connections.value(),
             connections_total: shared.connections_total.value(),
             connections_failed: shared.connections_failed.value(),
+            targets_failed: shared.targets_failed.value(),
+            last_target_failure: shared.last_target_failure.lock().clone(),
             connections_waiting: shared.waiting.value(),
             bytes_up: shared.traffic.up.value(),
             bytes_down: shared.traffic.down.value(),
@@ -576,7 +587,7 @@ impl Shared {
                 return;
             }
         };
-        let session = self.number();
+        let session = self.sessions_total.fetch_add(1, Ordering::Relaxed) + 1;
         let up = Event::SessionUp {
             dial: number,
             session,
@@ -705,10 +716,18 @@ impl Shared {
             .await
         {
             if failure.layer == Layer::Target {
-                self.connections_failed.add(1);
+                self.target_failed(&failure.message);
             }
             tracing::debug!("a connection in simple mode ended: {failure}");
         }
+    }
+
+    /// The server could not reach a target: counted, and kept for the status, since an optimistic reply told nobody.
+    fn target_failed(&self, reason: &str) {
+        self.connections_failed.add(1);
+        self.targets_failed.add(1);
+        *self.last_target_failure.lock() = Some(reason.to_owned());
+        tracing::debug!("a target could not be reached: {reason}");
     }
 
     fn yamux_config(&self) -> yamux::Config {
@@ -779,9 +798,8 @@ impl ClientObserver for Observer {
             .report_lost(self.session, failure, self.since, &self.retiring, false);
     }
 
-    fn target_failed(&self, status: Status, reason: &str) {
-        self.shared.connections_failed.add(1);
-        tracing::debug!("a target could not be reached ({status:?}): {reason}");
+    fn target_failed(&self, reason: &str) {
+        self.shared.target_failed(reason);
     }
 }
 

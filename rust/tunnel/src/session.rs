@@ -110,7 +110,7 @@ pub(crate) trait ClientObserver: Send + Sync {
     /// The server takes no new streams.
     fn refused(&self, failure: Failure);
     /// A stream's target could not be reached (extended servers only).
-    fn target_failed(&self, status: Status, reason: &str);
+    fn target_failed(&self, reason: &str);
 }
 
 /// How a server session reaches targets.
@@ -759,7 +759,7 @@ impl Core {
             return;
         }
         if let End::Client { observer, .. } = &self.end {
-            observer.target_failed(status, reason);
+            observer.target_failed(reason);
         }
         self.forget(id);
         self.mux.reset(id);

@@ -285,6 +285,9 @@ fn a_target_that_cannot_be_reached_is_told_with_its_reason() {
         let failure = client.open(Target::clone(&closed), None).unwrap_err();
         assert_eq!(failure.code, code);
         assert!(failure.message.contains("connection refused"), "{failure}");
+        let snapshot = client.snapshot();
+        assert_eq!(snapshot.targets_failed, 1);
+        assert_eq!(snapshot.last_target_failure, Some(failure.message));
     }
 }
 
