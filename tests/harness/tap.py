@@ -10,13 +10,15 @@ from typing import Self
 class Tap:
     """Records what arrives on a free loopback port. With `upstream` it is a pipe to that address; without, it answers nothing and closes after the first bytes."""
 
-    def __init__(self, upstream: tuple[str, int] | None = None) -> None:
+    def __init__(self, upstream: tuple[str, int] | None = None, host: str = "127.0.0.1") -> None:
         self.upstream = upstream
         self.connections = 0
         self.sent: list[bytearray] = []
         self.cut = threading.Event()
         self._sockets: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self._listener = socket.create_server(
+            (host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256
+        )
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 

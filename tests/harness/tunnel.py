@@ -73,7 +73,7 @@ class Site:
             "--allow-private-targets",
             *options,
         )
-        found = process.wait_line(r"listening on \S*?:(\d+)\b")
+        found = process.wait_line(r"listening on \S*:(\d+)\b")
         program = ServerProgram(process, int(found.group(1)))
         self.servers.append(program)
         if publish:
@@ -125,7 +125,7 @@ class Site:
         """Starts a proxy; with `wait` its first session is up on return."""
         arguments = self.proxy_arguments(port, *options, token=token, path=path, resolver=resolver, trust=trust)
         process = self.processes.start(*arguments, env=self.environment)
-        found = process.wait_line(r"listening on (\S*?):(\d+)\b")
+        found = process.wait_line(r"listening on (\S*):(\d+)\b")
         program = ProxyProgram(process, int(found.group(2)))
         if wait:
             program.wait_session()

@@ -14,16 +14,14 @@ from harness.tunnel import TOKEN, Site
 def deployed_server(site: Site, processes: Processes, go_peers: dict[str, Path]) -> Callable[..., DeployedServer]:
     """Starts the deployed server with more flags; `publish` tells the resolver of it."""
 
-    def start(*flags: str | Path, ech: bool = True, publish: bool = True, token: str = TOKEN) -> DeployedServer:
+    def start(
+        *flags: str | Path, ech: bool = True, outer: bool = True, publish: bool = True, token: str = TOKEN
+    ) -> DeployedServer:
         keys: list[str | Path] = ["-ech-retry-key", site.key.path] if ech else []
+        certificates = [site.inner, site.outer] if outer else [site.inner]
         process = processes.start(
             go_peers["deployed_server"],
-            *(
-                "-certificate",
-                f"{site.inner.chain}:{site.inner.key}",
-                "-certificate",
-                f"{site.outer.chain}:{site.outer.key}",
-            ),
+            *(word for each in certificates for word in ("-certificate", f"{each.chain}:{each.key}")),
             *("-token", token, *keys, *flags),
         )
         port = int(process.wait_event("listening")["address"].rpartition(":")[2])

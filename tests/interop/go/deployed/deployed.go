@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,6 +35,25 @@ func Report(event string, fields map[string]any) {
 	output.Lock()
 	defer output.Unlock()
 	os.Stdout.Write(append(text, '\n'))
+}
+
+// curves by the names that flags have; 0x11eb (SecP256r1MLKEM768) only for Go 1.26 and later.
+var curves = map[string]tls.CurveID{"P-256": tls.CurveP256, "P-384": tls.CurveP384, "P-521": tls.CurveP521, "X25519": tls.X25519, "SecP256r1MLKEM768": 0x11eb}
+
+// Curves reads a list of names with commas; none is what crypto/tls has by itself.
+func Curves(names string) ([]tls.CurveID, error) {
+	if names == "" {
+		return nil, nil
+	}
+	var ids []tls.CurveID
+	for name := range strings.SplitSeq(names, ",") {
+		id, known := curves[name]
+		if !known {
+			return nil, fmt.Errorf("%q is no curve", name)
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
 }
 
 // YamuxConfig has the settings of the deployed server and client.

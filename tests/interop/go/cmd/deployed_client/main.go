@@ -49,8 +49,13 @@ func main() {
 	echo := flag.String("echo", "", "HOST:PORT that sends back what it gets")
 	size := flag.Int64("size", 10<<20, "bytes for -echo")
 	streams := flag.Int("streams", 1, "how many at a time")
+	curves := flag.String("curves", "", "names of the groups to offer, with commas; empty: Go's own")
 	flag.Parse()
 
+	var err error
+	if c.tls.CurvePreferences, err = deployed.Curves(*curves); err != nil {
+		log.Fatal(err)
+	}
 	c.tls.ServerName = c.name
 	if *ca != "" {
 		text, err := os.ReadFile(*ca)

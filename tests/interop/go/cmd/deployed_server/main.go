@@ -55,11 +55,17 @@ func main() {
 	flag.StringVar(&s.token, "token", "", "the token; empty: everyone may in")
 	flag.StringVar(&s.tokenIn, "token-in", "header", "header, or path")
 	flag.StringVar(&s.echo, "echo", "", "with -token-in path: what the 101 says in Sec-WebSocket-Protocol: none (no header), or empty")
+	curves := flag.String("curves", "", "names of the groups to accept, with commas; empty: Go's own")
+	cutAfter := flag.Int("cut-after", -1, "close each connection when this many bytes of TLS were written")
 	flag.Int64Var(&s.closeAfter, "close-after", 0, "cut the connection after this many bytes were relayed to the client")
 	flag.DurationVar(&s.dialDelay, "dial-delay", 0, "wait before dialling a target")
 	flag.Parse()
 
 	config := &tls.Config{MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS13}
+	var err error
+	if config.CurvePreferences, err = deployed.Curves(*curves); err != nil {
+		log.Fatal(err)
+	}
 	if *version == "1.2" {
 		config.MaxVersion = tls.VersionTLS12
 	}
@@ -95,6 +101,9 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	if *cutAfter >= 0 {
+		listener = &cuttingListener{listener, *cutAfter}
+	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(strings.Contains(*alpn, "h2"))
@@ -102,6 +111,36 @@ func main() {
 	deployed.Report("listening", map[string]any{"address": listener.Addr().String()})
 	// Not ServeTLS, which would add to the protocols.
 	log.Fatal(web.Serve(tls.NewListener(listener, config)))
+}
+
+// cuttingListener's connections end in the middle of what is written.
+type cuttingListener struct {
+	net.Listener
+	after int
+}
+
+func (l *cuttingListener) Accept() (net.Conn, error) {
+	connection, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &cutConn{Conn: connection, left: l.after}, nil
+}
+
+type cutConn struct {
+	net.Conn
+	left int
+}
+
+func (c *cutConn) Write(p []byte) (int, error) {
+	if len(p) < c.left {
+		c.left -= len(p)
+		return c.Conn.Write(p)
+	}
+	n, _ := c.Conn.Write(p[:c.left])
+	c.left = 0
+	_ = c.Close()
+	return n, net.ErrClosed
 }
 
 // complaints reports what net/http logs: handshakes that failed, above all.
