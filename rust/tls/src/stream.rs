@@ -164,9 +164,15 @@ impl TlsStream {
     /// The plaintext of the next record, to be written from its beginning: usually [`RECORD_MAX`] bytes, less if the peer
     /// asked for shorter records (RFC 8449). Empty unless [`poll_ready`](Self::poll_ready) was ready.
     ///
-    /// What is written into it stays for [`seal`](Self::seal) and is lost by any other call that sends.
+    /// What is written into it stays for [`seal`](Self::seal), unless another call that sends comes between: it may be
+    /// lost then, and `seal` fails.
     pub fn record(&mut self) -> &mut [u8] {
         self.writer.plaintext()
+    }
+
+    /// What [`record`](Self::record) lent last, with what was written into it since. Empty if it is sealed or lost.
+    pub fn unsealed(&mut self) -> &mut [u8] {
+        self.writer.unsealed()
     }
 
     /// The plaintexts of the next records, at most `most` and as many as there is room for: the first is that of
@@ -179,7 +185,8 @@ impl TlsStream {
     /// [`poll_flush`](Self::poll_flush), or when enough are gathered.
     ///
     /// # Errors
-    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if `length` is more than the slice had.
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if `length` is more than the slice had, or if what was written into
+    /// it is not there any more.
     pub fn seal(&mut self, length: usize) -> io::Result<()> {
         self.writer.seal_data(length)
     }

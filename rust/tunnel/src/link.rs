@@ -86,7 +86,10 @@ impl Outgoing {
             Role::Client => Some(self.keys.draw()?),
             Role::Server => None,
         };
-        let record = tls.record();
+        let record = tls.unsealed();
+        if record.len() < room + length {
+            return Err(io::Error::other("a message was lost while it was filled"));
+        }
         let header = websocket::header_len(self.role, length);
         if header < room {
             record.copy_within(room..room + length, header);

@@ -130,6 +130,27 @@ async fn a_requested_key_update_comes_before_the_next_data() {
 }
 
 #[tokio::test]
+async fn plaintext_that_a_flush_took_away_is_not_sealed() {
+    let (mut client, mut server) = pair().await;
+    client.record()[..4].copy_from_slice(b"lost");
+    assert_eq!(&client.unsealed()[..4], b"lost");
+    client.flush().await.unwrap();
+    assert!(client.unsealed().is_empty());
+    assert_eq!(
+        client.seal(4).unwrap_err().kind(),
+        io::ErrorKind::InvalidInput
+    );
+
+    client.record()[..4].copy_from_slice(b"kept");
+    client.seal(4).unwrap();
+    assert!(client.seal(4).is_err(), "sealed once");
+    client.flush().await.unwrap();
+    let mut received = [0; 4];
+    server.read_exact(&mut received).await.unwrap();
+    assert_eq!(&received, b"kept");
+}
+
+#[tokio::test]
 async fn a_key_update_that_takes_the_last_room_loses_nothing() {
     for before in 14..=16 {
         let (mut client, mut server) = pair().await;

@@ -21,6 +21,8 @@ pub(super) struct RecordWriter {
     pub(super) max_plaintext: usize,
     /// A KeyUpdate is due before the next application data (RFC 8446 section 4.6.3).
     pub(super) key_update: bool,
+    /// The caller may have written into the plaintext behind what is sealed, and nothing has come in its place since.
+    lent: bool,
     /// Nothing more may be sealed: the end was announced, or the key failed.
     closed: bool,
 }
@@ -33,6 +35,7 @@ impl RecordWriter {
             sealed: 0..0,
             max_plaintext,
             key_update: false,
+            lent: false,
             closed: false,
         }
     }
@@ -95,7 +98,13 @@ impl RecordWriter {
         let start = self.sealed.end + HEADER;
         let end = start + self.max_plaintext;
         let buffer = self.buffer.get_or_insert_with(buffer::take_write);
+        self.lent = true;
         &mut buffer[start..end]
+    }
+
+    /// What `plaintext` lent, if it is still there.
+    pub(super) fn unsealed(&mut self) -> &mut [u8] {
+        if self.lent { self.plaintext() } else { &mut [] }
     }
 
     /// The plaintexts of the next records, at most `most` and as many as there is room for.
@@ -113,7 +122,9 @@ impl RecordWriter {
         if length == 0 {
             return Ok(());
         }
-        if self.closed || length > self.max_plaintext || !self.has_room() {
+        // Otherwise it would be what the buffer has from its last user.
+        let lent = std::mem::take(&mut self.lent);
+        if !lent || self.closed || length > self.max_plaintext || !self.has_room() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         self.seal(length, content_type::APPLICATION_DATA)
@@ -122,6 +133,7 @@ impl RecordWriter {
 
     /// A KeyUpdate or an alert, for which there is always room behind the data.
     pub(super) fn seal_control(&mut self, kind: u8, content: &[u8]) -> Result<(), ErrorStack> {
+        self.lent = false;
         let start = self.sealed.end + HEADER;
         let buffer = self.buffer.get_or_insert_with(buffer::take_write);
         let Some(space) = buffer.get_mut(start..start + content.len()) else {
@@ -180,6 +192,7 @@ impl RecordWriter {
 
     fn release(&mut self) {
         self.sealed = 0..0;
+        self.lent = false;
         if let Some(buffer) = self.buffer.take() {
             buffer::give_write(buffer);
         }
