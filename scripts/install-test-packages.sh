@@ -14,6 +14,9 @@ need tmux tmux
 need c++ g++
 need named bind9
 need valgrind valgrind
+need chromium chromium
+need firefox-esr firefox-esr
+need certutil libnss3-tools
 # Debian's python3 comes without ensurepip.
 "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || wanted="$wanted python3-venv"
 
