@@ -16,6 +16,7 @@ Nothing known is thrown away because it is old: a stale configuration is used wh
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -88,7 +89,9 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     session_age: float = 3600.0
     """A session is replaced at this age (give or take a tenth), before something on the way does it."""
     session_young: float = 5.0
-    """A session lost sooner than this counts as a failed dial."""
+    """After a session that was lost sooner than this the next dial may have to wait."""
+    young_limit: float = 15.0
+    """It waits no longer than this: the server can be reached, and the next session may live."""
     refresh_share: float = 0.8
     """The part of a TTL after which a new record is looked for."""
     refresh_floor: float = 10.0
@@ -233,6 +236,7 @@ class Supervisor:
         self._is_news = True
         self._failures = 0
         self._flaps = 0
+        self._flapped_at = -math.inf
         self._farewells = 0
         self._dial_at = 0.0
         self._breaker: Breaker = "closed"
@@ -806,10 +810,21 @@ class Supervisor:
         if event.age >= self._timing.session_young:
             self._flaps, self._told = 0, None
             return
-        # The handshakes succeed and what follows does not: counted as failures, or it would go round without a pause.
-        self._failures = self._flaps
-        self._flaps += 1
-        self._attempt_failed(from_failure(failure, server=self._server), None)
+        # The handshakes succeed and what follows does not: a pause, or it would go round; but not the breaker, which is for
+        # servers that cannot be reached.
+        now = self._clock()
+        # One that was there already at the loss before was lost to the same thing.
+        if now - event.age >= self._flapped_at:
+            self._flaps += 1
+            self._flapped_at = now
+            waits = max(0, self._flaps - _HEALING_DIALS)
+            pause = min(self._timing.young_limit, self._backoff(waits)) if waits else 0.0
+            self._dial_at = now + pause * (0.75 + 0.5 * self._uniform())
+        error = from_failure(failure, server=self._server)
+        if self._flaps > _HEALING_DIALS:
+            self._settle(error)
+        else:
+            self._note(error)
 
     def _server_stops(self, event: _native.SessionLost) -> None:
         """A normal go-away is no failure: open streams go on, and the next session is dialled at once."""
@@ -857,7 +872,7 @@ class Supervisor:
             return
         self._attempt_failed(error, dial)
 
-    def _attempt_failed(self, error: TunnelError, dial: _Dial | None) -> None:
+    def _attempt_failed(self, error: TunnelError, dial: _Dial) -> None:
         now = self._clock()
         timing = self._timing
         self._failures += 1
@@ -874,17 +889,13 @@ class Supervisor:
         self._dial_at = now + pause * (0.75 + 0.5 * self._uniform())
         self._settle(error)
 
-    def _heal(self, error: TunnelError, dial: _Dial | None, now: float) -> bool:
+    def _heal(self, error: TunnelError, dial: _Dial, now: float) -> bool:
         """True if the next dial needs no pause: it knows better, or will when the records have been looked up again."""
-        if dial is not None and error.code in _BLAMED_ON_ENDPOINT and self._next_endpoint(dial.used):
+        if error.code in _BLAMED_ON_ENDPOINT and self._next_endpoint(dial.used):
             self._dial_at = now
             return True
         if self._failures > _HEALING_DIALS:
             return False
-        if dial is None:
-            # A session that was fine a moment ago.
-            self._dial_at = now
-            return True
         self._replan()
         if self._plan is not None and self._plan is not dial.plan:
             self._dial_at = now

@@ -1312,6 +1312,21 @@ def test_sessions_that_die_young_do_not_go_round_without_a_pause(
     assert world.run(120).phase == "up"
 
 
+@pytest.mark.parametrize("sessions", [1, 3])
+def test_sessions_that_are_cut_again_and_again_are_soon_back(world: World, sessions: int) -> None:
+    """A path that cuts everything every two seconds: the server can be reached, so nothing waits for long."""
+    start(world, sessions=sessions)
+    for _ in range(10):
+        world.run(2)
+        world.lose_all()
+        assert world.run(20).phase == "up"
+    for _ in range(3):
+        world.run(2)
+        world.lose_all()
+        status = world.run(2)
+        assert status.breaker == "closed"
+
+
 def test_a_session_is_replaced_before_it_is_old_and_its_successor_is_up_first(world: World) -> None:
     start(world, timing=Timing(session_age=600))
     world.run(1)
