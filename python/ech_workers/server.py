@@ -238,7 +238,7 @@ def _names(keys: tuple[KeyFile, ...]) -> str:
 def _summary(now: _native.ServerSnapshot, keys: tuple[KeyFile, ...]) -> str:
     owners = {number: key.path.name for key in keys for number in key.config_ids}
     line = (
-        f"so far: {now.sessions_total} sessions, {now.streams_total} streams;"
+        f"so far: sessions {now.sessions_total}, streams {now.streams_total};"
         f" ECH accepted {now.ech_accepted}, rejected {now.ech_rejected}, absent {now.ech_absent}"
     )
     # The most used first; a stray id that nobody has a key for must not fill the log.

@@ -1,8 +1,9 @@
-"""What the server is told about whom the client wants, when the HTTPS record leads to another port."""
+"""HTTPS records that lead elsewhere than to the origin itself: another port, several endpoints."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import ssl
 import threading
@@ -15,6 +16,7 @@ from harness.tunnel import SERVER_NAME
 
 if TYPE_CHECKING:
     from harness.authority import Authority
+    from harness.tunnel import Site
 
 
 @pytest.mark.parametrize(
@@ -51,3 +53,20 @@ def test_the_host_keeps_the_origins_port(authority: Authority, origin: int, host
         engine.close()
     fields = dict(line.split(": ", 1) for line in heads[0].decode().split("\r\n")[1:] if line)
     assert fields["Host"] == host
+
+
+def test_the_endpoint_of_the_next_priority_is_dialed_when_the_first_is_down(site: Site) -> None:
+    server = site.server(publish=False)
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        closed = unused.getsockname()[1]
+    site.resolver.add("down.test", "A", "127.0.0.1")
+    site.resolver.add(SERVER_NAME, "A", "127.0.0.1")
+    ech = site.key.base64
+    site.resolver.add(
+        f"_8450._https.{SERVER_NAME}",
+        "HTTPS",
+        f"1 down.test. port={closed} ech={ech}",
+        f"2 {SERVER_NAME}. port={server.port} ech={ech}",
+    )
+    proxy = site.proxy(8450)
+    assert re.search(f"session up.* 127.0.0.1:{server.port}", proxy.process.output)
