@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import concurrent.futures
 import itertools
+import logging
 import socket
 import threading
 import time
@@ -206,3 +207,25 @@ def test_bootstrap_needs_no_resolver(rig: Rig, targets: dict[str, int], tmp_path
     kept = EchStore(tmp_path).configuration(f"{SERVER_NAME}:{rig.port}")
     assert kept is not None
     assert kept.configs == rig.configs
+
+
+def test_a_server_that_stops_lets_streams_finish_and_its_successor_takes_the_new_ones(
+    rig: Rig, targets: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    supervisor = rig.start()
+    old = rig.server
+    with rig.open(targets["echo"]) as long, caplog.at_level(logging.INFO, "ech_workers"):
+        long.sendall(b"hello")
+        assert long.recv(5) == b"hello"
+        stopping = threading.Thread(target=old.close, args=(20.0,))
+        stopping.start()
+        wait_until(lambda: "is stopping: it takes no new streams" in caplog.text, "the client is told")
+        rig.server = rig.serve(rig.new_key()[0], rig.port)
+        wait_until(lambda: supervisor.status().phase == "up", "a session with the successor", 20)
+        assert rig.echoes(targets["echo"])
+        long.sendall(b"still")
+        assert long.recv(5) == b"still"
+        assert supervisor.status().breaker == "closed"
+        assert "session lost" not in caplog.text
+    stopping.join(10)
+    assert not stopping.is_alive()
