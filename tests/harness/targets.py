@@ -11,6 +11,7 @@ reset: resets each connection after the first bytes.
 import asyncio
 import hashlib
 import json
+import mimetypes
 import random
 import socket
 import struct
@@ -18,6 +19,7 @@ import sys
 from pathlib import Path
 
 BLOCK = 256 << 10
+BYTES = "application/octet-stream"
 BANNER = b"220 ready\r\n"
 # Of a length that no record, frame or window divides, so that a piece in the wrong place changes the sum.
 PATTERN = random.Random(1).randbytes((1 << 20) + 7)
@@ -69,7 +71,7 @@ async def serve_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
             kind == "files" and (file := (folder / rest).resolve()).is_file() and file.is_relative_to(folder.resolve())
         ):
             content = file.read_bytes()
-            await begin(writer, 200, len(content))
+            await begin(writer, 200, len(content), mimetypes.guess_type(file)[0] or BYTES)
             writer.write(content)
         elif kind == "request":
             await respond(writer, head)
@@ -80,10 +82,8 @@ async def serve_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
             return
 
 
-async def begin(writer: asyncio.StreamWriter, status: int, length: int) -> None:
-    writer.write(
-        f"HTTP/1.1 {status} -\r\nContent-Type: application/octet-stream\r\nContent-Length: {length}\r\n\r\n".encode()
-    )
+async def begin(writer: asyncio.StreamWriter, status: int, length: int, kind: str = BYTES) -> None:
+    writer.write(f"HTTP/1.1 {status} -\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n".encode())
     await writer.drain()
 
 
