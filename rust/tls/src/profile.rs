@@ -28,8 +28,6 @@ pub struct Profile {
     pub alpn: &'static [&'static str],
     /// Extensions that the WebSocket hello does not have; its ALPN is `http/1.1`.
     pub not_in_websocket: &'static [u16],
-    /// User-Agent.
-    pub user_agent: &'static str,
     /// The fields of a WebSocket upgrade request, in order. `{host}`, `{key}` and `{protocol}` stand for what they say;
     /// a field with `{protocol}` is left out where there is no token.
     pub websocket_headers: &'static [(&'static str, &'static str)],
@@ -43,12 +41,10 @@ pub struct Profile {
 /// Which of a profile's hellos is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum HelloForm {
-    /// The first contact with a server, which may choose HTTP/2.
+    /// The first contact with a server, which may choose HTTP/2, and any HTTP request.
     FirstContact,
     /// A WebSocket to a server that is known to choose HTTP/2 without RFC 8441.
     WebSocket,
-    /// HTTP requests; the hello of a first contact.
-    Http,
 }
 
 /// Whether a group is one of RFC 7919: codepoints 0x0100 to 0x01ff (section 2).
@@ -89,7 +85,6 @@ const FIREFOX_120: Profile = Profile {
     ],
     alpn: &["h2", "http/1.1"],
     not_in_websocket: &[],
-    user_agent: "Mozilla/5.0 (X11; Linux x86_64; rv:120.0) Gecko/20100101 Firefox/120.0",
     websocket_headers: &[
         ("Host", "{host}"),
         (
@@ -134,7 +129,6 @@ const FIREFOX_153: Profile = Profile {
     ],
     alpn: &["h2", "http/1.1"],
     not_in_websocket: &[extension::COMPRESS_CERTIFICATE],
-    user_agent: "Mozilla/5.0 (X11; Linux x86_64; rv:153.0) Gecko/20100101 Firefox/153.0",
     websocket_headers: &[
         ("Host", "{host}"),
         (
@@ -212,7 +206,7 @@ impl Profile {
     pub fn alpn(&self, form: HelloForm) -> &'static [&'static str] {
         match form {
             HelloForm::WebSocket => &["http/1.1"],
-            HelloForm::FirstContact | HelloForm::Http => self.alpn,
+            HelloForm::FirstContact => self.alpn,
         }
     }
 }
@@ -234,8 +228,10 @@ mod tests {
     fn the_headers_name_the_same_browser_as_the_profile() {
         for profile in ALL {
             let mut headers = profile.websocket_headers.iter();
-            let agent = headers.find(|(name, _)| *name == "User-Agent");
-            assert_eq!(agent.map(|(_, value)| *value), Some(profile.user_agent));
+            let (_, agent) = headers.find(|(name, _)| *name == "User-Agent").unwrap();
+            let version = profile.name.strip_prefix("firefox-").unwrap();
+            assert!(agent.contains(&format!("rv:{version}.0)")), "{agent}");
+            assert!(agent.ends_with(&format!(" Firefox/{version}.0")), "{agent}");
         }
     }
 

@@ -153,11 +153,7 @@ fn the_websocket_hello_of_firefox_153_has_no_certificate_compression() {
 #[test]
 fn without_ech_the_hello_is_the_same_less_its_last_extension() {
     for profile in ech_workers_tls::profile::ALL {
-        for form in [
-            HelloForm::FirstContact,
-            HelloForm::WebSocket,
-            HelloForm::Http,
-        ] {
+        for form in [HelloForm::FirstContact, HelloForm::WebSocket] {
             let list = config_list(&[key(7)]);
             let with = of(profile.name, form, Ech::List(&list));
             let without = of(profile.name, form, Ech::Off);

@@ -11,8 +11,8 @@ use foreign_types::{ForeignType as _, ForeignTypeRef as _};
 use rama_boring_sys as ffi;
 
 pub use rama_boring::{
-    aead, asn1, bn, ec, error, ex_data, hash, hkdf, hpke, nid, pkey, rand, sha, sign, ssl, stack,
-    x509, x25519,
+    aead, asn1, bn, ec, error, ex_data, hash, hkdf, hpke, nid, pkey, sha, sign, ssl, stack, x509,
+    x25519,
 };
 
 /// The BoringSSL release inside, as its MODULE.bazel numbers it, and the crate that carries it.
@@ -24,8 +24,6 @@ pub mod reason {
 
     /// The server rejected ECH and proved to be the public name: only now may its retry configurations be read.
     pub const ECH_REJECTED: i32 = ffi::SSL_R_ECH_REJECTED;
-    /// The ECHConfigList is malformed, or holds nothing usable.
-    pub const INVALID_ECH_CONFIG_LIST: i32 = ffi::SSL_R_INVALID_ECH_CONFIG_LIST;
     /// The peer's certificate was not accepted; the X.509 verify result says why.
     pub const CERTIFICATE_VERIFY_FAILED: i32 = ffi::SSL_R_CERTIFICATE_VERIFY_FAILED;
     /// No protocol version in common.
