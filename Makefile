@@ -18,6 +18,7 @@ export PIP_QUIET := 1
 CHECKED := --config scripts/checked.toml --release --locked
 CARGO_WORKSPACE := --workspace --exclude ech-workers-native
 PYTEST_ARGUMENTS ?=
+BENCH_ARGUMENTS ?=
 
 .PHONY: help
 help: ## this list
@@ -56,9 +57,9 @@ test-python: build ## the Python tests: unit, integration, interop (PYTEST_ARGUM
 	$(BIN)/pytest $(PYTEST_ARGUMENTS)
 
 .PHONY: bench
-bench: build ## framing (GB/s), and the tunnel against a bare TLS pipe (MB/s, CPU seconds per GiB)
+bench: build ## each part alone; then the tunnel beside direct TCP, a TLS pipe and stunnel, into docs/benchmarks.md (BENCH_ARGUMENTS=--quick: short)
 	cargo bench --locked $(CARGO_WORKSPACE)
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench $(BENCH_ARGUMENTS)
 
 .PHONY: instructions
 instructions: build ## write the committed instruction counts anew (valgrind), after a change that is meant to cost or that gains
@@ -66,7 +67,8 @@ instructions: build ## write the committed instruction counts anew (valgrind), a
 
 .PHONY: fuzz
 fuzz: build ## libFuzzer on every parser (FUZZ_SECONDS=N each), then their property tests with many more cases (FUZZ_CASES=N)
-	sh fuzz/run.sh $${FUZZ_SECONDS:-60}
+	$(BIN)/python -m pip install --quiet 'atheris>=3,<4'
+	PYTHON='$(CURDIR)/$(BIN)/python' sh fuzz/run.sh $${FUZZ_SECONDS:-60}
 	PROPTEST_CASES=$${FUZZ_CASES:-20000} cargo test $(CHECKED) -p ech-workers-websocket -p ech-workers-yamux -p ech-workers-proxy
 
 .PHONY: chaos

@@ -1,0 +1,141 @@
+"""A path of 80 ms at 1 Gbit/s, and round trips of the first request, between two network namespaces (as root)."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import go
+from harness.processes import run
+from harness.tunnel import COMMAND, PATH, TOKEN
+
+from .report import Table, median, with_ratio
+from .subjects import Bench, Subject
+
+NEAR, FAR = "10.77.0.1", "10.77.0.2"
+SERVER_PORT, TARGET_PORT = 8443, 9000
+# Both ends of the comparison get windows that the path needs; the system's defaults end at 6 MB.
+TCP_BUFFERS = {"net.ipv4.tcp_rmem": "4096 131072 67108864", "net.ipv4.tcp_wmem": "4096 65536 67108864"}
+
+
+@dataclass
+class Path80:
+    """The namespaces and the link between them."""
+
+    near: tuple[str, ...]
+    far: tuple[str, ...]
+
+
+def missing() -> str | None:
+    """Why it cannot be measured here."""
+    if os.geteuid() != 0:
+        return "not measured: needs root for network namespaces"
+    if shutil.which("go") is None:
+        return "not measured: needs Go for tests/interop/go/cmd/delay_link"
+    if shutil.which("ip") is None or not Path("/dev/net/tun").exists():
+        return "not measured: needs iproute2 and /dev/net/tun"
+    return None
+
+
+@contextmanager
+def path(bench: Bench, milliseconds: float, megabits: int) -> Iterator[Path80]:
+    link = bench.folder / "delay_link"
+    if not link.exists():
+        built = run("go", "build", "-o", link, "./cmd/delay_link", cwd=go.SOURCE, timeout=go.BUILD_TIMEOUT)
+        assert built.returncode == 0, built.stderr
+    names = [f"ew{end}{os.getpid()}" for end in ("n", "f")]
+    program = bench.processes.start(link, *names, str(milliseconds), str(megabits))
+    try:
+        program.wait_line("ready")
+        for name, own, other in ((names[0], NEAR, FAR), (names[1], FAR, NEAR)):
+            inside = ("ip", "-n", name)
+            command("ip", "netns", "add", name)
+            command("ip", "link", "set", name, "netns", name)
+            command(*inside, "addr", "add", own, "peer", other, "dev", name)
+            command(*inside, "link", "set", "lo", "up")
+            for setting, value in TCP_BUFFERS.items():
+                command("ip", "netns", "exec", name, "sysctl", "-qw", f"{setting}={value}")
+            # Large packets: the link copies each of them twice.
+            command(*inside, "link", "set", name, "mtu", "9000", "txqueuelen", "10000", "up")
+        yield Path80(*(("ip", "netns", "exec", name) for name in names))
+    finally:
+        program.stop()
+        for name in names:
+            run("ip", "netns", "del", name)
+
+
+def command(*words: str) -> None:
+    subprocess.run(words, check=True)
+
+
+@contextmanager
+def subjects(bench: Bench, between: Path80, replies: tuple[str, ...]) -> Iterator[list[Subject]]:
+    """Direct TCP, and a tunnel for each way to reply, all to a target at the far end."""
+    site = bench.site
+    target, _ = bench.target(f"{FAR}:{TARGET_PORT}", between.far)
+    server = bench.processes.start(
+        *between.far,
+        *(COMMAND, "server", "--listen", f"{FAR}:{SERVER_PORT}", "--token", TOKEN, "--path", PATH),
+        *("--cert", site.inner.chain, "--key", site.inner.key, "--cert", site.outer.chain, "--key", site.outer.key),
+        *("--ech-keys", site.keys_folder, "--allow-private-targets"),
+    )
+    server.wait_line("listening on")
+    compared = [Subject("direct TCP", None, None, "-", lambda port: f"{FAR}:{port}")]
+    started = [target, server]
+    for reply in replies:
+        arguments = site.proxy_arguments(SERVER_PORT, *bench.known(FAR), "--reply", reply, resolver=False)
+        proxy = bench.processes.start(*between.near, *arguments, env=site.environment)
+        started.append(proxy)
+        port = proxy.wait_line(r"listening on \S+:(\d+)\b")[1]
+        proxy.wait_line("session up")
+        compared.append(Subject(f"yamux, {reply}", proxy, server, f"127.0.0.1:{port}", lambda port: f"{FAR}:{port}"))
+    yield compared
+    for process in started:
+        process.stop()
+
+
+def throughput(bench: Bench) -> Table:
+    made = Table("Long path: 80 ms, 1 Gbit/s, one stream", ("", "", "MB/s"))
+    if reason := missing():
+        made.notes.append(reason)
+        return made
+    seconds = 4 if bench.quick else 8
+    taken: dict[tuple[str, str], list[float]] = {}
+    with path(bench, 40, 1000) as between, subjects(bench, between, ("optimistic",)) as compared:
+        for _ in range(bench.rounds):
+            for direction in ("down", "up"):
+                for subject in compared:
+                    found = bench.load(
+                        *("bulk", subject.proxy, subject.address(TARGET_PORT), direction, seconds), prefix=between.near
+                    )
+                    taken.setdefault((direction, subject.name), []).append(found["bytes"] / found["seconds"] / 1e6)
+    for (direction, name), values in taken.items():
+        yardstick = median(taken[direction, "direct TCP"])
+        made.rows.append((direction, name.partition(",")[0], with_ratio(median(values), yardstick, 0)))
+    made.notes.append(
+        f"The first {seconds} s of a stream, slow start and growing windows included; TCP buffers up to 64 MB."
+    )
+    return made
+
+
+def round_trips(bench: Bench) -> Table:
+    made = Table("Round trips to the first answer: 25 ms each way, session up", ("", "first", "next (median)"))
+    if reason := missing():
+        made.notes.append(reason)
+        return made
+    taken: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(bench.rounds):
+        with path(bench, 25, 0) as between, subjects(bench, between, ("optimistic", "confirmed")) as compared:
+            for subject in compared:
+                found = bench.load("new", subject.proxy, subject.address(TARGET_PORT), 8, prefix=between.near)
+                taken.setdefault(subject.name, []).append((found["first"] / 50, found["p50"] / 50))
+    for name, pairs in taken.items():
+        made.rows.append((name, *(f"{median(pair[which] for pair in pairs):.2f}" for which in (0, 1))))
+    made.notes.append(
+        "A new connection to the target each, from its first packet to the first byte back; the tunnel's session "
+        "was dialed before."
+    )
+    return made

@@ -1,0 +1,104 @@
+// A long path in user space: two TUN devices, and what goes into the one comes out of the other, later and at a limited rate.
+// Prints "ready" when the devices exist; they go away with the program. Needs root.
+//
+//	delay_link DEVICE DEVICE MILLISECONDS MEGABITS
+//
+// MILLISECONDS is the delay each way; MEGABITS a second each way, 0 for no limit.
+package main
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"log"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+	"unsafe"
+)
+
+const (
+	setInterface = 0x400454ca // TUNSETIFF, linux/if_tun.h
+	tunWithoutPI = 0x1001     // IFF_TUN | IFF_NO_PI
+	largest      = 65536
+	// The router's queue: what would wait longer is dropped.
+	queue = 200 * time.Millisecond
+)
+
+func main() {
+	if len(os.Args) != 5 {
+		log.Fatal("usage: delay_link DEVICE DEVICE MILLISECONDS MEGABITS")
+	}
+	milliseconds, err := strconv.ParseFloat(os.Args[3], 64)
+	if err != nil {
+		log.Fatal(err)
+	}
+	megabits, err := strconv.ParseFloat(os.Args[4], 64)
+	if err != nil {
+		log.Fatal(err)
+	}
+	one, other := device(os.Args[1]), device(os.Args[2])
+	delay := time.Duration(milliseconds * float64(time.Millisecond))
+	go carry(one, other, delay, megabits)
+	go carry(other, one, delay, megabits)
+	fmt.Println("ready")
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGINT, syscall.SIGTERM)
+	<-ended
+}
+
+func device(name string) int {
+	file, err := syscall.Open("/dev/net/tun", syscall.O_RDWR|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		log.Fatalf("/dev/net/tun: %v", err)
+	}
+	// struct ifreq: 16 bytes of name, then the flags.
+	var request bytes.Buffer
+	request.Write(append([]byte(name), make([]byte, 16-len(name))...))
+	binary.Write(&request, binary.NativeEndian, uint16(tunWithoutPI))
+	request.Write(make([]byte, 22))
+	if _, _, failed := syscall.Syscall(syscall.SYS_IOCTL, uintptr(file), setInterface, uintptr(unsafe.Pointer(&request.Bytes()[0]))); failed != 0 {
+		log.Fatalf("%s: %v", name, failed)
+	}
+	return file
+}
+
+type packet struct {
+	bytes []byte
+	due   time.Time
+}
+
+func carry(from, to int, delay time.Duration, megabits float64) {
+	waiting := make(chan packet, largest)
+	go func() {
+		for next := range waiting {
+			time.Sleep(time.Until(next.due))
+			syscall.Write(to, next.bytes) // a device that is down drops it, as a cable would
+		}
+	}()
+	buffer := make([]byte, largest)
+	var free time.Time // when the line has sent all that is queued
+	for {
+		length, err := syscall.Read(from, buffer)
+		if err != nil {
+			time.Sleep(10 * time.Millisecond) // not up yet
+			continue
+		}
+		now := time.Now()
+		if free.Before(now) {
+			free = now
+		}
+		if megabits > 0 {
+			free = free.Add(time.Duration(float64(length) * 8 / megabits * float64(time.Microsecond)))
+		}
+		if free.Sub(now) > queue {
+			continue
+		}
+		select {
+		case waiting <- packet{append([]byte(nil), buffer[:length]...), free.Add(delay)}:
+		default:
+		}
+	}
+}
