@@ -15,7 +15,7 @@ use ech_workers_yamux as yamux;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 use tokio::runtime::Runtime;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::Dispatch;
 use tracing::level_filters::LevelFilter;
@@ -193,6 +193,8 @@ struct Shared {
     pool: Mutex<Pool>,
     /// The pool, the plan or the availability changed.
     changed: Notify,
+    /// Connections in simple mode are to end.
+    ending: watch::Sender<bool>,
     next: AtomicU64,
     sessions_total: AtomicU64,
     started: Instant,
@@ -263,6 +265,7 @@ impl Client {
             events,
             pool: Mutex::default(),
             changed: Notify::new(),
+            ending: watch::Sender::new(false),
             next: AtomicU64::new(1),
             sessions_total: AtomicU64::new(0),
             started: Instant::now(),
@@ -468,8 +471,11 @@ impl Client {
         for member in &self.shared.pool.lock().sessions {
             let _ = member.commands.try_send(Command::End);
         }
+        self.shared.ending.send_replace(true);
         let deadline = Instant::now() + GOODBYE;
-        while !self.shared.pool.lock().sessions.is_empty() && Instant::now() < deadline {
+        let busy =
+            || !self.shared.pool.lock().sessions.is_empty() || self.shared.connections.value() > 0;
+        while busy() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -711,15 +717,17 @@ impl Shared {
             idle: self.config.idle_timeout,
             half_closed_idle: self.config.half_closed_timeout,
         };
-        if let Err(failure) = simple::Driver::client(link, *open, limits, Arc::clone(&self.traffic))
-            .run()
-            .await
-        {
-            if failure.layer == Layer::Target {
-                self.target_failed(&failure.message);
-            }
-            tracing::debug!("a connection in simple mode ended: {failure}");
-        }
+        let mut ending = self.ending.subscribe();
+        let driver = simple::Driver::client(link, *open, limits, Arc::clone(&self.traffic));
+        driver
+            .run(ending.wait_for(|&ending| ending), |failure| {
+                if failure.layer == Layer::Target {
+                    self.target_failed(&failure.message);
+                } else {
+                    tracing::debug!("a connection in simple mode ended: {failure}");
+                }
+            })
+            .await;
     }
 
     /// The server could not reach a target: counted, and kept for the status, since an optimistic reply told nobody.

@@ -434,12 +434,10 @@ impl Shared {
             })??;
         let link = Link::new(tls, Role::Server, first.bytes);
         match first.kind {
-            MessageKind::Binary => {
-                self.multiplexed(link).await;
-                Ok(())
-            }
+            MessageKind::Binary => self.multiplexed(link).await,
             MessageKind::Text => self.simple(link).await,
         }
+        Ok(())
     }
 
     async fn multiplexed(self: &Arc<Self>, link: Link) {
@@ -478,7 +476,7 @@ impl Shared {
         running.await;
     }
 
-    async fn simple(self: &Arc<Self>, link: Link) -> Result<(), Failure> {
+    async fn simple(self: &Arc<Self>, link: Link) {
         let shared = Arc::clone(self);
         let connect = Arc::new(move |target: Target| {
             let (answer, connecting) = oneshot::channel();
@@ -494,14 +492,17 @@ impl Shared {
             idle: self.config.idle_timeout,
             half_closed_idle: self.config.idle_timeout.min(Duration::from_secs(120)),
         };
+        let mut stopping = self.stopping.clone();
         let streams = &self.stats.streams;
         streams.streams.add(1);
         streams.streams_total.add(1);
-        let outcome = simple::Driver::server(link, connect, limits, Arc::clone(&streams.traffic))
-            .run()
+        let driver = simple::Driver::server(link, connect, limits, Arc::clone(&streams.traffic));
+        driver
+            .run(stopping.wait_for(|&now| now == Stopping::Now), |failure| {
+                tracing::debug!("a connection in simple mode ended: {failure}");
+            })
             .await;
         streams.streams.sub(1);
-        outcome
     }
 
     async fn reach(&self, target: &Target) -> Result<TcpStream, (preamble::Status, String)> {

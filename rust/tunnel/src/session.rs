@@ -329,7 +329,7 @@ impl Driver {
                     return Err(Failure::new(
                         Layer::Tls,
                         "closed",
-                        "the server closed the connection",
+                        "the other end closed the connection",
                     ));
                 }
                 Poll::Ready(Err(error)) => return Err(Failure::transport(&error)),
@@ -466,6 +466,8 @@ impl Core {
 
     fn connected(&mut self, id: StreamId, socket: TcpStream) {
         let Some(stream) = self.streams.get_mut(&id) else {
+            // The stream was reset meanwhile, and so is what was to be its other end.
+            Socket::Tcp(socket).abort();
             return;
         };
         let State::Connecting { waiting, extended } = &mut stream.state else {
@@ -593,13 +595,7 @@ impl Core {
             yamux::Event::GoAway(code) => {
                 self.retiring = true;
                 if let End::Client { observer, .. } = &self.end {
-                    observer.refused(Failure::new(
-                        Layer::Yamux,
-                        "yamux-go-away",
-                        format!(
-                            "the server takes no new streams on this session (go away {code:?})"
-                        ),
-                    ));
+                    observer.refused(gone_away(code));
                 }
             }
             yamux::Event::Data { .. } => {}
@@ -879,8 +875,13 @@ impl Core {
         let mut context = Context::from_waker(stream.waker.waker());
         let mut rest = match endpoint.poll_read_vectored(&mut context, &mut spaces) {
             Poll::Ready(Ok(n)) => n,
-            // The plain way tells what it is.
-            Poll::Ready(Err(_)) | Poll::Pending => 0,
+            // The socket tells of its reset once: the next read would look like a clean end.
+            Poll::Ready(Err(_)) => {
+                self.sendable.pop_front();
+                self.remove(id, true);
+                return Ok(false);
+            }
+            Poll::Pending => 0,
         };
         stream.bulk = rest == lengths.iter().sum::<usize>();
         if rest == 0 {
@@ -1238,7 +1239,7 @@ fn yamux_failure(error: &yamux::Error) -> Failure {
         yamux::Error::PingTimeout => Failure::new(
             Layer::Yamux,
             "yamux-ping-timeout",
-            "the server has not answered a ping in time",
+            "the other end has not answered a ping in time",
         ),
         other => Failure::new(
             Layer::Yamux,
@@ -1248,10 +1249,26 @@ fn yamux_failure(error: &yamux::Error) -> Failure {
     }
 }
 
+/// A go-away: the server stops, or it has found fault with us.
+fn gone_away(code: yamux::GoAwayCode) -> Failure {
+    match code {
+        yamux::GoAwayCode::Normal => Failure::new(
+            Layer::Yamux,
+            "yamux-go-away",
+            "the server takes no new streams on this session",
+        ),
+        broken => Failure::new(
+            Layer::Yamux,
+            "yamux-protocol",
+            format!("the server gave up the session: {broken:?}"),
+        ),
+    }
+}
+
 fn closed_by_peer(reason: Option<&websocket::CloseReason>) -> Failure {
     let message = match reason {
-        Some(reason) => format!("the server closed the WebSocket: {reason}"),
-        None => "the server closed the WebSocket".to_owned(),
+        Some(reason) => format!("the other end closed the WebSocket: {reason}"),
+        None => "the other end closed the WebSocket".to_owned(),
     };
     Failure::new(Layer::WebSocket, "websocket-closed", message)
 }

@@ -113,6 +113,7 @@ impl Driver {
             true,
         );
         driver.core.text = Some(request);
+        driver.core.total.up.add(open.early.len() as u64);
         driver.core.first = open.early;
         driver
     }
@@ -154,9 +155,15 @@ impl Driver {
         }
     }
 
-    /// Runs to the end; an error says why it was not a clean one.
-    pub(crate) async fn run(mut self) -> Result<(), Failure> {
-        let outcome = tokio::task::unconstrained(std::future::poll_fn(|cx| self.poll(cx))).await;
+    /// Runs to the end, or until `stop`. If it was not a clean end, `failed` hears why before anybody else.
+    pub(crate) async fn run(mut self, stop: impl Future, failed: impl FnOnce(&Failure)) {
+        let outcome = tokio::select! {
+            outcome = tokio::task::unconstrained(std::future::poll_fn(|cx| self.poll(cx))) => outcome,
+            _ = stop => Err(Failure::new(Layer::Local, "shutdown", "the connection was ended on this side")),
+        };
+        if let Err(failure) = &outcome {
+            failed(failure);
+        }
         match std::mem::replace(&mut self.core.phase, Phase::Over) {
             Phase::Answer(endpoint, reply) => {
                 let reason = outcome
@@ -174,7 +181,6 @@ impl Driver {
         let parting = std::future::poll_fn(|cx| core.part(&mut tls, cx));
         // Best effort: the connection may be broken already.
         let _ = tokio::time::timeout(Duration::from_secs(1), parting).await;
-        outcome
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
@@ -410,11 +416,12 @@ impl Core {
                 return Ok(false);
             };
             if !self.first.is_empty() {
-                let first = std::mem::take(&mut self.first);
-                self.total.up.add(first.len() as u64);
-                self.outgoing
-                    .send_whole(tls, OpCode::Binary, &first)
-                    .map_err(broken)?;
+                let space = self.outgoing.space(tls);
+                let n = uncontrolled(&self.first).min(space.len());
+                space[..n].copy_from_slice(&self.first[..n]);
+                self.first.drain(..n);
+                self.outgoing.add(n);
+                self.outgoing.send(tls, OpCode::Binary).map_err(broken)?;
                 continue;
             }
             if self.local_ended || self.remote_ended {
@@ -440,23 +447,11 @@ impl Core {
                         &self.total.down
                     };
                     counter.add(n as u64);
-                    let split = if space[..n] == *CLOSE {
-                        CLOSE.len() - 1
-                    } else {
-                        n
-                    };
-                    let held = space[split..n].to_vec();
-                    self.outgoing.add(split);
+                    let whole = uncontrolled(&space[..n]);
+                    // What is held back goes first at the next turn.
+                    self.first = space[whole..n].to_vec();
+                    self.outgoing.add(whole);
                     self.outgoing.send(tls, OpCode::Binary).map_err(broken)?;
-                    if !held.is_empty() {
-                        if tls.poll_ready(cx).map_err(broken)?.is_pending() {
-                            self.first = held;
-                            return Ok(false);
-                        }
-                        self.outgoing
-                            .send_whole(tls, OpCode::Binary, &held)
-                            .map_err(broken)?;
-                    }
                 }
                 Poll::Ready(Err(error)) => return Err(local_failure(&error)),
             }
@@ -501,6 +496,15 @@ impl Core {
             self.closed = true;
         }
         tls.poll_close(cx)
+    }
+}
+
+/// How many of these bytes may go as one binary message: not all, where a deployed server would take them for the end.
+fn uncontrolled(bytes: &[u8]) -> usize {
+    if bytes == CLOSE {
+        CLOSE.len() - 1
+    } else {
+        bytes.len()
     }
 }
 

@@ -248,6 +248,37 @@ fn an_answer_that_comes_after_the_end_of_the_request_arrives() {
 }
 
 #[test]
+fn a_program_that_resets_its_upload_does_not_end_it_cleanly() {
+    let site = Site::new();
+    let client = site.joined(Mode::Yamux);
+    let (ended, ends) = std::sync::mpsc::sync_channel(1);
+    let sink = target(move |mut connection| {
+        let outcome = std::io::copy(&mut connection, &mut std::io::sink());
+        ended.send(outcome.is_err()).unwrap();
+    });
+    let port = client.listen("127.0.0.1", 0, None).unwrap();
+    for round in 0..60 {
+        let mut program = TcpStream::connect(port).unwrap();
+        program.set_read_timeout(Some(LIMIT)).unwrap();
+        write!(program, "CONNECT {sink} HTTP/1.1\r\nHost: {sink}\r\n\r\n").unwrap();
+        let mut reply = [0; 12];
+        program.read_exact(&mut reply).unwrap();
+        assert_eq!(&reply, b"HTTP/1.1 200");
+        // A whole record first, then several at a time.
+        program.write_all(&[1; 16_364]).unwrap();
+        program.write_all(&[2; 65_456]).unwrap();
+        socket2::SockRef::from(&program)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(program);
+        assert!(
+            ends.recv_timeout(LIMIT).unwrap(),
+            "round {round}: the target saw a clean end"
+        );
+    }
+}
+
+#[test]
 fn simple_mode_carries_both_ways_and_ends_with_the_target() {
     let site = Site::new();
     let client = site.joined(Mode::Simple);
