@@ -79,8 +79,9 @@ class Demo:
             self.server = TunnelServer(
                 ServerConfig(
                     listen=ListenAddress("127.0.0.1", 0),
-                    # One for each name: what the network sees is proved by one certificate, what it hides by the other.
-                    certificates=(authority.issue([HIDDEN_NAME]), authority.issue([PUBLIC_NAME])),
+                    # One for each name: what the network sees is proved by one certificate, what it hides by the other. A
+                    # scanner that asks for neither gets the first.
+                    certificates=(authority.issue([PUBLIC_NAME]), authority.issue([HIDDEN_NAME])),
                     tokens=(self.token,),
                     ech_keys=self.keys,
                     path=PATH,

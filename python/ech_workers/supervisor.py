@@ -800,7 +800,7 @@ class Supervisor:
         failure = event.failure
         if session is None or session.retiring or failure.code in ("retired", "shutdown"):
             return
-        if _is_farewell(failure):
+        if failure.code == "yamux-go-away":
             self._server_stops(event)
             return
         _log.info("session lost after %.0f s: %s", event.age, failure.message)
@@ -1185,11 +1185,6 @@ class _Session:
             age=max(0.0, now - self.at),
             retiring=self.retiring,
         )
-
-
-def _is_farewell(failure: _native.Failure) -> bool:
-    """A go-away of yamux's code 0, normal termination; the others say that one side broke."""
-    return failure.code == "yamux-go-away" and "Normal" in failure.message
 
 
 def _addresses_of(found: dict[doh.Type, doh.AddressAnswer | TunnelError]) -> tuple[str, ...]:

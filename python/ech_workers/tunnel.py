@@ -87,8 +87,8 @@ class Tunnel:
         """A connected socket to ``(host, port)`` behind the server, like socket.create_connection.
 
         The host's name is resolved by the server. timeout, in seconds, is for the opening and then stays set on the
-        socket. Raises TunnelError; with ``reply="optimistic"`` a target that cannot be reached shows as a reset when
-        the socket is first read.
+        socket. Raises TunnelError; a target that cannot be reached is told by our own server as a TargetError, while a
+        deployed one only closes the stream.
         """
         engine, supervisor = self._running()
         host, port = address

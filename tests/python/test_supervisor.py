@@ -1232,7 +1232,7 @@ def test_a_lost_session_is_replaced_at_once_without_alarm(world: World, caplog: 
     assert world.reason is None
 
 
-GO_AWAY = Failure("yamux", "yamux-go-away", "the server takes no new streams on this session (go away Normal)")
+GO_AWAY = Failure("yamux", "yamux-go-away", "the server takes no new streams on this session")
 
 
 @pytest.mark.parametrize("age", [1, 100])
@@ -1270,7 +1270,7 @@ def test_a_server_that_goes_on_stopping_is_not_dialed_without_a_pause(
 
 
 def test_a_go_away_for_an_error_counts_as_a_failure_when_the_session_is_young(world: World) -> None:
-    broken = Failure("yamux", "yamux-go-away", "the server takes no new streams (go away ProtocolError)")
+    broken = Failure("yamux", "yamux-protocol", "the server gave up the session: ProtocolError")
 
     def breaks(plan: Plan) -> str:
         world.post(0.2, lambda: world.lose_all(broken))

@@ -157,7 +157,7 @@ def client_options(command: F) -> F:
                 type=SIZE,
                 default="256M",
                 show_default=True,
-                help="For the buffers of all connections.",
+                help="What the receive windows of all streams may grow by together.",
             ),
             option("--cache-dir", metavar="DIR", help="Where ECH configurations are kept; empty: in memory alone."),
         )
