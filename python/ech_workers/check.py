@@ -253,7 +253,7 @@ class Check:
             if layer == "ech" and not self._config.ech:
                 yield Row(layer=layer, subject=host, ok=None, what="off (--no-ech): the network saw the name")
             else:
-                yield Row(layer=layer, subject=host, ok=True, what="well")
+                yield Row(layer=layer, subject=host, ok=True, what=_WORKED.get(layer, "worked"))
         yield self._failed(error, failing, host)
 
     def _other_profiles(
@@ -352,6 +352,15 @@ class Check:
         if self.error is None:
             self.error = error
         return _row(error, layer, subject, ms=ms)
+
+
+# What is known of a layer of which nothing was reported, because a later one failed.
+_WORKED: dict[Layer, str] = {
+    "tls": "the handshake went through",
+    "ech": "accepted",
+    "certificate": "accepted",
+    "websocket": "the server answers HTTP",
+}
 
 
 class _Answers:
