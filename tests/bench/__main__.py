@@ -34,7 +34,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.mebibytes = 1, 128
-    load_before = os.getloadavg()[0]
+    # Before the run: of what is measured, and without its own load.
+    head = preface("python -m tests.bench", options.rounds, os.getloadavg()[0])
     made = []
     with tempfile.TemporaryDirectory() as name:
         for number, part in enumerate(options.only or TABLES):
@@ -46,8 +47,7 @@ def main() -> None:
                 bench.stop()
             print(made[-1], flush=True)
     if not options.quick and not options.only:
-        text = preface("python -m tests.bench", options.rounds, load_before)
-        WRITTEN.write_text("\n".join([text, *map(str, made)]).rstrip() + "\n")
+        WRITTEN.write_text("\n".join([head, *map(str, made)]).rstrip() + "\n")
 
 
 if __name__ == "__main__":
