@@ -534,7 +534,7 @@ impl Shared {
     }
 
     /// Finds a session for a stream, waiting for one if need be.
-    async fn place(self: Arc<Self>, mut open: Box<Open>) {
+    async fn place(self: Arc<Self>, open: Box<Open>) {
         let deadline = open.deadline;
         loop {
             let mut changed = Box::pin(self.changed.notified());
@@ -571,7 +571,6 @@ impl Shared {
             if Instant::now() >= deadline {
                 return self.refuse(*open, "no session came up in time");
             }
-            open.early.shrink_to_fit();
         }
     }
 
