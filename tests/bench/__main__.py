@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from . import ROOT, handshakes, latency, long_path, memory, throughput
+from . import ROOT, handshakes, latency, long_path, memory, stopped, throughput
 from .report import preface
 from .subjects import Bench
 
@@ -17,6 +17,7 @@ TABLES = {
     "throughput": throughput.table,
     "requests": latency.requests,
     "connections": latency.connections,
+    "stopped-reader": stopped.table,
     "proxy-memory": memory.proxy,
     "server-memory": memory.server,
     "long-path": long_path.throughput,
