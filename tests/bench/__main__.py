@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from . import ROOT, handshakes, latency, long_path, memory, stopped, throughput
+from . import ROOT, handshakes, latency, live_table, long_path, memory, stopped, throughput
 from .report import preface
 from .subjects import Bench
 
@@ -23,6 +23,7 @@ TABLES = {
     "long-path": long_path.throughput,
     "round-trips": long_path.round_trips,
     "handshakes": handshakes.table,
+    "live-table": live_table.table,
 }
 
 
