@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from . import ROOT, handshakes, latency, live_table, long_path, memory, stopped, throughput
+from . import ROOT, handshakes, latency, live_table, long_path, memory, sing_box, stopped, throughput
 from .report import preface
 from .subjects import Bench
 
@@ -37,7 +37,9 @@ def main() -> None:
     if options.quick:
         options.rounds, options.mebibytes = 1, 128
     # Before the run: of what is measured, and without its own load.
-    head = preface("python -m tests.bench", options.rounds, os.getloadavg()[0])
+    head = preface(
+        "python -m tests.bench", options.rounds, os.getloadavg()[0], list(filter(None, [sing_box.version()]))
+    )
     made = []
     with tempfile.TemporaryDirectory() as name:
         for number, part in enumerate(options.only or TABLES):

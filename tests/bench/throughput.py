@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from . import sing_box
 from .report import Table, median, with_ratio
 from .subjects import Bench, Subject
 
@@ -95,7 +96,7 @@ def measure(subject: Subject, target: Target, direction: str, streams: int) -> R
 def table(bench: Bench) -> Table:
     results: dict[tuple[str, str], list[Result]] = {}
     large, small = Target(bench.mebibytes << 20), Target(max(bench.mebibytes // 8, 1) << 20)
-    tunnels = [bench.tunnel("yamux"), bench.tunnel("simple")]
+    tunnels = [each for each in (bench.tunnel("yamux"), bench.tunnel("simple"), sing_box.subject(bench)) if each]
     for _number in range(bench.rounds):
         for test, streams in TESTS.items():
             target = large if streams == 1 else small
