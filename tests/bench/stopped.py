@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import signal
 import socket
 import threading
 import time
@@ -10,6 +11,7 @@ from typing import Self
 
 from harness.targets import pattern, pattern_sha256
 
+from . import long_path
 from .report import Table, median, with_ratio
 from .subjects import Bench, Subject, memory_kib
 
@@ -179,13 +181,72 @@ def measure(bench: Bench, port: int, direction: str) -> Result:
     return result
 
 
+@dataclass
+class LongPath:
+    """MB/s of another stream before and while one is stopped, and the MB that both ends hold then."""
+
+    before: float
+    stopped: float
+    client: float
+    server: float
+
+
+def on_long_path(bench: Bench, between: long_path.Path80, subject: Subject, direction: str) -> LongPath:
+    """The stream is stopped in full flight, once its window has grown: by a signal to the program that reads."""
+    assert subject.client
+    assert subject.server
+    ends = subject.client, subject.server
+    seconds = 3 if bench.quick else 6
+    address = f"{long_path.FAR}:{long_path.TARGET_PORT + 1}"
+
+    def other() -> float:
+        words = ("bulk", subject.proxy, subject.address(long_path.TARGET_PORT), direction, seconds)
+        found = bench.load(*words, prefix=between.near)
+        return float(found["bytes"] / found["seconds"] / 1e6)
+
+    target, _ = bench.target(address, between.far)
+    rate = other()
+    time.sleep(SETTLED)
+    before = [memory_kib(end) for end in ends]
+    load = bench.processes.start(
+        *between.near,
+        *(bench.programs["load"], "bulk", subject.proxy, address, direction, str(int(TIMEOUT))),
+    )
+    time.sleep(seconds)
+    reader = load if direction == "down" else target
+    reader.signal(signal.SIGSTOP)
+    try:
+        # Until the kernel's buffers are full as well, which may be large here.
+        time.sleep(2)
+        held = [(memory_kib(end) - earlier) / 1024 for end, earlier in zip(ends, before, strict=True)]
+        stopped = other()
+    finally:
+        reader.signal(signal.SIGCONT)
+        load.stop()
+        target.stop()
+    return LongPath(rate, stopped, *held)
+
+
 def table(bench: Bench) -> Table:
     _, port = bench.target()
     taken: dict[str, list[Result]] = {}
     for _ in range(bench.rounds):
         for direction in ("down", "up"):
             taken.setdefault(direction, []).append(measure(bench, port, direction))
-    return shown(taken)
+    made = shown(taken)
+    if reason := long_path.missing():
+        made.notes.append(f"With a window that has grown, on a path of 80 ms: {reason}.")
+        return made
+    far: dict[str, list[LongPath]] = {}
+    for _ in range(bench.rounds):
+        for direction in ("down", "up"):
+            with (
+                long_path.path(bench, 40, 1000) as between,
+                long_path.subjects(bench, between, {"yamux": "optimistic"}) as compared,
+            ):
+                far.setdefault(direction, []).append(on_long_path(bench, between, compared[1], direction))
+    add_long_path(made, far)
+    return made
 
 
 def shown(taken: dict[str, list[Result]]) -> Table:
@@ -218,3 +279,17 @@ def shown(taken: dict[str, list[Result]]) -> Table:
         f"{sum(each.whole for each in results)} of {len(results)} times."
     )
     return made
+
+
+def add_long_path(made: Table, taken: dict[str, list[LongPath]]) -> None:
+    for direction, results in taken.items():
+        case = f"{direction}, 80 ms"
+        before, stopped = (median(getattr(each, of) for each in results) for of in ("before", "stopped"))
+        made.rows.append((case, "another bulk stream, MB/s", f"{before:.0f}", with_ratio(stopped, before, 0)))
+        for end in ("client", "server"):
+            held = median(getattr(each, end) for each in results)
+            made.rows.append((case, f"memory of the {end}, MB", "", f"{held:+.1f}"))
+    made.notes.append(
+        "80 ms, 1 Gbit/s: stopped in full flight, when its window has grown; a window has at most "
+        f"{long_path.OWN_WINDOW >> 20} MiB."
+    )
