@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -26,7 +27,13 @@ def program() -> str | None:
 
 def version() -> str | None:
     found = program()
-    return run(found, "version").stdout.partition("\n")[0].replace("version ", "") if found else None
+    if found is None:
+        return None
+    said = run(found, "version").stdout.partition("\n")[0].replace("version ", "")
+    # Built as a Go module, it does not know its own.
+    module = run("go", "version", "-m", found).stdout if said.endswith("unknown") and shutil.which("go") else ""
+    known = re.search(r"\bmod\s+\S+/sing-box\s+v(\S+)", module)
+    return f"sing-box {known[1]}" if known else said
 
 
 def subject(bench: Bench) -> Subject | None:
