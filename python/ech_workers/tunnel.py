@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 from typing import TYPE_CHECKING, Any, Unpack
@@ -193,6 +194,8 @@ def _engine(config: ClientConfig) -> _native.Engine:
             idle_timeout=config.idle_timeout,
             memory_limit=config.memory_limit,
             reply=config.reply,
+            # A session's bytes use one core at a time, so more threads than sessions would idle.
+            workers=min(config.sessions, os.cpu_count() or 1),
             log_level=log.getEffectiveLevel(),
         )
     except ValueError as error:

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -264,6 +265,20 @@ def test_end_to_end_half_close(site: Site, targets: dict[str, int]) -> None:
             connection.sendall(piece)
         connection.shutdown(socket.SHUT_WR)
         assert json.loads(socks.until_end(connection)) == {"bytes": 3_000_000, "sha256": pattern_sha256(3_000_000)}
+
+
+def test_two_sessions_on_two_cores_carry_many_transfers(site: Site, targets: dict[str, int]) -> None:
+    size, transfers = 20_000_000, 6
+    server = site.server("--workers", "2")
+    proxy = site.proxy(server.port, "--sessions", "2")
+    threads = [path.read_text() for path in Path(f"/proc/{proxy.process.pid}/task").glob("*/comm")]
+    assert sum(name.startswith("ech-client") for name in threads) == min(2, os.cpu_count() or 1), threads
+    url = f"http://localhost:{targets['http']}/bytes/{size}"
+    with ThreadPoolExecutor(transfers) as pool:
+        found = list(pool.map(lambda _: fetch_sha256(proxy, "socks5", url), range(transfers)))
+    assert found == [(size, pattern_sha256(size))] * transfers
+    server.process.stop()
+    assert "so far: sessions 2, " in server.process.output
 
 
 @pytest.mark.parametrize("mode", MODES)
