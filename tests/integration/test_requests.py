@@ -20,7 +20,7 @@ ALPN = ["h2", "http/1.1"]
 # HTTP/2 frames before a request: SETTINGS (4), WINDOW_UPDATE (8) and PRIORITY (2).
 OPENING = {
     "firefox-120": [
-        (4, 0, "000100010000" "000400020000" "000500004000"),
+        (4, 0, "000100010000000400020000000500004000"),
         (8, 0, "00bf0001"),
         (2, 3, "00000000c8"),
         (2, 5, "0000000064"),
@@ -29,11 +29,29 @@ OPENING = {
         (2, 11, "0000000300"),
         (2, 13, "00000000f0"),
     ],
-    "firefox-153": [(4, 0, "000100010000" "000200000000" "000400020000" "000500004000"), (8, 0, "00bf0001")],
+    "firefox-153": [(4, 0, "000100010000000200000000000400020000000500004000"), (8, 0, "00bf0001")],
 }
 # The request's stream and priority.
 STREAM = {"firefox-120": (15, "0000000715"), "firefox-153": (3, "0000000015")}
 QUERY = doh.query(doh.Question("a.test", "HTTPS"))
+FIELDS = {
+    "GET": [
+        ("accept", "application/dns-message"),
+        ("accept-encoding", ""),
+        ("pragma", "no-cache"),
+        ("cache-control", "no-cache"),
+        ("te", "trailers"),
+    ],
+    "POST": [
+        ("accept", "application/dns-message"),
+        ("accept-encoding", ""),
+        ("content-type", "application/dns-message"),
+        ("content-length", str(len(QUERY))),
+        ("cache-control", "no-store, no-cache"),
+        ("pragma", "no-cache"),
+        ("te", "trailers"),
+    ],
+}
 
 
 def ask(
@@ -80,24 +98,7 @@ def test_query_over_http2_is_the_browsers(authority: Authority, method: Literal[
             (":authority", f"{RESOLVER_NAME}:{resolver.port}"),
             (":scheme", "https"),
         ]
-        assert request[4:] == {
-            "GET": [
-                ("accept", "application/dns-message"),
-                ("accept-encoding", ""),
-                ("pragma", "no-cache"),
-                ("cache-control", "no-cache"),
-                ("te", "trailers"),
-            ],
-            "POST": [
-                ("accept", "application/dns-message"),
-                ("accept-encoding", ""),
-                ("content-type", "application/dns-message"),
-                ("content-length", str(len(QUERY))),
-                ("cache-control", "no-store, no-cache"),
-                ("pragma", "no-cache"),
-                ("te", "trailers"),
-            ],
-        }[method]
+        assert request[4:] == FIELDS[method]
         frames = connection.frames[: len(OPENING[profile]) + 1]
         assert [(frame.kind, frame.stream, frame.payload.hex()) for frame in frames[:-1]] == OPENING[profile]
         stream, priority = STREAM[profile]
