@@ -93,6 +93,8 @@ class _Dialed(msgspec.Struct, frozen=True):
     rejected: Configuration | None
     """The configuration that the server rejected within the dial, if it then handed over its own."""
     used: Configuration | None
+    ech_rejected: bool
+    """It failed in a handshake in which the server rejected ECH."""
 
 
 class Check:
@@ -290,6 +292,10 @@ class Check:
         for layer in _DIAL_LAYERS[: _DIAL_LAYERS.index(failing)]:
             if layer == "ech" and not self._config.ech:
                 yield Row(layer=layer, subject=host, ok=None, what="off (--no-ech): the network saw the name")
+            elif layer == "ech" and dialed.ech_rejected and dialed.used is not None:
+                # By the certificate that failed the server was to prove that it may say so.
+                what = f"rejected: the configuration {_source(dialed.used)}"
+                yield Row(layer=layer, subject=host, ok=None, what=what)
             elif layer == "ech":
                 yield Row(layer=layer, subject=host, ok=True, what=_accepted(dialed))
             else:
@@ -325,16 +331,17 @@ class Check:
     ) -> _Dialed:
         rejected: Configuration | None = None
 
-        def ended(outcome: _native.SessionUp | TunnelError) -> _Dialed:
+        def ended(outcome: _native.SessionUp | TunnelError, *, ech_rejected: bool = False) -> _Dialed:
             # Later connections begin with what was learned.
-            return _Dialed(self._plan(used, addresses, port, profile=profile), outcome, rejected, used)
+            plan = self._plan(used, addresses, port, profile=profile)
+            return _Dialed(plan, outcome, rejected, used, ech_rejected)
 
         number = engine.dial(self._plan(used, addresses, port, profile=profile))
         for event in _events(engine, DIAL_TIMEOUT):
             if isinstance(event, _native.SessionUp) and event.dial == number:
                 return ended(event)
             if isinstance(event, _native.DialFailed) and event.dial == number:
-                return ended(from_failure(event.failure))
+                return ended(from_failure(event.failure), ech_rejected=event.failure.ech_rejected)
             if isinstance(event, _native.EchLearned) and used is not None:
                 rejected = rejected or used
                 used = self._store.learn(self._server, event.configs, used=used)

@@ -200,6 +200,17 @@ def test_stale_keys_are_told_of_when_a_later_layer_fails(site: Site) -> None:
     assert NEW_KEYS not in again.stdout
 
 
+def test_ech_is_not_called_accepted_when_the_public_names_certificate_fails(site: Site, authority: Authority) -> None:
+    site.outer = authority.issue(PUBLIC_NAME, expired=True)
+    server = site.server(publish=False)
+    site.publish(server.port, stale(site).base64)
+    done = check(site, server.port, "--json")
+    assert_ends_at(done, "certificate", "certificate-expired", 7)
+    what = [row["what"] for row in rows_of(done) if row["layer"] == "ech"][-1]
+    assert what.startswith(f"rejected: the configuration from the HTTPS record of {SERVER_NAME}")
+    assert "accepted" not in done.stdout
+
+
 def test_the_endpoint_of_the_next_priority_makes_up_for_the_first(site: Site, targets: dict[str, int]) -> None:
     server = site.server(publish=False)
     with socket.create_server(("127.0.0.1", 0)) as unused:
