@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from . import ROOT, handshakes, latency, long_path, memory, throughput
+from . import ROOT, handshakes, latency, live_table, long_path, memory, sing_box, stopped, throughput
 from .report import preface
 from .subjects import Bench
 
@@ -17,11 +17,13 @@ TABLES = {
     "throughput": throughput.table,
     "requests": latency.requests,
     "connections": latency.connections,
+    "stopped-reader": stopped.table,
     "proxy-memory": memory.proxy,
     "server-memory": memory.server,
     "long-path": long_path.throughput,
     "round-trips": long_path.round_trips,
     "handshakes": handshakes.table,
+    "live-table": live_table.table,
 }
 
 
@@ -35,7 +37,9 @@ def main() -> None:
     if options.quick:
         options.rounds, options.mebibytes = 1, 128
     # Before the run: of what is measured, and without its own load.
-    head = preface("python -m tests.bench", options.rounds, os.getloadavg()[0])
+    head = preface(
+        "python -m tests.bench", options.rounds, os.getloadavg()[0], list(filter(None, [sing_box.version()]))
+    )
     made = []
     with tempfile.TemporaryDirectory() as name:
         for number, part in enumerate(options.only or TABLES):

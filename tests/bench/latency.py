@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from . import sing_box
 from .report import Table, median, with_ratio
 from .subjects import Bench, Subject, direct
 
@@ -9,7 +10,7 @@ WORKERS = 64
 
 
 def subjects(bench: Bench, port: int) -> list[Subject]:
-    return [found for found in (direct(), bench.stunnel(port), bench.tunnel("yamux")) if found]
+    return [found for found in (direct(), bench.stunnel(port), bench.tunnel("yamux"), sing_box.subject(bench)) if found]
 
 
 def requests(bench: Bench) -> Table:

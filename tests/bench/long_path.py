@@ -3,20 +3,25 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness import go
-from harness.processes import run
+from harness.processes import Process, run
 from harness.tunnel import COMMAND, PATH, TOKEN
 
 from .report import Table, median, with_ratio
 from .subjects import Bench, Subject
 
 NEAR, FAR = "10.77.0.1", "10.77.0.2"
-SERVER_PORT, TARGET_PORT = 8443, 9000
+SERVER_PORT, DEPLOYED_PORT, TARGET_PORT = 8443, 8444, 9000
+ROUND_TRIP = 0.08
+# What a side lets the other send on one stream before it reads: our maximum both ways, the deployed server's upwards.
+OWN_WINDOW, DEPLOYED_WINDOW = 16 << 20, 4 << 20
+DEPLOYED = "yamux, the deployed Go server"
 # Both ends of the comparison get windows that the path needs; the system's defaults end at 6 MB.
 TCP_BUFFERS = {"net.ipv4.tcp_rmem": "4096 131072 67108864", "net.ipv4.tcp_wmem": "4096 65536 67108864"}
 
@@ -42,10 +47,8 @@ def missing() -> str | None:
 
 @contextmanager
 def path(bench: Bench, milliseconds: float, megabits: int) -> Iterator[Path80]:
-    link = bench.folder / "delay_link"
-    if not link.exists():
-        built = run("go", "build", "-o", link, "./cmd/delay_link", cwd=go.SOURCE, timeout=go.BUILD_TIMEOUT)
-        assert built.returncode == 0, built.stderr
+    link = go_program(bench, "delay_link")
+    assert link
     names = [f"ew{end}{os.getpid()}" for end in ("n", "f")]
     program = bench.processes.start(link, *names, str(milliseconds), str(megabits))
     try:
@@ -71,9 +74,22 @@ def command(*words: str) -> None:
     subprocess.run(words, check=True)
 
 
+def go_program(bench: Bench, name: str) -> Path | None:
+    """One of tests/interop/go/cmd; None where it cannot be built, as without its modules."""
+    program = bench.folder / name
+    if not program.exists():
+        built = run("go", "build", "-o", program, f"./cmd/{name}", cwd=go.SOURCE, timeout=go.BUILD_TIMEOUT)
+        if built.returncode != 0:
+            print(built.stderr, file=sys.stderr)
+            return None
+    return program
+
+
 @contextmanager
-def subjects(bench: Bench, between: Path80, replies: tuple[str, ...]) -> Iterator[list[Subject]]:
-    """Direct TCP, and a tunnel for each way to reply, all to a target at the far end."""
+def subjects(
+    bench: Bench, between: Path80, replies: dict[str, str], deployed: Path | None = None
+) -> Iterator[list[Subject]]:
+    """Direct TCP, a tunnel for each way to reply, one to the deployed server; all to a target at the far end."""
     site = bench.site
     target, _ = bench.target(f"{FAR}:{TARGET_PORT}", between.far)
     server = bench.processes.start(
@@ -85,26 +101,59 @@ def subjects(bench: Bench, between: Path80, replies: tuple[str, ...]) -> Iterato
     server.wait_line("listening on")
     compared = [Subject("direct TCP", None, None, "-", lambda port: f"{FAR}:{port}")]
     started = [target, server]
-    for reply in replies:
-        arguments = site.proxy_arguments(SERVER_PORT, *bench.known(FAR), "--reply", reply, resolver=False)
+    ways = [(name, server, SERVER_PORT, reply) for name, reply in replies.items()]
+    if deployed:
+        started.append(deployed_server(bench, between, deployed))
+        ways.append((DEPLOYED, started[-1], DEPLOYED_PORT, "optimistic"))
+    for name, end, port, reply in ways:
+        arguments = site.proxy_arguments(port, *bench.known(FAR), "--reply", reply, resolver=False)
         proxy = bench.processes.start(*between.near, *arguments, env=site.environment)
         started.append(proxy)
-        port = proxy.wait_line(r"listening on \S+:(\d+)\b")[1]
+        listening = proxy.wait_line(r"listening on \S+:(\d+)\b")[1]
         proxy.wait_line("session up")
-        compared.append(Subject(f"yamux, {reply}", proxy, server, f"127.0.0.1:{port}", lambda port: f"{FAR}:{port}"))
+        compared.append(Subject(name, proxy, end, f"127.0.0.1:{listening}", lambda port: f"{FAR}:{port}"))
     yield compared
     for process in started:
         process.stop()
 
 
+def deployed_server(bench: Bench, between: Path80, program: Path) -> Process:
+    site = bench.site
+    process = bench.processes.start(
+        *between.far,
+        *(program, "-listen", f"{FAR}:{DEPLOYED_PORT}", "-token", TOKEN),
+        *("-certificate", f"{site.inner.chain}:{site.inner.key}"),
+        *("-certificate", f"{site.outer.chain}:{site.outer.key}", "-ech-retry-key", site.key.path),
+    )
+    process.wait_event("listening")
+    return process
+
+
+def limit(name: str, direction: str) -> str:
+    """MB/s that the window allows."""
+    if name == "direct TCP":
+        return ""
+    if name == DEPLOYED and direction == "up":
+        # It gives back no less than half of its window. Unless its reads end at just that byte, the next half is due
+        # only when the sender has got the last one: then it is a half each round trip, not both.
+        return f"{a_round_trip(DEPLOYED_WINDOW // 2)} to {a_round_trip(DEPLOYED_WINDOW)}"
+    return a_round_trip(OWN_WINDOW)
+
+
+def a_round_trip(window: int) -> str:
+    return f"{window / ROUND_TRIP / 1e6:.0f}"
+
+
 def throughput(bench: Bench) -> Table:
-    made = Table("Long path: 80 ms, 1 Gbit/s, one stream", ("", "", "MB/s"))
+    made = Table("Long path: 80 ms, 1 Gbit/s, one stream", ("", "", "MB/s", "the window's limit, MB/s"))
     if reason := missing():
         made.notes.append(reason)
         return made
     seconds = 4 if bench.quick else 8
     taken: dict[tuple[str, str], list[float]] = {}
-    with path(bench, 40, 1000) as between, subjects(bench, between, ("optimistic",)) as compared:
+    replies = {"yamux": "optimistic"}
+    deployed = go_program(bench, "deployed_server")
+    with path(bench, 40, 1000) as between, subjects(bench, between, replies, deployed) as compared:
         for _ in range(bench.rounds):
             for direction in ("down", "up"):
                 for subject in compared:
@@ -114,9 +163,16 @@ def throughput(bench: Bench) -> Table:
                     taken.setdefault((direction, subject.name), []).append(found["bytes"] / found["seconds"] / 1e6)
     for (direction, name), values in taken.items():
         yardstick = median(taken[direction, "direct TCP"])
-        made.rows.append((direction, name.partition(",")[0], with_ratio(median(values), yardstick, 0)))
+        made.rows.append((direction, name, with_ratio(median(values), yardstick, 0), limit(name, direction)))
     made.notes.append(
         f"The first {seconds} s of a stream, slow start and growing windows included; TCP buffers up to 64 MB."
+    )
+    if deployed is None:
+        made.notes.append("The deployed Go server could not be built.")
+    made.notes.append(
+        f"The window's limit is one window in each round trip: ours of {OWN_WINDOW >> 20} MiB / 80 ms, which is more than "
+        f"the link carries; upwards to the deployed server its {DEPLOYED_WINDOW >> 20} MiB / 80 ms, or half of it: "
+        "hashicorp/yamux gives a window back by halves, and mostly the second only when the first has come back."
     )
     return made
 
@@ -127,8 +183,9 @@ def round_trips(bench: Bench) -> Table:
         made.notes.append(reason)
         return made
     taken: dict[str, list[tuple[float, float]]] = {}
+    replies = {f"yamux, {reply}": reply for reply in ("optimistic", "confirmed")}
     for _ in range(bench.rounds):
-        with path(bench, 25, 0) as between, subjects(bench, between, ("optimistic", "confirmed")) as compared:
+        with path(bench, 25, 0) as between, subjects(bench, between, replies) as compared:
             for subject in compared:
                 found = bench.load("new", subject.proxy, subject.address(TARGET_PORT), 8, prefix=between.near)
                 taken.setdefault(subject.name, []).append((found["first"] / 50, found["p50"] / 50))

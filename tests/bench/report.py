@@ -40,7 +40,7 @@ def with_ratio(value: float, yardstick: float, digits: int = 2) -> str:
     return f"{value:.{digits}f} ({value / yardstick:.2f})" if yardstick > 0 else f"{value:.{digits}f}"
 
 
-def preface(command: str, rounds: int, load_before: float) -> str:
+def preface(command: str, rounds: int, load_before: float, others: Sequence[str]) -> str:
     return f"""# Benchmarks
 
 One run of `{command}` on {datetime.now(UTC):%Y-%m-%d}; it writes this file. Medians of {rounds}, interleaved: all that is
@@ -48,7 +48,7 @@ compared ran by turns in the same run, on the same cores as the load itself. Mac
 ratios (in brackets, to the first row of the same kind) mean something, and only within one run.
 
 - Machine: {processor()}, {os.cpu_count()} cores, Linux {platform.release()}; load average before the run {load_before:.1f}
-- Versions: {", ".join(versions())}
+- Versions: {", ".join(versions(others))}
 - The tunnel: TLS 1.3 with ECH, WebSocket with masking, yamux unless said otherwise; the program's defaults
 """
 
@@ -58,10 +58,11 @@ def processor() -> str:
     return found[1] if found else platform.machine()
 
 
-def versions() -> list[str]:
+def versions(others: Sequence[str]) -> list[str]:
     commit = run("git", "describe", "--always", "--dirty", cwd=ROOT).stdout.strip()
     return [
         f"ech-workers {commit}",
         run("rustc", "--version").stdout.strip(),
         f"Python {platform.python_version()}",
+        *others,
     ]

@@ -49,9 +49,12 @@ class Subject:
 
 
 def cpu_seconds(process: Process | None) -> float:
-    if process is None:
-        return 0.0
-    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return cpu_seconds_of(Path(f"/proc/{process.pid}")) if process else 0.0
+
+
+def cpu_seconds_of(entry: Path) -> float:
+    """Of a process or one of its threads, by its folder in /proc."""
+    fields = (entry / "stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 

@@ -1,4 +1,4 @@
-"""One stream down, one up, 8 at a time, over loopback: MB/s, and CPU seconds per GiB of client and server."""
+"""One stream down, one up, 8 at a time each way, over loopback: MB/s, and CPU seconds per GiB of client and server."""
 
 import socket
 import threading
@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from . import sing_box
 from .report import Table, median, with_ratio
 from .subjects import Bench, Subject
 
 CHUNK = bytes(1 << 20)
 GIB = 1 << 30
-TESTS = {"down": 1, "up": 1, "8 down": 8}
+TESTS = {"down": 1, "up": 1, "8 down": 8, "8 up": 8}
 TIMEOUT = 300
 
 
@@ -66,12 +67,12 @@ class Result:
     server: float
 
 
-def measure(subject: Subject, target: Target, test: str, streams: int) -> Result:
+def measure(subject: Subject, target: Target, direction: str, streams: int) -> Result:
     before = subject.cpu_seconds()
     started = time.monotonic()
 
     def one() -> None:
-        if test == "up":
+        if direction == "up":
             with subject.connect(target.sink) as connection:
                 send(connection, target.size)
                 assert target.arrived.acquire(timeout=TIMEOUT)
@@ -95,15 +96,16 @@ def measure(subject: Subject, target: Target, test: str, streams: int) -> Result
 def table(bench: Bench) -> Table:
     results: dict[tuple[str, str], list[Result]] = {}
     large, small = Target(bench.mebibytes << 20), Target(max(bench.mebibytes // 8, 1) << 20)
-    tunnels = [bench.tunnel("yamux"), bench.tunnel("simple")]
+    tunnels = [each for each in (bench.tunnel("yamux"), bench.tunnel("simple"), sing_box.subject(bench)) if each]
     for _number in range(bench.rounds):
         for test, streams in TESTS.items():
             target = large if streams == 1 else small
-            direction, port = ("up", target.sink) if test == "up" else ("down", target.source)
+            direction = test.split()[-1]
+            port = target.sink if direction == "up" else target.source
             for subject in (bench.pipe(port, direction), bench.stunnel(port), *tunnels):
                 if subject is None:
                     continue
-                result = measure(subject, target, test, streams)
+                result = measure(subject, target, direction, streams)
                 results.setdefault((test, subject.name), []).append(result)
                 if subject not in tunnels:
                     for process in (subject.client, subject.server):

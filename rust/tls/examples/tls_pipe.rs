@@ -109,7 +109,12 @@ async fn seal(plain: TcpStream, mut tls: TlsStream) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
-    poll_fn(|cx| tls.poll_close(cx)).await
+    poll_fn(|cx| tls.poll_close(cx)).await?;
+    // A socket closed with something unread in it (the server's tickets) is reset, and what is on its way is lost.
+    while let Ok(Some(_)) = poll_fn(|cx| tls.poll_open(cx).map_ok(|opened| opened.map(drop))).await
+    {
+    }
+    Ok(())
 }
 
 async fn open(mut tls: TlsStream, mut plain: TcpStream) -> io::Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! There are no tasks, queues or wake-ups between the session and its streams. What arrives is decrypted, parsed in place
 //! and written to the sockets; what a socket refuses waits in its backlog, bounded by the stream's window. A readable
-//! socket is read straight into the next TLS record, in turns of at most one record a stream.
+//! socket is read straight into the next TLS records: streams with little to send first, then those with much in turns.
 
 mod ending;
 mod incoming;
@@ -149,7 +149,7 @@ struct Stream {
     state: State,
     /// Bytes that go before those of the socket: a preamble with early data, or an answer.
     first: Vec<u8>,
-    /// In `sendable`.
+    /// In `sendable` or `prompt`.
     queued: bool,
     /// Its socket filled a whole record the last time.
     bulk: bool,
@@ -181,7 +181,12 @@ struct Core {
     end: End,
     limits: Limits,
     streams: HashMap<StreamId, Stream>,
+    /// Streams that had much to send the last time, and may have more.
     sendable: VecDeque<StreamId>,
+    /// The others that may have something to send: they go first.
+    prompt: VecDeque<StreamId>,
+    /// Turns that these had in a row.
+    prompt_turns: u32,
     readiness: Arc<Readiness<StreamId>>,
     ready: Vec<StreamId>,
     /// Payloads of the bytes being absorbed, in order of arrival.
@@ -229,6 +234,8 @@ impl Driver {
                 limits,
                 streams: HashMap::new(),
                 sendable: VecDeque::new(),
+                prompt: VecDeque::new(),
+                prompt_turns: 0,
                 readiness: Readiness::new(),
                 ready: Vec::new(),
                 deliveries: Vec::new(),
@@ -532,7 +539,11 @@ impl Core {
         };
         if !stream.queued && !stream.finished {
             stream.queued = true;
-            self.sendable.push_back(id);
+            if stream.bulk {
+                self.sendable.push_back(id);
+            } else {
+                self.prompt.push_back(id);
+            }
         }
     }
 

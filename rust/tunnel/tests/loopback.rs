@@ -12,6 +12,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -313,6 +314,68 @@ fn a_reader_that_stops_holds_up_nobody_else() {
         stream.read_exact(&mut received).unwrap();
         assert!(received == sent);
     }
+}
+
+#[test]
+fn bulk_streams_share_a_session_evenly_while_chatty_ones_go_on() {
+    const BULK: usize = 4;
+    const CHATTY: u64 = 24;
+    let site = Site::new();
+    let client = Arc::new(site.joined(Mode::Yamux));
+    let endless = target(|mut connection| while connection.write_all(&[7; 65536]).is_ok() {});
+    let echo = target(echo);
+    let arrived: Arc<[AtomicUsize; BULK]> = Arc::default();
+    let ended = Arc::new(AtomicBool::new(false));
+    let downloads: Vec<_> = (0..BULK)
+        .map(|number| {
+            let mut stream = open(&client, &endless);
+            let (arrived, ended) = (Arc::clone(&arrived), Arc::clone(&ended));
+            thread::spawn(move || {
+                let mut buffer = vec![0; 65536];
+                while !ended.load(Ordering::Relaxed) {
+                    let n = stream.read(&mut buffer).unwrap();
+                    arrived[number].fetch_add(n, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let chats: Vec<_> = (0..CHATTY)
+        .map(|number| {
+            let (client, echo) = (Arc::clone(&client), echo.clone());
+            thread::spawn(move || {
+                let mut stream = open(&client, &echo);
+                for round in 0..100 {
+                    let sent = pattern(number * 1000 + round, 500);
+                    stream.write_all(&sent).unwrap();
+                    let mut received = vec![0; sent.len()];
+                    stream.read_exact(&mut received).unwrap();
+                    assert!(received == sent);
+                }
+            })
+        })
+        .collect();
+    for chat in chats {
+        chat.join().unwrap();
+    }
+    // Until every download has had far more than buffers hold: a share, not a rate, is what is judged.
+    let deadline = Instant::now() + LIMIT;
+    let shares = loop {
+        let shares: Vec<_> = arrived
+            .iter()
+            .map(|bytes| bytes.load(Ordering::Relaxed))
+            .collect();
+        if shares.iter().sum::<usize>() > BULK * (32 << 20) {
+            break shares;
+        }
+        assert!(Instant::now() < deadline, "{shares:?}");
+        thread::sleep(Duration::from_millis(5));
+    };
+    ended.store(true, Ordering::Relaxed);
+    for download in downloads {
+        download.join().unwrap();
+    }
+    let (least, most) = (*shares.iter().min().unwrap(), *shares.iter().max().unwrap());
+    assert!(least * 4 > most, "{shares:?}");
 }
 
 #[test]

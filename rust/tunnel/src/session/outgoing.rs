@@ -5,18 +5,21 @@ use std::task::{Context, Poll};
 
 use ech_workers_tls::TlsStream;
 use ech_workers_websocket::OpCode;
+use ech_workers_yamux::StreamId;
 
 use super::{Core, FRAME_HEADER, State};
 use crate::failure::Failure;
 
-/// Records that a bulk stream may fill with one read, while no other stream has anything to send.
-const BULK_RECORDS: usize = 4;
+/// Records that a bulk stream may fill with one read: all that go out with one system call.
+const BULK_RECORDS: usize = 16;
 /// With less window than this, several records would not be filled anyway.
 const BULK_WINDOW_MIN: usize = 16 * 1024;
 /// Below this much room a record is sealed rather than filled with another stream's bytes.
 const ROOM_MIN: usize = 1024;
 /// Records sent before other sessions on the thread get their turn.
-const TURN_RECORDS: usize = 16;
+const TURN_RECORDS: usize = 64;
+/// Streams that have little to send go before those that have much, but no more than this many in a row.
+const PROMPT_MAX: u32 = 8;
 
 impl Core {
     /// Fills records with control frames and with what the sockets give, until there is nothing left or no room.
@@ -26,7 +29,8 @@ impl Core {
         cx: &mut Context<'_>,
     ) -> Result<bool, Failure> {
         let broken = |error: std::io::Error| Failure::transport(&error);
-        for _ in 0..TURN_RECORDS {
+        let mut records = 0;
+        while records < TURN_RECORDS {
             if tls.poll_ready(cx).map_err(broken)?.is_pending() {
                 return Ok(false);
             }
@@ -36,7 +40,9 @@ impl Core {
                     .map_err(broken)?;
                 continue;
             }
-            if self.fill_many(tls).map_err(broken)? {
+            let many = self.fill_many(tls).map_err(broken)?;
+            if many > 0 {
+                records += many;
                 continue;
             }
             self.fill(tls);
@@ -44,20 +50,37 @@ impl Core {
                 return Ok(false);
             }
             self.outgoing.send(tls, OpCode::Binary).map_err(broken)?;
+            records += 1;
         }
         Ok(true)
     }
 
-    /// A bulk stream that nobody waits behind fills several records in one system call. False: it is not that time.
-    fn fill_many(&mut self, tls: &mut TlsStream) -> std::io::Result<bool> {
-        let (Some(&id), 1) = (self.sendable.front(), self.sendable.len()) else {
-            return Ok(false);
+    /// The stream whose turn it is.
+    fn next_sendable(&mut self) -> Option<StreamId> {
+        if (self.prompt_turns < PROMPT_MAX || self.sendable.is_empty())
+            && let Some(id) = self.prompt.pop_front()
+        {
+            self.prompt_turns += 1;
+            return Some(id);
+        }
+        self.prompt_turns = 0;
+        self.sendable.pop_front()
+    }
+
+    /// A bulk stream that nobody waits behind fills several records in one system call. Returns how many; 0: it is not
+    /// that time.
+    fn fill_many(&mut self, tls: &mut TlsStream) -> std::io::Result<usize> {
+        if self.prompt_turns < PROMPT_MAX && !self.prompt.is_empty() {
+            return Ok(0);
+        }
+        let Some(&id) = self.sendable.front() else {
+            return Ok(0);
         };
         let Some(stream) = self.streams.get_mut(&id) else {
-            return Ok(false);
+            return Ok(0);
         };
         let State::Connected(endpoint) = &stream.state else {
-            return Ok(false);
+            return Ok(0);
         };
         let mut window = self.mux.send_window(id);
         if !stream.bulk
@@ -67,12 +90,15 @@ impl Core {
             || window <= BULK_WINDOW_MIN
             || self.mux.has_control()
         {
-            return Ok(false);
+            return Ok(0);
         }
+        let (mut whole, mut room) = (0, 0);
         let mut spaces = Vec::with_capacity(BULK_RECORDS);
         for space in self.outgoing.spaces(tls, BULK_RECORDS) {
-            let length = (space.len() - FRAME_HEADER).min(window);
+            whole = whole.max(space.len() - FRAME_HEADER);
+            let length = whole.min(window);
             window -= length;
+            room += length;
             spaces.push(IoSliceMut::new(
                 &mut space[FRAME_HEADER..FRAME_HEADER + length],
             ));
@@ -80,7 +106,6 @@ impl Core {
                 break;
             }
         }
-        let lengths: Vec<usize> = spaces.iter().map(|space| space.len()).collect();
         let mut context = Context::from_waker(stream.waker.waker());
         let mut rest = match endpoint.poll_read_vectored(&mut context, &mut spaces) {
             Poll::Ready(Ok(n)) => n,
@@ -88,28 +113,29 @@ impl Core {
             Poll::Ready(Err(_)) => {
                 self.sendable.pop_front();
                 self.remove(id, true);
-                return Ok(false);
+                return Ok(0);
             }
             Poll::Pending => 0,
         };
-        stream.bulk = rest == lengths.iter().sum::<usize>();
+        stream.bulk = rest == room;
         if rest == 0 {
-            return Ok(false);
+            return Ok(0);
         }
+        self.sendable.rotate_left(1);
+        self.prompt_turns = 0;
         stream.active = self.now;
         self.sent += rest as u64;
-        for length in lengths {
-            let length = length.min(rest);
-            if length == 0 {
-                break;
-            }
+        let mut records = 0;
+        while rest > 0 {
+            let length = whole.min(rest);
             rest -= length;
             let header = self.mux.data_header(id, length);
             self.outgoing.space(tls)[..FRAME_HEADER].copy_from_slice(&header);
             self.outgoing.add(FRAME_HEADER + length);
             self.outgoing.send(tls, OpCode::Binary)?;
+            records += 1;
         }
-        Ok(true)
+        Ok(records)
     }
 
     fn fill(&mut self, tls: &mut TlsStream) {
@@ -123,7 +149,7 @@ impl Core {
                 self.outgoing.add(FRAME_HEADER);
                 continue;
             }
-            let Some(id) = self.sendable.pop_front() else {
+            let Some(id) = self.next_sendable() else {
                 return;
             };
             let Some(stream) = self.streams.get_mut(&id) else {
@@ -136,7 +162,7 @@ impl Core {
                 if n < stream.first.len() && self.outgoing.used() > 0 {
                     // A preamble goes in one frame: a record of its own has the room.
                     stream.queued = true;
-                    self.sendable.push_front(id);
+                    self.prompt.push_front(id);
                     return;
                 }
                 if n == 0 {
@@ -191,8 +217,7 @@ impl Core {
                         self.outgoing.add(FRAME_HEADER + n);
                         self.sent += n as u64;
                     }
-                    stream.queued = true;
-                    self.sendable.push_back(id);
+                    self.queue(id);
                 }
                 Poll::Ready(Err(_)) => self.remove(id, true),
             }
