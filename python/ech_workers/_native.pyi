@@ -38,6 +38,9 @@ class Failure:
     @property
     def retry_configs(self) -> bytes | None:
         """An authenticated ECHConfigList, with ech-rejected only."""
+    @property
+    def ech_rejected(self) -> bool:
+        """The server rejected ECH in this handshake; a certificate that failed in it is the public name's."""
 
 # ---------------------------------------------------------------- the client
 

@@ -20,6 +20,8 @@ import msgspec
 from ech_workers import _native, doh
 from ech_workers.ech import Addresses, Configuration, EchStore
 from ech_workers.errors import (
+    BLAMED_ON_ENDPOINT,
+    BLAMED_ON_TARGET,
     ConfigError,
     ConnectError,
     EchError,
@@ -58,6 +60,9 @@ Layer = Literal["resolver", "address", "tcp", "tls", "ech", "certificate", "webs
 # As they follow one another in a dial.
 _DIAL_LAYERS: tuple[Layer, ...] = ("tls", "ech", "certificate", "websocket", "token")
 
+# The next endpoint of the server, if there is one, makes up for these.
+_NEXT_ENDPOINT = BLAMED_ON_ENDPOINT | BLAMED_ON_TARGET
+
 # Failures behind which something on the way may stand that knows the hello.
 _MAYBE_BLOCKED = frozenset({"tls-reset", "tls-timeout", "tls-alert"})
 
@@ -77,7 +82,19 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     code: str | None = None
     detail: str | None = None
     decides: bool = True
-    """False for what others make up for: one resolver of several, one address of several."""
+    """False for what others make up for: one resolver, address or endpoint of several."""
+
+
+class _Dialed(msgspec.Struct, frozen=True):
+    """How a dial ended."""
+
+    plan: _native.DialPlan
+    outcome: _native.SessionUp | TunnelError
+    rejected: Configuration | None
+    """The configuration that the server rejected within the dial, if it then handed over its own."""
+    used: Configuration | None
+    ech_rejected: bool
+    """It failed in a handshake in which the server rejected ECH."""
 
 
 class Check:
@@ -92,6 +109,8 @@ class Check:
         self._target = _Target(target)
         self._store = EchStore(config.cache_dir)
         self._server = config.server.authority
+        self._others_follow = False
+        self._hello_shown = False
         self.error: TunnelError | None = None
         """The first decisive failure."""
 
@@ -123,23 +142,20 @@ class Check:
                 yield self._failed(problem, "ech" if problem.layer == "ech" else "resolver", answers.origin)
                 return
             yield _configuration_row(used, answers.origin, problem)
-        addresses, problem = answers.addresses(used)
-        if not addresses:
-            yield self._failed(problem, "address" if answers.working else "resolver", config.server.host)
-            return
-        yield Row(
-            layer="address",
-            subject=answers.name(used) or config.server.host,
-            ok=True,
-            what=", ".join(addresses),
-            advice=None,
-        )
-        port = (used.port if used else None) or config.server.port
-        reached = yield from self._connect(addresses, port)
-        if not reached:
-            return
-        yield self._fingerprint_row(engine, used)
-        dialed = yield from self._dial(engine, used, reached, port)
+        # In their order, as the client itself goes through them, until one works or fails for another reason.
+        endpoints = [used.turned(times) for times in range(len(used.others) + 1)] if used else [None]
+        dialed = None
+        for number, endpoint in enumerate(endpoints, 1):
+            self._others_follow = number < len(endpoints)
+            place = f"endpoint {number} of {len(endpoints)}"
+            if endpoint is not None and len(endpoints) > 1:
+                yield self._endpoint_row(endpoint, None, f"{place}, public name {_public_name(endpoint)}")
+            dialed = yield from self._reach(engine, answers, endpoint)
+            if dialed is not None and endpoint is not None and len(endpoints) > 1:
+                yield self._endpoint_row(endpoint, True, f"{place} is used")
+            if dialed is not None or self.error is not None:
+                break
+        self._others_follow = False
         if dialed is None:
             return
         plan, up = dialed
@@ -150,6 +166,33 @@ class Check:
         else:
             engine.set_plan(plan)
         yield from self._fetch_target(engine)
+
+    # ------------------------------------------------------------ an endpoint
+
+    def _endpoint_row(self, endpoint: Configuration, ok: bool | None, what: str) -> Row:
+        config = self._config
+        subject = f"{endpoint.target or config.server.host}:{endpoint.port or config.server.port}"
+        return Row(layer="address", subject=subject, ok=ok, what=what, decides=False)
+
+    def _reach(
+        self, engine: _native.Engine, answers: _Answers, used: Configuration | None
+    ) -> Generator[Row, None, tuple[_native.DialPlan, _native.SessionUp] | None]:
+        """Its addresses, TCP, and the dial."""
+        config = self._config
+        addresses, problem = answers.addresses(used)
+        name = answers.name(used) or config.server.host
+        if not addresses:
+            yield self._failed(problem, "address" if answers.working else "resolver", name)
+            return None
+        yield Row(layer="address", subject=name, ok=True, what=", ".join(addresses), advice=None)
+        port = (used.port if used else None) or config.server.port
+        reached = yield from self._connect(addresses, port)
+        if not reached:
+            return None
+        if not self._hello_shown:
+            self._hello_shown = True
+            yield self._fingerprint_row(engine, used)
+        return (yield from self._dial(engine, used, reached, port))
 
     # ------------------------------------------------------------ TCP
 
@@ -208,14 +251,13 @@ class Check:
     def _dial(
         self, engine: _native.Engine, used: Configuration | None, addresses: tuple[str, ...], port: int
     ) -> Generator[Row, None, tuple[_native.DialPlan, _native.SessionUp] | None]:
-        plan = self._plan(used, addresses, port)
-        outcome = self._await_dial(engine, plan, used)
-        if isinstance(outcome, TunnelError):
-            yield from self._dial_failed(outcome)
-            if outcome.code in _MAYBE_BLOCKED:
+        dialed = self._await_dial(engine, used, addresses, port)
+        up = dialed.outcome
+        if isinstance(up, TunnelError):
+            yield from self._dial_failed(up, dialed)
+            if up.code in _MAYBE_BLOCKED and self.error is not None:
                 yield from self._other_profiles(engine, used, addresses, port)
             return None
-        up = outcome
         host = self._config.server.host
         protocol = f", {up.alpn}" if up.alpn else ""
         resumed = ", resumed" if up.resumed else ""
@@ -228,9 +270,7 @@ class Check:
             what=f"TLS 1.3, {up.cipher}, {up.group}{protocol}{resumed}; {hello}",
         )
         if up.ech == "accepted":
-            retried = ", after it handed over new keys" if up.retried else ""
-            what = f"accepted{retried}; the network saw {up.public_name}"
-            yield Row(layer="ech", subject=host, ok=True, what=what)
+            yield Row(layer="ech", subject=host, ok=True, what=f"{_accepted(dialed)}; the network saw {up.public_name}")
         else:
             yield Row(layer="ech", subject=host, ok=None, what="off (--no-ech): the network saw the name")
         yield Row(layer="certificate", subject=host, ok=True, what=f"valid for {host}")
@@ -243,15 +283,21 @@ class Check:
             yield Row(layer="token", subject="none", ok=None, what="no token was sent")
         else:
             yield Row(layer="token", subject="--token", ok=True, what="accepted")
-        return plan, up
+        return dialed.plan, up
 
-    def _dial_failed(self, error: TunnelError) -> Iterator[Row]:
+    def _dial_failed(self, error: TunnelError, dialed: _Dialed) -> Iterator[Row]:
         """The layers below the one that failed worked, those above were not reached."""
         host = self._config.server.host
         failing: Layer = next((layer for layer in _DIAL_LAYERS if layer == error.layer), "tls")
         for layer in _DIAL_LAYERS[: _DIAL_LAYERS.index(failing)]:
             if layer == "ech" and not self._config.ech:
                 yield Row(layer=layer, subject=host, ok=None, what="off (--no-ech): the network saw the name")
+            elif layer == "ech" and dialed.ech_rejected and dialed.used is not None:
+                # By the certificate that failed the server was to prove that it may say so.
+                what = f"rejected: the configuration {_source(dialed.used)}"
+                yield Row(layer=layer, subject=host, ok=None, what=what)
+            elif layer == "ech":
+                yield Row(layer=layer, subject=host, ok=True, what=_accepted(dialed))
             else:
                 yield Row(layer=layer, subject=host, ok=True, what=_WORKED.get(layer, "worked"))
         yield self._failed(error, failing, host)
@@ -263,7 +309,7 @@ class Check:
         for profile in _native.PROFILES:
             if profile == self._config.profile:
                 continue
-            outcome = self._await_dial(engine, self._plan(used, addresses, port, profile=profile), used)
+            outcome = self._await_dial(engine, used, addresses, port, profile=profile).outcome
             through = not isinstance(outcome, TunnelError) or outcome.code not in _MAYBE_BLOCKED
             yield Row(
                 layer="tls",
@@ -275,19 +321,35 @@ class Check:
             )
 
     def _await_dial(
-        self, engine: _native.Engine, plan: _native.DialPlan, used: Configuration | None
-    ) -> _native.SessionUp | TunnelError:
-        number = engine.dial(plan)
+        self,
+        engine: _native.Engine,
+        used: Configuration | None,
+        addresses: tuple[str, ...],
+        port: int,
+        *,
+        profile: str | None = None,
+    ) -> _Dialed:
+        rejected: Configuration | None = None
+
+        def ended(outcome: _native.SessionUp | TunnelError, *, ech_rejected: bool = False) -> _Dialed:
+            # Later connections begin with what was learned.
+            plan = self._plan(used, addresses, port, profile=profile)
+            return _Dialed(plan, outcome, rejected, used, ech_rejected)
+
+        number = engine.dial(self._plan(used, addresses, port, profile=profile))
         for event in _events(engine, DIAL_TIMEOUT):
             if isinstance(event, _native.SessionUp) and event.dial == number:
-                return event
+                return ended(event)
             if isinstance(event, _native.DialFailed) and event.dial == number:
-                return from_failure(event.failure)
+                return ended(from_failure(event.failure), ech_rejected=event.failure.ech_rejected)
             if isinstance(event, _native.EchLearned) and used is not None:
+                rejected = rejected or used
                 used = self._store.learn(self._server, event.configs, used=used)
             elif isinstance(event, _native.H2Chosen):
                 self._store.remember_h2(self._server)
-        return SessionError(f"{self._server}: the dial had no end within {DIAL_TIMEOUT:.0f} s", code="tls-timeout")
+        return ended(
+            SessionError(f"{self._server}: the dial had no end within {DIAL_TIMEOUT:.0f} s", code="tls-timeout")
+        )
 
     def _fingerprint_row(self, engine: _native.Engine, used: Configuration | None) -> Row:
         """What the hello looks like, taken from one that goes to a port of our own on this machine."""
@@ -349,15 +411,15 @@ class Check:
             yield self._failed(TargetError(message, code="target-failed"), "target", str(target))
 
     def _failed(self, error: TunnelError, layer: Layer, subject: str, *, ms: float | None = None) -> Row:
-        if self.error is None:
+        decides = not (self._others_follow and error.code in _NEXT_ENDPOINT)
+        if decides and self.error is None:
             self.error = error
-        return _row(error, layer, subject, ms=ms)
+        return _row(error, layer, subject, ms=ms, decides=decides)
 
 
 # What is known of a layer of which nothing was reported, because a later one failed.
 _WORKED: dict[Layer, str] = {
     "tls": "the handshake went through",
-    "ech": "accepted",
     "certificate": "accepted",
     "websocket": "the server answers HTTP",
 }
@@ -452,17 +514,13 @@ class _Answers:
         except ValueError as bad:
             self._problem = EchError(f"the ECH configuration of {self.origin} cannot be used: {bad}")
             return f"the ech= value cannot be used: {bad}", self._problem.advice, False
-        own = self._config.ech_domain is None
         if self._found is None:
-            self._found = Configuration(
-                configs=endpoint.ech,
-                source="dns",
-                origin=self.origin,
-                fetched_at=time.time(),
-                ttl=float(answer.ttl),
-                target=endpoint.target if own else None,
-                port=endpoint.port if own else None,
-                hints=endpoint.hints if own else (),
+            self._found = Configuration.of_record(
+                answer,
+                self.origin,
+                own=self._config.ech_domain is None,
+                now=time.time(),
+                is_usable=_is_usable,
             )
         public = next((entry.public_name for entry in entries if entry.public_name), "an unknown version")
         return f"ECH configuration for {answer.ttl} s, public name {public}", None, True
@@ -471,14 +529,16 @@ class _Answers:
         """What to dial with, and the problem if there is none (or only an old one)."""
         config = self._config
         problem = self._problem or ResolverError("no resolver answered")
+        known = self._store.configuration(self._server)
         if config.ech_config is not None:
+            if known is not None and known.source == "retry" and known.rejected == config.ech_config:
+                return known, problem
             given = Configuration(
                 configs=config.ech_config, source="option", origin=config.server.host, fetched_at=0.0, ttl=0.0
             )
             return given, problem
         if self._found is not None:
             return self._store.store(self._server, self._found), problem
-        known = self._store.configuration(self._server)
         if known is not None and (known.source == "retry" or known.origin == self.origin):
             return known, problem
         if config.ech_bootstrap is not None:
@@ -646,25 +706,47 @@ def _row(error: TunnelError, layer: Layer, subject: str, *, ms: float | None = N
 
 
 def _configuration_row(used: Configuration, origin: str, problem: TunnelError) -> Row:
-    entries = []
-    with contextlib.suppress(ValueError):
-        entries = _native.parse_ech_config_list(used.configs)
-    public = next((entry.public_name for entry in entries if entry.public_name), None)
-    age = time.time() - used.fetched_at
-    where = {
-        "dns": f"from the HTTPS record of {used.origin}, {max(0, age):.0f} s old",
-        "retry": f"handed over by the server {max(0, age):.0f} s ago",
-        "bootstrap": "made up (--ech-bootstrap): the server is to reject it and hand over its own",
-    }.get(used.source, "given by --ech-config")
     late = used.source in ("dns", "retry") and used.is_stale(time.time())
     return Row(
         layer="ech",
         subject=origin,
         ok=True,
-        what=f"configuration {where}{' (stale, from the cache)' if late else ''}, public name {public}",
+        what=f"configuration {_source(used)}, public name {_public_name(used)}",
         advice=problem.advice if late else None,
         decides=False,
     )
+
+
+def _accepted(dialed: _Dialed) -> str:
+    if dialed.rejected is None:
+        return "accepted"
+    return f"accepted with new keys from the server, which rejected the configuration {_source(dialed.rejected)}"
+
+
+def _source(used: Configuration) -> str:
+    """Where a configuration came from, and how old it is."""
+    age = max(0, time.time() - used.fetched_at)
+    late = " (stale, from the cache)" if used.is_stale(time.time()) else ""
+    return {
+        "dns": f"from the HTTPS record of {used.origin}, {age:.0f} s old{late}",
+        "retry": f"handed over by the server {age:.0f} s ago{late}",
+        "bootstrap": "made up (--ech-bootstrap): the server is to reject it and hand over its own",
+    }.get(used.source, "given by --ech-config")
+
+
+def _public_name(used: Configuration) -> str | None:
+    with contextlib.suppress(ValueError):
+        entries = _native.parse_ech_config_list(used.configs)
+        return next((entry.public_name for entry in entries if entry.public_name), None)
+    return None
+
+
+def _is_usable(configs: bytes) -> bool:
+    try:
+        entries = _native.parse_ech_config_list(configs)
+    except ValueError:
+        return False
+    return any(entry.public_name for entry in entries)
 
 
 def _connect_error(subject: str, error: OSError) -> ConnectError:

@@ -139,10 +139,18 @@ def https_name(host: str, port: int = 443) -> str:
 
 
 def query(question: Question) -> bytes:
-    """The query in wire form: id 0 (RFC 8484 section 4.1), recursion desired, padded (RFC 8467)."""
+    """The query in wire form: id 0 (RFC 8484 section 4.1), recursion desired, padded (RFC 8467).
+
+    As Firefox's resolver it asks that nothing of the client's address be handed on (RFC 7871 section 7.1.2).
+    """
+    import dns.edns
     import dns.message
 
-    message = dns.message.make_query(question.name, question.type, id=0, use_edns=0, payload=4096, pad=_PADDING)
+    # Family 1 (IPv4), 0 bits of it.
+    no_subnet = dns.edns.GenericOption(dns.edns.OptionType.ECS, b"\0\1\0\0")
+    message = dns.message.make_query(
+        question.name, question.type, id=0, use_edns=0, payload=4096, options=[no_subnet], pad=_PADDING
+    )
     return message.to_wire()
 
 

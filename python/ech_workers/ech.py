@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from ech_workers.doh import HttpsAnswer
+
 __all__ = ["Addresses", "Alternative", "Configuration", "EchStore"]
 
 Source = Literal["dns", "retry", "option", "bootstrap"]
@@ -42,6 +44,9 @@ H2_TTL = 30 * 86400.0
 FILE_LIMIT = 8 << 20
 ENTRY_LIMIT = 256
 """Entries of each kind; the oldest make room."""
+
+OTHERS_LIMIT = 7
+"""As many further endpoints of a server are tried before the first one's turn comes again."""
 
 # ECHConfigList has a 16-bit length (RFC 9849 section 4).
 _LIST_LIMIT = 65537
@@ -89,6 +94,36 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         _check_endpoint(self.configs, self.port)
         _check(self.hints, self.ttl)
+
+    @classmethod
+    def of_record(
+        cls, answer: HttpsAnswer, origin: str, *, own: bool, now: float, is_usable: Callable[[bytes], bool]
+    ) -> Configuration:
+        """What an answer says, whose first endpoint with ECH was found to be usable.
+
+        own: the record is the server's; of another name's only the configuration is for it.
+        """
+        endpoints = [endpoint for endpoint in answer.endpoints if endpoint.ech]
+        if not own:
+            return cls(
+                configs=endpoints[0].ech or b"", source="dns", origin=origin, fetched_at=now, ttl=float(answer.ttl)
+            )
+        first, *others = [
+            Alternative(configs=endpoint.ech, target=endpoint.target, port=endpoint.port, hints=endpoint.hints)
+            for endpoint in endpoints
+            if endpoint.ech and (endpoint is endpoints[0] or is_usable(endpoint.ech))
+        ]
+        return cls(
+            configs=first.configs,
+            source="dns",
+            origin=origin,
+            fetched_at=now,
+            ttl=float(answer.ttl),
+            target=first.target,
+            port=first.port,
+            hints=first.hints,
+            others=tuple(others[:OTHERS_LIMIT]),
+        )
 
     @property
     def expires_at(self) -> float:

@@ -213,6 +213,23 @@ class EngineClosed(TunnelError):  # noqa: N818 (an end, not always an error)
         super().__init__(message, code=code, layer=layer, detail=detail, advice=advice)
 
 
+BLAMED_ON_ADDRESS = frozenset({"tcp-refused", "tcp-timeout", "tcp-unreachable", "tcp-reset", "tcp-failed"})
+
+BLAMED_ON_ENDPOINT = BLAMED_ON_ADDRESS | {
+    "tls-alert",
+    "tls-reset",
+    "tls-timeout",
+    "tls-version",
+    "ech-disabled",
+    "websocket-timeout",
+    "websocket-status",
+}
+"""After these another endpoint of the same server may do better."""
+
+BLAMED_ON_TARGET = frozenset({"resolver-no-name", "resolver-no-address"})
+"""The same of the look-up of an endpoint's addresses."""
+
+
 def from_failure(
     failure: Failure, *, server: str | None = None, resolver: str | None = None, advice: str | None = None
 ) -> TunnelError:

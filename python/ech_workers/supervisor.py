@@ -26,8 +26,11 @@ import msgspec
 
 from ech_workers import doh
 from ech_workers._logging import forward
-from ech_workers.ech import Addresses, Alternative, Configuration, EchStore
+from ech_workers.ech import Addresses, Configuration, EchStore
 from ech_workers.errors import (
+    BLAMED_ON_ADDRESS,
+    BLAMED_ON_ENDPOINT,
+    BLAMED_ON_TARGET,
     EchError,
     EngineClosed,
     ResolverError,
@@ -478,23 +481,12 @@ class Supervisor:
         if problem is not None:
             self._records_missing(EchError(f"the ECH configuration of {origin} cannot be used: {problem}"))
             return
-        # Of another name's record only the configuration is for our server.
-        own = self._config.ech_domain is None
-        others = [
-            Alternative(configs=other.ech, target=other.target, port=other.port, hints=other.hints)
-            for other in answer.endpoints
-            if own and other is not endpoint and other.ech and self._list_problem(other.ech) is None
-        ]
-        found = Configuration(
-            configs=endpoint.ech,
-            source="dns",
-            origin=origin,
-            fetched_at=self._wall(),
-            ttl=float(answer.ttl),
-            target=endpoint.target if own else None,
-            port=endpoint.port if own else None,
-            hints=endpoint.hints if own else (),
-            others=tuple(others[:_ENDPOINTS]),
+        found = Configuration.of_record(
+            answer,
+            origin,
+            own=self._config.ech_domain is None,
+            now=self._wall(),
+            is_usable=lambda configs: self._list_problem(configs) is None,
         )
         # The first is tried first again.
         self._turned = 0
@@ -550,9 +542,7 @@ class Supervisor:
             if self._addresses():
                 look_up.mention(f"{error.line()} (the addresses from before are used)")
             elif (
-                look_up is self._names
-                and error.code in _BLAMED_ON_TARGET
-                and self._next_endpoint(self._configuration())
+                look_up is self._names and error.code in BLAMED_ON_TARGET and self._next_endpoint(self._configuration())
             ):
                 _log.info("%s (the server's next endpoint is tried)", error.line())
         self._after_look_up()
@@ -857,7 +847,7 @@ class Supervisor:
         replaced = self._sessions.get(dial.replaces) if dial and dial.replaces is not None else None
         if replaced is not None and not replaced.retiring:
             # The old session still serves: no reason to alarm anyone, only to try again later.
-            if error.code in _BLAMED_ON_ENDPOINT:
+            if error.code in BLAMED_ON_ENDPOINT:
                 self._next_endpoint(dial.used if dial else None)
             replaced.renew_failures += 1
             replaced.renew_at = self._clock() + max(self._timing.backoff_limit, self._backoff(replaced.renew_failures))
@@ -891,7 +881,7 @@ class Supervisor:
 
     def _heal(self, error: TunnelError, dial: _Dial, now: float) -> bool:
         """True if the next dial needs no pause: it knows better, or will when the records have been looked up again."""
-        if error.code in _BLAMED_ON_ENDPOINT and self._next_endpoint(dial.used):
+        if error.code in BLAMED_ON_ENDPOINT and self._next_endpoint(dial.used):
             self._dial_at = now
             return True
         if self._failures > _HEALING_DIALS:
@@ -903,7 +893,7 @@ class Supervisor:
         look_up = None
         if error.code in _BLAMED_ON_ECH and self._records in self._active_look_ups():
             look_up = self._records
-        elif error.code in _BLAMED_ON_ADDRESS and self._names in self._active_look_ups():
+        elif error.code in BLAMED_ON_ADDRESS and self._names in self._active_look_ups():
             look_up = self._names
         if look_up is None:
             return False
@@ -1082,21 +1072,6 @@ _HEALING_DIALS = 2
 _FAREWELLS = 2
 
 _BLAMED_ON_ECH = frozenset({"ech-rejected", "ech-disabled", "ech-config-invalid", "certificate-name"})
-_BLAMED_ON_ADDRESS = frozenset({"tcp-refused", "tcp-timeout", "tcp-unreachable", "tcp-reset", "tcp-failed"})
-_BLAMED_ON_ENDPOINT = _BLAMED_ON_ADDRESS | {
-    "tls-alert",
-    "tls-reset",
-    "tls-timeout",
-    "tls-version",
-    "ech-disabled",
-    "websocket-timeout",
-    "websocket-status",
-}
-
-_BLAMED_ON_TARGET = frozenset({"resolver-no-name", "resolver-no-address"})
-
-# As many further endpoints of a server are tried before the first one's turn comes again.
-_ENDPOINTS = 7
 
 _SOURCES = {
     "dns": "the HTTPS record of {}",

@@ -1,4 +1,4 @@
-"""An HTTPS server that records what its clients send, in their order: each ClientHello, HTTP/1.1 heads byte by byte, HTTP/2 settings and header lists."""
+"""An HTTPS server that records what its clients send, in their order: each ClientHello, HTTP/1.1 heads byte by byte, HTTP/2 frames and header lists."""
 
 import contextlib
 import socket
@@ -34,10 +34,20 @@ class Recorded:
     """HTTP/1.1 requests up to their empty line."""
     requests: list[Fields] = field(default_factory=list)
     """HTTP/2 requests: header fields, those with a colon too."""
-    settings: list[tuple[int, int]] = field(default_factory=list)
-    """HTTP/2 settings, in their order."""
-    windows: list[tuple[int, int]] = field(default_factory=list)
-    """HTTP/2 window updates before the first request: stream and bytes."""
+    frames: list["Frame"] = field(default_factory=list)
+    """HTTP/2: all that was sent."""
+    records: list[int] = field(default_factory=list)
+    """HTTP/2: how long the TLS records were whose contents these are."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One HTTP/2 frame (RFC 9113 section 4.1)."""
+
+    kind: int
+    flags: int
+    stream: int
+    payload: bytes
 
 
 class Recorder:
@@ -140,15 +150,14 @@ class Recorder:
         tls.sendall(connection.data_to_send())
         bodies: dict[int, bytes] = {}
         paths: dict[int, str] = {}
+        sent = b""
+        # No more than one TLS record at a time.
         while piece := tls.recv(65536):
+            recorded.records.append(len(piece))
+            sent += piece
+            recorded.frames[:] = frames(sent)
             for event in connection.receive_data(piece):
                 match event:
-                    case h2.events.RemoteSettingsChanged():
-                        recorded.settings += [
-                            (int(number), change.new_value) for number, change in event.changed_settings.items()
-                        ]
-                    case h2.events.WindowUpdated() if not recorded.requests:
-                        recorded.windows.append((event.stream_id, event.delta))
                     case h2.events.RequestReceived():
                         fields = [(str(name), str(value)) for name, value in event.headers]
                         recorded.requests.append(fields)
@@ -165,6 +174,19 @@ class Recorder:
                             connection.send_data(stream, content[start : start + frame])
                         connection.end_stream(stream)
             tls.sendall(connection.data_to_send())
+
+
+def frames(sent: bytes) -> list[Frame]:
+    """The whole frames behind an HTTP/2 connection preface."""
+    found, at = [], len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    while at + 9 <= len(sent):
+        end = at + 9 + int.from_bytes(sent[at : at + 3], "big")
+        if end > len(sent):
+            break
+        stream = int.from_bytes(sent[at + 5 : at + 9], "big")
+        found.append(Frame(sent[at + 3], sent[at + 4], stream, sent[at + 9 : end]))
+        at = end
+    return found
 
 
 def head_fields(head: bytes) -> Fields:

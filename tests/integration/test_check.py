@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from harness.doh_servers import NAME
+from harness.ech import EchKey, ech_key
 from harness.processes import run
 from harness.tap import Tap
 from harness.tunnel import COMMAND, PATH, PUBLIC_NAME, RESOLVER_NAME, SERVER_NAME, TOKEN, Site
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.authority import Authority
+
+NEW_KEYS = "new keys from the server, which rejected the configuration"
 
 
 def check(
@@ -169,16 +173,92 @@ def test_a_target_that_is_no_url(site: Site) -> None:
 
 
 def test_stale_keys_are_healed_and_kept(site: Site, targets: dict[str, int]) -> None:
-    from harness.ech import ech_key
-
-    old = ech_key(site.folder / "old", PUBLIC_NAME, 99)
     server = site.server(publish=False)
-    site.publish(server.port, old.base64)
+    site.publish(server.port, stale(site).base64)
     url = f"http://127.0.0.1:{targets['http']}/bytes/10"
     done = check(site, server.port, "--json", "--target", url)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "after it handed over new keys" in done.stdout
+    assert re.search(
+        rf"accepted with {NEW_KEYS} from the HTTPS record of {SERVER_NAME}, \d+ s old; the net", done.stdout
+    )
     again = check(site, server.port, "--json", "--target", url)
     assert again.returncode == 0
     assert "handed over by the server" in again.stdout
-    assert "after it handed over new keys" not in again.stdout
+    assert NEW_KEYS not in again.stdout
+
+
+def test_stale_keys_are_told_of_when_a_later_layer_fails(site: Site) -> None:
+    server = site.server(publish=False)
+    site.resolver.add(SERVER_NAME, "A", "127.0.0.1")
+    given = stale(site).base64
+    done = check(site, server.port, "--json", "--ech-config", given, token="wrong")
+    assert_ends_at(done, "token", "token-rejected", 9)
+    assert f"accepted with {NEW_KEYS} given by --ech-config" in done.stdout
+    again = check(site, server.port, "--json", "--ech-config", given, token="wrong")
+    assert_ends_at(again, "token", "token-rejected", 9)
+    # As the client does: what the server handed over replaces the option that it rejected.
+    assert NEW_KEYS not in again.stdout
+
+
+def test_ech_is_not_called_accepted_when_the_public_names_certificate_fails(site: Site, authority: Authority) -> None:
+    site.outer = authority.issue(PUBLIC_NAME, expired=True)
+    server = site.server(publish=False)
+    site.publish(server.port, stale(site).base64)
+    done = check(site, server.port, "--json")
+    assert_ends_at(done, "certificate", "certificate-expired", 7)
+    what = [row["what"] for row in rows_of(done) if row["layer"] == "ech"][-1]
+    assert what.startswith(f"rejected: the configuration from the HTTPS record of {SERVER_NAME}")
+    assert "accepted" not in done.stdout
+
+
+def test_the_endpoint_of_the_next_priority_makes_up_for_the_first(site: Site, targets: dict[str, int]) -> None:
+    server = site.server(publish=False)
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        closed = unused.getsockname()[1]
+    endpoints(site, f"down.test:{closed}", f"{SERVER_NAME}:{server.port}")
+    url = f"http://127.0.0.1:{targets['http']}/bytes/10"
+    done = check(site, 8450, "--json", "--target", url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = rows_of(done)
+    assert [(row["subject"], row["ok"], row["what"]) for row in rows if "endpoint" in row["what"]] == [
+        (f"down.test:{closed}", None, f"endpoint 1 of 2, public name {PUBLIC_NAME}"),
+        (f"{SERVER_NAME}:{server.port}", None, f"endpoint 2 of 2, public name {PUBLIC_NAME}"),
+        (f"{SERVER_NAME}:{server.port}", True, "endpoint 2 of 2 is used"),
+    ]
+    refused = [row for row in rows if row["ok"] is False]
+    assert [(row["layer"], row["code"], row["decides"]) for row in refused] == [("tcp", "tcp-refused", False)]
+
+
+def test_the_last_endpoint_decides_when_each_fails(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        closed = unused.getsockname()[1]
+    endpoints(site, f"nowhere.test:{closed}", f"down.test:{closed}")
+    site.resolver.remove("nowhere.test", "A")
+    done = check(site, 8450, "--json")
+    assert_ends_at(done, "tcp", "tcp-refused", 4)
+    failed = [(row["layer"], row["code"]) for row in rows_of(done) if row["ok"] is False]
+    assert failed == [("address", "resolver-no-address"), ("tcp", "tcp-refused")]
+
+
+def test_what_another_endpoint_would_refuse_as_well_is_not_tried_there(site: Site) -> None:
+    server = site.server(publish=False)
+    endpoints(site, f"{SERVER_NAME}:{server.port}", f"down.test:{server.port}")
+    done = check(site, 8450, "--json", token="wrong")
+    assert_ends_at(done, "token", "token-rejected", 9)
+    assert "endpoint 1 of 2" in done.stdout
+    assert "endpoint 2 of 2" not in done.stdout
+
+
+def endpoints(site: Site, *places: str) -> None:
+    """HTTPS records of the server on port 8450, in the order of priority, with addresses."""
+    records = []
+    for priority, place in enumerate(places, 1):
+        target, _, port = place.partition(":")
+        site.resolver.add(target, "A", "127.0.0.1")
+        records.append(f"{priority} {target}. port={port} ech={site.key.base64}")
+    site.resolver.add(f"_8450._https.{SERVER_NAME}", "HTTPS", *records)
+
+
+def stale(site: Site) -> EchKey:
+    """A key that the server does not have."""
+    return ech_key(site.folder / "old", PUBLIC_NAME, 99)

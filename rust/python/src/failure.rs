@@ -39,6 +39,11 @@ impl Failure {
             .map(|configs| PyBytes::new(py, configs))
     }
 
+    #[getter]
+    fn ech_rejected(&self) -> bool {
+        self.0.is_ech_rejected
+    }
+
     fn __repr__(&self) -> String {
         format!(
             "<Failure {} {}: {}>",

@@ -97,11 +97,6 @@ impl ClientContext {
         })
     }
 
-    /// Forgets every session ticket, as after a change of network, by which a server could recognise the client.
-    pub fn forget_sessions(&self) {
-        self.sessions.clear();
-    }
-
     /// The ClientHello that [`connect`] would send now, as records, without a connection.
     ///
     /// # Errors
@@ -437,13 +432,6 @@ impl Sessions {
         }
         map.remove(key);
         None
-    }
-
-    fn clear(&self) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
     }
 }
 

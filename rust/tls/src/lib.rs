@@ -27,6 +27,6 @@ pub use client::{ClientContext, ClientParameters, Ech, Trust, connect};
 pub use ech_workers_boringssl::REVISION as BORINGSSL_REVISION;
 pub use error::{Alert, CertificateProblem, HandshakeError, ServerError, TrustError, Unsupported};
 pub use info::HandshakeInfo;
-pub use profile::{HelloForm, Profile};
+pub use profile::{HelloForm, Http2, Priority, Profile};
 pub use server::{Identity, ServerContext, accept};
 pub use stream::{BATCH_MAX, RECORD_MAX, TlsStream};

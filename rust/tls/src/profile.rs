@@ -36,6 +36,42 @@ pub struct Profile {
     pub dns_get_headers: &'static [(&'static str, &'static str)],
     /// The same by POST; `{length}` is the body's.
     pub dns_post_headers: &'static [(&'static str, &'static str)],
+    /// What stands around these fields in HTTP/2.
+    pub http2: Http2,
+}
+
+/// How a browser's resolver opens an HTTP/2 connection (RFC 9113) and sends its first request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http2 {
+    /// SETTINGS: identifiers and values, in order.
+    pub settings: &'static [(u16, u32)],
+    /// By how much the connection's window is made larger at once.
+    pub window_update: u32,
+    /// PRIORITY frames behind that: streams that are never opened and what they depend on (RFC 7540 section 5.3).
+    pub priorities: &'static [(u32, Priority)],
+    /// The request's stream.
+    pub first_stream: u32,
+    /// The priority in its HEADERS frame, if that has one.
+    pub priority: Option<Priority>,
+    /// The order of the pseudo-header fields.
+    pub pseudo_header_fields: &'static [&'static str],
+}
+
+impl Http2 {
+    /// The value that SETTINGS give for an identifier.
+    pub fn setting(&self, identifier: u16) -> Option<u32> {
+        let mut settings = self.settings.iter();
+        settings.find_map(|&(id, value)| (id == identifier).then_some(value))
+    }
+}
+
+/// A stream's priority (RFC 7540 section 6.3), never an exclusive one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Priority {
+    /// The stream that it depends on.
+    pub depends_on: u32,
+    /// The weight, as on the wire: one less than it stands for.
+    pub weight: u8,
 }
 
 /// Which of a profile's hellos is sent.
@@ -62,6 +98,18 @@ pub(crate) mod extension {
     pub(crate) const SESSION_TICKET: u16 = 35;
     pub(crate) const KEY_SHARE: u16 = 51;
     pub(crate) const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
+}
+
+/// SETTINGS identifiers (RFC 9113 section 6.5.2).
+pub mod setting {
+    /// SETTINGS_HEADER_TABLE_SIZE.
+    pub const HEADER_TABLE_SIZE: u16 = 1;
+    /// SETTINGS_ENABLE_PUSH.
+    pub const ENABLE_PUSH: u16 = 2;
+    /// SETTINGS_INITIAL_WINDOW_SIZE.
+    pub const INITIAL_WINDOW_SIZE: u16 = 4;
+    /// SETTINGS_MAX_FRAME_SIZE.
+    pub const MAX_FRAME_SIZE: u16 = 5;
 }
 
 /// Every profile, the default first.
@@ -108,6 +156,23 @@ const FIREFOX_120: Profile = Profile {
     ],
     dns_get_headers: FIREFOX_DNS_GET,
     dns_post_headers: FIREFOX_DNS_POST,
+    // By Firefox's source of that time, like the priority groups; not captured.
+    http2: Http2 {
+        settings: &[
+            (setting::HEADER_TABLE_SIZE, 65_536),
+            (setting::INITIAL_WINDOW_SIZE, 131_072),
+            (setting::MAX_FRAME_SIZE, 16_384),
+        ],
+        window_update: FIREFOX_WINDOW_UPDATE,
+        priorities: FIREFOX_PRIORITY_GROUPS,
+        first_stream: 15,
+        // Of the background group, as what belongs to no tab is.
+        priority: Some(Priority {
+            depends_on: 7,
+            weight: 21,
+        }),
+        pseudo_header_fields: FIREFOX_PSEUDO_HEADER_FIELDS,
+    },
 };
 
 /// Firefox 153, an extended support release. A tell is known: Firefox uses one X25519 key in both of its shares that hold
@@ -152,10 +217,78 @@ const FIREFOX_153: Profile = Profile {
     ],
     dns_get_headers: FIREFOX_DNS_GET,
     dns_post_headers: FIREFOX_DNS_POST,
+    // Captured from 153.7.
+    http2: Http2 {
+        settings: &[
+            (setting::HEADER_TABLE_SIZE, 65_536),
+            (setting::ENABLE_PUSH, 0),
+            (setting::INITIAL_WINDOW_SIZE, 131_072),
+            (setting::MAX_FRAME_SIZE, 16_384),
+        ],
+        window_update: FIREFOX_WINDOW_UPDATE,
+        priorities: &[],
+        first_stream: 3,
+        priority: Some(Priority {
+            depends_on: 0,
+            weight: 21,
+        }),
+        pseudo_header_fields: FIREFOX_PSEUDO_HEADER_FIELDS,
+    },
 };
 
 const FIREFOX_SIGNATURE_ALGORITHMS: &[u16] = &[
     0x0403, 0x0503, 0x0603, 0x0804, 0x0805, 0x0806, 0x0401, 0x0501, 0x0601, 0x0203, 0x0201,
+];
+
+/// It makes a window of 12 MiB of the 65,535 bytes that a connection begins with.
+const FIREFOX_WINDOW_UPDATE: u32 = (12 << 20) - 65_535;
+
+const FIREFOX_PSEUDO_HEADER_FIELDS: &[&str] = &[":method", ":path", ":authority", ":scheme"];
+
+/// Leaders, others, background, speculative, followers, urgent.
+const FIREFOX_PRIORITY_GROUPS: &[(u32, Priority)] = &[
+    (
+        3,
+        Priority {
+            depends_on: 0,
+            weight: 200,
+        },
+    ),
+    (
+        5,
+        Priority {
+            depends_on: 0,
+            weight: 100,
+        },
+    ),
+    (
+        7,
+        Priority {
+            depends_on: 0,
+            weight: 0,
+        },
+    ),
+    (
+        9,
+        Priority {
+            depends_on: 7,
+            weight: 0,
+        },
+    ),
+    (
+        11,
+        Priority {
+            depends_on: 3,
+            weight: 0,
+        },
+    ),
+    (
+        13,
+        Priority {
+            depends_on: 0,
+            weight: 240,
+        },
+    ),
 ];
 
 /// Firefox's resolver names no browser and no language (captured from 153.7).

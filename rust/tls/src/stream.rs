@@ -199,11 +199,6 @@ impl TlsStream {
         self.writer.poll_drain(&mut self.tcp, cx)
     }
 
-    /// Whether there is something gathered that a [`poll_flush`](Self::poll_flush) would write.
-    pub fn needs_flush(&self) -> bool {
-        self.writer.has_sealed()
-    }
-
     /// Ends the outgoing direction: close_notify after all that is gathered, then the socket's. Reading goes on.
     ///
     /// # Errors

@@ -52,6 +52,8 @@ pub struct Failure {
     pub detail: Option<String>,
     /// An authenticated `ECHConfigList`, with `ech-rejected` only.
     pub retry_configs: Option<Vec<u8>>,
+    /// The server's name was not reached: ECH was rejected. With a certificate's failure it is the public name's.
+    pub is_ech_rejected: bool,
 }
 
 impl Failure {
@@ -63,6 +65,7 @@ impl Failure {
             message: message.into(),
             detail: None,
             retry_configs: None,
+            is_ech_rejected: false,
         }
     }
 
@@ -90,6 +93,10 @@ impl Failure {
     /// A TLS handshake with `address` that failed.
     pub fn handshake(address: &str, error: HandshakeError) -> Self {
         let message = format!("handshake with {address}: {error}");
+        let is_ech_rejected = matches!(
+            error,
+            HandshakeError::EchRejected { .. } | HandshakeError::Certificate { outer: true, .. }
+        );
         let (layer, code, retry_configs) = match error {
             HandshakeError::EchRejected {
                 retry_configs: Some(configs),
@@ -129,6 +136,7 @@ impl Failure {
             message,
             detail: None,
             retry_configs,
+            is_ech_rejected,
         }
     }
 
@@ -207,6 +215,25 @@ mod tests {
             let failure = Failure::handshake("192.0.2.1:443", error);
             assert_eq!((failure.layer, failure.code), (layer, code));
             assert_eq!(failure.retry_configs.is_some(), configs);
+            assert_eq!(
+                failure.is_ech_rejected,
+                code.starts_with("ech-re") || code == "ech-disabled"
+            );
+        }
+    }
+
+    #[test]
+    fn a_bad_certificate_of_the_public_name_means_that_ech_was_rejected() {
+        for outer in [false, true] {
+            let problem = CertificateProblem::Expired;
+            let failure = Failure::handshake(
+                "192.0.2.1:443",
+                HandshakeError::Certificate { problem, outer },
+            );
+            assert_eq!(
+                (failure.layer, failure.is_ech_rejected),
+                (Layer::Certificate, outer)
+            );
         }
     }
 }

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use ech_workers_tls::{ClientContext, ClientParameters, Ech, HelloForm, Profile, TlsStream};
+use ech_workers_tls::profile::setting;
+use ech_workers_tls::{ClientContext, ClientParameters, Ech, HelloForm, Http2, Profile, TlsStream};
 use h2::client::ResponseFuture;
 use http::response::Parts;
 use http::{Method, Request};
@@ -15,6 +16,10 @@ use tokio::time::timeout;
 
 use crate::connect::{Connected, Route, connect};
 use crate::failure::{Failure, Layer};
+use crate::opening::Opening;
+
+/// What a connection's window begins with (RFC 9113 section 6.9.2).
+const DEFAULT_WINDOW: u32 = 65_535;
 
 /// What to ask whom.
 #[derive(Debug, Clone)]
@@ -173,14 +178,9 @@ async fn over_http1(tls: TlsStream, plan: &FetchPlan) -> Result<Answer, Trouble>
 }
 
 async fn over_http2(tls: TlsStream, plan: &FetchPlan) -> Result<Answer, Trouble> {
-    // Firefox's settings and windows (captured from 153.7); the order of the pseudo-header fields is not ours to choose.
-    let (mut sender, connection) = h2::client::Builder::new()
-        .header_table_size(65_536)
-        .enable_push(false)
-        .initial_window_size(131_072)
-        .max_frame_size(16_384)
-        .initial_connection_window_size(12 << 20)
-        .handshake(tls)
+    let browser = &plan.profile.http2;
+    let (mut sender, connection) = http2_builder(browser)
+        .handshake(Opening::new(tls, browser))
         .await?;
     let (parts, body) = request(plan, Version::Http2)?.into_parts();
     alongside(connection, async move {
@@ -192,6 +192,26 @@ async fn over_http2(tls: TlsStream, plan: &FetchPlan) -> Result<Answer, Trouble>
         receive_http2(response, plan.max_body).await
     })
     .await
+}
+
+/// h2 with what the browser's opening promises.
+pub(crate) fn http2_builder(browser: &Http2) -> h2::client::Builder {
+    let mut builder = h2::client::Builder::new();
+    builder
+        // Whatever the browser's settings say: an answer that nobody asked for ends the exchange.
+        .enable_push(false)
+        .initial_connection_window_size(DEFAULT_WINDOW + browser.window_update)
+        .initial_stream_id(browser.first_stream);
+    if let Some(size) = browser.setting(setting::HEADER_TABLE_SIZE) {
+        builder.header_table_size(size);
+    }
+    if let Some(size) = browser.setting(setting::INITIAL_WINDOW_SIZE) {
+        builder.initial_window_size(size);
+    }
+    if let Some(size) = browser.setting(setting::MAX_FRAME_SIZE) {
+        builder.max_frame_size(size);
+    }
+    builder
 }
 
 async fn receive_http2(response: ResponseFuture, max_body: usize) -> Result<Answer, Trouble> {

@@ -16,6 +16,7 @@ mod fetch;
 mod link;
 mod local;
 mod log;
+mod opening;
 mod preamble;
 mod readiness;
 mod reply;

@@ -6,6 +6,8 @@
     reason = "a test fails by panicking, in its helper functions too"
 )]
 
+mod site;
+
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -15,12 +17,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ech_workers_proxy::Target;
+use ech_workers_tls::ServerContext;
 use ech_workers_tls::authority::{CertificateAuthority, Validity};
 use ech_workers_tls::ech::{EchKey, config_list};
-use ech_workers_tls::{ClientContext, Profile, ServerContext, Trust};
-use ech_workers_tunnel::{
-    Client, ClientConfig, DialPlan, Event, Learned, Mode, Next, Server, ServerConfig,
-};
+use ech_workers_tunnel::{Client, DialPlan, Event, Learned, Mode, Next, Server, ServerConfig};
 use tracing::level_filters::LevelFilter;
 
 const TOKEN: &str = "a-token-of-this-test";
@@ -68,41 +68,15 @@ impl Site {
 
     fn plan(&self, mode: Mode) -> DialPlan {
         DialPlan {
-            server_name: "hidden.test".to_owned(),
-            port: self.server.address().port(),
-            authority_port: None,
-            path: "/ws".to_owned(),
             token: Some(TOKEN.to_owned()),
-            addresses: vec![self.server.address().ip()],
             ech: Some(config_list(std::slice::from_ref(&self.key))),
-            profile: Profile::standard(),
-            websocket_hello: false,
             mode,
-            tcp_timeout: Duration::from_secs(5),
-            handshake_timeout: Duration::from_secs(5),
+            ..site::plan(self.server.address())
         }
     }
 
     fn client(&self) -> Client {
-        let trust = Trust {
-            system: false,
-            extra_pem: vec![self.authority.root_pem().unwrap()],
-        };
-        let config = ClientConfig {
-            max_connections: 1024,
-            local_handshake_timeout: Duration::from_secs(5),
-            open_timeout: Duration::from_secs(5),
-            idle_timeout: Duration::from_secs(60),
-            half_closed_timeout: Duration::from_secs(30),
-            ping_interval: Duration::from_secs(20),
-            ping_timeout: Duration::from_secs(10),
-            receive_window_max: 16 << 20,
-            memory_limit: 64 << 20,
-            confirmed: false,
-            workers: 1,
-            log_level: LevelFilter::DEBUG,
-        };
-        Client::new(config, ClientContext::new(&trust).unwrap()).unwrap()
+        site::client(&self.authority)
     }
 
     /// A client with one session, or ready for simple mode.

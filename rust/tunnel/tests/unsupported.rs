@@ -6,16 +6,17 @@
     reason = "a test fails by panicking, in its helper functions too"
 )]
 
+mod site;
+
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ech_workers_tls::Profile;
 use ech_workers_tls::authority::{CertificateAuthority, Validity};
-use ech_workers_tls::{ClientContext, Profile, Trust};
-use ech_workers_tunnel::{Client, ClientConfig, DialPlan, Event, FetchPlan, Layer, Mode, Next};
-use tracing::level_filters::LevelFilter;
+use ech_workers_tunnel::{Client, DialPlan, Event, FetchPlan, Layer, Next};
 
 #[test]
 fn a_server_that_prefers_a_finite_field_group_is_met_by_one_more_try_and_a_log_line() {
@@ -156,43 +157,12 @@ impl OpensslServer {
     }
 
     fn client(&self) -> Client {
-        let trust = Trust {
-            system: false,
-            extra_pem: vec![self.authority.root_pem().unwrap()],
-        };
-        let config = ClientConfig {
-            max_connections: 16,
-            local_handshake_timeout: Duration::from_secs(5),
-            open_timeout: Duration::from_secs(5),
-            idle_timeout: Duration::from_secs(60),
-            half_closed_timeout: Duration::from_secs(30),
-            ping_interval: Duration::from_secs(20),
-            ping_timeout: Duration::from_secs(10),
-            receive_window_max: 16 << 20,
-            memory_limit: 64 << 20,
-            confirmed: false,
-            workers: 1,
-            log_level: LevelFilter::INFO,
-        };
-        Client::new(config, ClientContext::new(&trust).unwrap()).unwrap()
+        site::client(&self.authority)
     }
 
     fn dial_plan(&self) -> DialPlan {
-        DialPlan {
-            server_name: "hidden.test".to_owned(),
-            port: self.address.port(),
-            authority_port: None,
-            path: "/ws".to_owned(),
-            token: None,
-            addresses: vec![self.address.ip()],
-            // OpenSSL 3.0 knows nothing of it.
-            ech: None,
-            profile: Profile::standard(),
-            websocket_hello: false,
-            mode: Mode::Simple,
-            tcp_timeout: Duration::from_secs(5),
-            handshake_timeout: Duration::from_secs(5),
-        }
+        // OpenSSL 3.0 knows nothing of ECH.
+        site::plan(self.address)
     }
 
     fn fetch_plan(&self) -> FetchPlan {

@@ -1,6 +1,6 @@
 //! The opening handshake (RFC 6455 section 4), both sides.
 //!
-//! The client's request is written from a [`RequestTemplate`], so that it looks like the browser whose TLS hello goes
+//! The client's request is written from a [`RequestTemplate`], so that it can look like the browser whose TLS hello goes
 //! before it. The server reads requests with a web server's own parser: here is only the check and what to answer.
 //!
 //! ```
@@ -10,7 +10,7 @@
 //! let request = Request { host: "example.org", path: "/ws", token: Some("s3cret") };
 //! let nonce = *b"the sample nonce"; // 16 random bytes
 //! let mut handshake = ClientHandshake::new(&RequestTemplate::default(), request, nonce)?;
-//! assert!(handshake.request().starts_with(b"GET /ws HTTP/1.1\r\nHost: example.org\r\nUser-Agent: "));
+//! assert!(handshake.request().starts_with(b"GET /ws HTTP/1.1\r\nHost: example.org\r\nUpgrade: "));
 //!
 //! let received = b"HTTP/1.1 101 Switching Protocols\r\n\
 //!     Upgrade: websocket\r\nConnection: Upgrade\r\n\

@@ -49,10 +49,6 @@ impl RecordWriter {
         }
     }
 
-    pub(super) fn has_sealed(&self) -> bool {
-        !self.sealed.is_empty()
-    }
-
     pub(super) fn request_key_update(&mut self) {
         self.key_update = true;
     }

@@ -492,26 +492,17 @@ mod tests {
     }
 
     #[test]
-    fn the_request_is_firefox_s_but_for_extensions() {
+    fn the_request_without_a_browser_s_template_is_the_example_s() {
         assert_eq!(
             str::from_utf8(handshake(Some("s3cret")).request()).unwrap(),
             "GET /ws?x=1 HTTP/1.1\r\n\
              Host: example.org:8443\r\n\
-             User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:120.0) Gecko/20100101 Firefox/120.0\r\n\
-             Accept: */*\r\n\
-             Accept-Language: en-US,en;q=0.5\r\n\
-             Accept-Encoding: gzip, deflate, br\r\n\
-             Sec-WebSocket-Version: 13\r\n\
+             Upgrade: websocket\r\n\
+             Connection: Upgrade\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
              Origin: https://example.org:8443\r\n\
              Sec-WebSocket-Protocol: s3cret\r\n\
-             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-             Connection: keep-alive, Upgrade\r\n\
-             Sec-Fetch-Dest: empty\r\n\
-             Sec-Fetch-Mode: websocket\r\n\
-             Sec-Fetch-Site: same-origin\r\n\
-             Pragma: no-cache\r\n\
-             Cache-Control: no-cache\r\n\
-             Upgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\n\
              \r\n"
         );
     }
