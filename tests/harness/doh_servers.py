@@ -35,6 +35,12 @@ class DohServer:
     def pause(self) -> None:
         """From now on it takes connections and says nothing."""
         self.process.signal(signal.SIGSTOP)
+        # Each of its threads stops when the signal reaches it.
+        wait_until(self._stopped, f"{NAME} has stopped")
+
+    def _stopped(self) -> bool:
+        stats = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
+        return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in stats)
 
     def resume(self) -> None:
         self.process.signal(signal.SIGCONT)
