@@ -5,19 +5,16 @@
 //! many milliseconds we take nothing of what comes, and after how many received bytes we reset it (-1: never). When all
 //! streams are over, a JSON line a stream says what happened.
 
+mod wire;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::error::Error;
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use ech_workers_yamux::{Config, Connection, Event, OpenError, Side, StreamId};
 use sha2::{Digest as _, Sha256};
 
-/// Frames are kept small enough that streams take turns.
-const FRAME_MAX: usize = 16 << 10;
-/// How much may wait for the socket before no more is framed.
-const WIRE_MAX: usize = 256 << 10;
+use wire::{FRAME_MAX, Wire};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -96,20 +93,16 @@ impl Stream {
 
 struct Peer {
     side: Side,
-    socket: TcpStream,
+    wire: Wire,
     connection: Connection,
     to_open: VecDeque<Plan>,
     to_accept: BTreeMap<StreamId, Plan>,
     streams: BTreeMap<StreamId, Stream>,
-    wire: VecDeque<u8>,
     noise: u64,
 }
 
 impl Peer {
     fn connect(address: &str, side: Side, plans: Vec<Plan>) -> Result<Self, Box<dyn Error>> {
-        let socket = TcpStream::connect(address)?;
-        socket.set_nodelay(true)?;
-        socket.set_nonblocking(true)?;
         let config = Config {
             ping_interval: Duration::from_millis(100),
             ping_timeout: Duration::from_secs(5),
@@ -124,7 +117,7 @@ impl Peer {
         };
         Ok(Self {
             side,
-            socket,
+            wire: Wire::connect(address)?,
             connection: Connection::new(side, config, Instant::now()),
             to_open: ours.into(),
             to_accept: (first..)
@@ -133,7 +126,6 @@ impl Peer {
                 .zip(theirs)
                 .collect(),
             streams: BTreeMap::new(),
-            wire: VecDeque::new(),
             noise: 1,
         })
     }
@@ -143,34 +135,13 @@ impl Peer {
         let now = Instant::now();
         self.connection.handle_timeout(now)?;
         let mut buffer = [0; 64 << 10];
-        let mut idle = false;
-        match self.socket.read(&mut buffer) {
-            Ok(0) => return Ok(false),
-            Ok(n) => self.receive(&buffer[..n], now)?,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => idle = true,
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(false),
-            Err(error) => return Err(error.into()),
-        }
+        let Some(input) = self.wire.read(&mut buffer)? else {
+            return Ok(false);
+        };
+        self.receive(input, now)?;
         self.open(now)?;
         self.act(now);
-        while let Some(header) = self.connection.poll_control(now) {
-            self.wire.extend(header);
-        }
-        while !self.wire.is_empty() {
-            match self.socket.write(self.wire.as_slices().0) {
-                Ok(n) => {
-                    self.wire.drain(..n);
-                    idle = false;
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(false),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        if idle {
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        Ok(true)
+        self.wire.send(&mut self.connection, now)
     }
 
     fn receive(&mut self, mut input: &[u8], now: Instant) -> Result<(), Box<dyn Error>> {
@@ -236,13 +207,13 @@ impl Peer {
             }
             let waiting = stream.plan.bytes - stream.sent;
             let length = (self.connection.send_window(id).min(FRAME_MAX) as u64).min(waiting);
-            if length > 0 && self.wire.len() < WIRE_MAX {
+            if length > 0 && !self.wire.is_full() {
                 let header = self.connection.data_header(id, length as usize);
                 let payload = noise(&mut self.noise, length as usize);
                 stream.sent_digest.update(&payload);
                 stream.sent += length;
-                self.wire.extend(header);
-                self.wire.extend(payload);
+                self.wire.push(header);
+                self.wire.push(payload);
             }
             if stream.sent == stream.plan.bytes && !stream.finished {
                 stream.finished = true;

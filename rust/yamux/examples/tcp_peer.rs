@@ -4,18 +4,15 @@
 //! It connects to ADDRESS. With STREAMS above 0 it opens that many at a time, sends BYTES on each, half-closes, and expects
 //! the same bytes back and then the end. With 0 it sends back what the peer's streams bring, until the peer ends the session.
 
+mod wire;
+
 use std::collections::{HashMap, VecDeque};
 use std::error::Error;
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use ech_workers_yamux::{Config, Connection, Event, GoAwayCode, OpenError, Side, StreamId};
 
-/// Frames are kept small enough that streams take turns.
-const FRAME_MAX: usize = 16 << 10;
-/// How much may wait for the socket before no more is framed.
-const WIRE_MAX: usize = 256 << 10;
+use wire::{FRAME_MAX, Wire};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -26,23 +23,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         "client" => Side::Client,
         _ => Side::Server,
     };
-    let socket = TcpStream::connect(address)?;
-    socket.set_nodelay(true)?;
-    socket.set_nonblocking(true)?;
     let config = Config {
         ping_interval: Duration::from_millis(200),
         ping_timeout: Duration::from_secs(5),
         ..Config::default()
     };
     let mut peer = Peer {
-        socket,
+        wire: Wire::connect(address)?,
         connection: Connection::new(side, config, Instant::now()),
         streams: HashMap::new(),
         to_open: streams.parse()?,
         exchange: streams != "0",
         bytes: bytes.parse()?,
         done: 0,
-        wire: VecDeque::new(),
         going: false,
     };
     let wanted: usize = streams.parse()?;
@@ -67,14 +60,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 struct Peer {
-    socket: TcpStream,
+    wire: Wire,
     connection: Connection,
     streams: HashMap<StreamId, Stream>,
     to_open: usize,
     exchange: bool,
     bytes: u64,
     done: usize,
-    wire: VecDeque<u8>,
     going: bool,
 }
 
@@ -94,32 +86,14 @@ impl Peer {
         let now = Instant::now();
         self.connection.handle_timeout(now)?;
         let mut buffer = vec![0; 64 << 10];
-        let mut idle = false;
-        match self.socket.read(&mut buffer) {
-            Ok(0) => return Ok(false),
-            Ok(n) => self.received(&buffer[..n], now)?,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => idle = true,
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(false),
-            Err(error) => return Err(error.into()),
-        }
+        let Some(input) = self.wire.read(&mut buffer)? else {
+            return Ok(false);
+        };
+        self.received(input, now)?;
         self.open()?;
-        self.send();
-        while let Some(header) = self.connection.poll_control(now) {
-            self.wire.extend(header);
-        }
-        while !self.wire.is_empty() {
-            match self.socket.write(self.wire.as_slices().0) {
-                Ok(n) => {
-                    self.wire.drain(..n);
-                    idle = false;
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(false),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        if idle {
-            std::thread::sleep(Duration::from_micros(200));
+        self.frame();
+        if !self.wire.send(&mut self.connection, now)? {
+            return Ok(false);
         }
         Ok(!self.going || self.exchange)
     }
@@ -193,10 +167,10 @@ impl Peer {
     }
 
     /// One frame of each stream that has something to send and a window for it.
-    fn send(&mut self) {
+    fn frame(&mut self) {
         let mut gone = Vec::new();
         for (&id, stream) in &mut self.streams {
-            if self.wire.len() > WIRE_MAX {
+            if self.wire.is_full() {
                 break;
             }
             let waiting = if self.exchange {
@@ -206,13 +180,13 @@ impl Peer {
             };
             let length = waiting.min(FRAME_MAX).min(self.connection.send_window(id));
             if length > 0 {
-                self.wire.extend(self.connection.data_header(id, length));
+                self.wire.push(self.connection.data_header(id, length));
                 if self.exchange {
                     self.wire
-                        .extend((stream.sent..).take(length).map(|at| content(id, at)));
+                        .push((stream.sent..).take(length).map(|at| content(id, at)));
                     stream.sent += length as u64;
                 } else {
-                    self.wire.extend(stream.echo.drain(..length));
+                    self.wire.push(stream.echo.drain(..length));
                 }
             }
             let all_sent = waiting == length;
