@@ -118,6 +118,7 @@ def test_hellos_equal_the_browsers(captured: Captured, site: Site) -> None:
     """Values and order of all fields, for the first contact and for WebSockets."""
     first, *websockets = ours(site, WITHOUT_TICKETS)
     assert hello(first) == without_ech(hello(captured.page))
+    assert hello(captured.page).one_x25519_key
     for real in captured.websockets:
         assert SESSION_TICKET in hello(real).numbers
         for own in websockets:
