@@ -82,7 +82,7 @@ wheel: $(VENV)/installed.stamp ## a wheel in dist/
 
 .PHONY: clean
 clean: ## everything that was built (the next build takes minutes again)
-	rm -rf $(VENV) .libclang dist target python/ech_workers/_native*.so
+	rm -rf $(VENV) .libclang .boringssl dist target python/ech_workers/_native*.so
 
 .PHONY: toolchain
 toolchain:

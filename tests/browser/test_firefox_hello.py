@@ -10,10 +10,11 @@ import dns.message
 import pytest
 
 from ech_workers import _native, doh
-from harness.client_hello import ENCRYPTED_CLIENT_HELLO, PRE_SHARED_KEY, SESSION_TICKET, Hello
+from harness.client_hello import ENCRYPTED_CLIENT_HELLO, PRE_SHARED_KEY, SESSION_TICKET, Hello, client_hellos
 from harness.firefox import Firefox
 from harness.processes import Processes
 from harness.recorder import Frame, Page, Recorded, Recorder, head_fields
+from harness.tap import Tap
 from harness.tunnel import RESOLVER_NAME, SERVER_NAME, TOKEN, Site
 from harness.waiting import wait_until
 
@@ -119,6 +120,7 @@ def test_hellos_equal_the_browsers(captured: Captured, site: Site) -> None:
     """Values and order of all fields, for the first contact and for WebSockets."""
     first, *websockets = ours(site, WITHOUT_TICKETS)
     assert hello(first) == without_ech(hello(captured.page))
+    assert hello(captured.page).one_x25519_key
     for real in captured.websockets:
         assert SESSION_TICKET in hello(real).numbers
         for own in websockets:
@@ -150,6 +152,26 @@ def test_hello_with_ech_equals_the_browsers_with_grease(captured: Captured, site
     assert without_ech(own) == without_ech(real)
     for each in (own, real):
         assert dict(each.extensions)[ENCRYPTED_CLIENT_HELLO] in [(0, 1, aead, 32) for aead in (1, 3)]
+
+
+def test_resumption_hello_with_ech_equals_the_browsers_with_grease(captured_with_tickets: Captured, site: Site) -> None:
+    """On the outside, too, no session_ticket, and pre_shared_key last: a placeholder, by which nothing can be resumed."""
+    server = site.server(publish=False)
+    with Tap(("127.0.0.1", server.port)) as tap:
+        site.publish(tap.port, site.key.base64)
+        proxy = site.proxy(tap.port, "--profile", PROFILE, "--alpn", "http/1.1")
+        before = len(proxy.process.lines)
+        tap.break_connections()
+        proxy.wait_session(after=before)
+        (sent,) = client_hellos(bytes(tap.sent[-1]))
+    own, real = Hello.parse(sent), hello(captured_with_tickets.websockets[-1])
+    assert own.numbers == real.numbers
+    assert own.numbers[-2:] == [ENCRYPTED_CLIENT_HELLO, PRE_SHARED_KEY]
+    # The servers chose other cipher suites, and so tickets have binders of other lengths.
+    assert [entry for entry in without_ech(own).extensions if entry[0] != PRE_SHARED_KEY] == [
+        entry for entry in without_ech(real).extensions if entry[0] != PRE_SHARED_KEY
+    ]
+    assert dict(own.extensions)[PRE_SHARED_KEY] == (("ticket",), (32,))
 
 
 def test_fingerprints_equal_the_browsers(captured: Captured, site: Site) -> None:

@@ -6,6 +6,7 @@ from typing import Self
 RECORD_HEADER = 5
 RANDOM = 32
 SERVER_NAME, SESSION_TICKET, PRE_SHARED_KEY, KEY_SHARE, ENCRYPTED_CLIENT_HELLO = 0, 35, 41, 51, 0xFE0D
+X25519, X25519MLKEM768 = 0x001D, 0x11EC
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,17 @@ class Hello:
     @property
     def shares(self) -> tuple[tuple[int, int], ...]:
         """The groups of key_share, and the lengths of their keys."""
+        shares, _ = self._key_share
+        return shares
+
+    @property
+    def one_x25519_key(self) -> bool:
+        """Whether the shares of X25519 and X25519MLKEM768 hold the same key."""
+        _, one = self._key_share
+        return one
+
+    @property
+    def _key_share(self) -> tuple[tuple[tuple[int, int], ...], bool]:
         found = dict(self.extensions)[KEY_SHARE]
         assert isinstance(found, tuple)
         return found
@@ -93,12 +105,15 @@ def _lasting(number: int, content: bytes) -> object:
     match number:
         case 0:  # server_name: another in each test
             return "a name"
-        case 51:  # key_share: groups, and the lengths of the keys
+        case 51:  # key_share: groups, the lengths of the keys, and whether two of them are one
             shares = Reader(reader.vector(2))
             found = []
             while shares.left:
-                found.append((shares.number(2), len(shares.vector(2))))
-            return tuple(found)
+                found.append((shares.number(2), shares.vector(2)))
+            keys = dict(found)
+            # The hybrid's X25519 key is behind that of ML-KEM.
+            one = X25519 in keys and keys.get(X25519MLKEM768, b"")[-32:] == keys[X25519]
+            return tuple((group, len(key)) for group, key in found), one
         case 41:  # pre_shared_key: how many tickets and binders, and the binders' lengths
             identities, lengths = Reader(reader.vector(2)), []
             while identities.left:

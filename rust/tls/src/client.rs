@@ -136,11 +136,9 @@ impl ClientContext {
             unsafe {
                 offer_session(&mut ssl, &session)?;
             }
-            // The browser's resumption hello has no session_ticket extension. Inside ECH the offer is in the inner
-            // hello, where nobody sees it; the outer one stays that of a first contact.
-            if list.is_none() {
-                ssl.set_options(SslOptions::NO_TICKET);
-            }
+            // The browser's resumption hello has no session_ticket extension. With ECH the outer one has a placeholder
+            // for the ticket (RFC 9849 section 6.1.2; vendor/boringssl/patches) and is of the same form.
+            ssl.set_options(SslOptions::NO_TICKET);
         }
         ssl.set_shed_handshake_config(true);
         let mut tls = SslStream::new(ssl, Wire::default())?;
@@ -439,6 +437,8 @@ impl Sessions {
 mod tests {
     use ech_workers_boringssl::stack::Stack;
     use ech_workers_boringssl::x509::X509StoreContext;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
 
     use super::*;
     use crate::authority::{CertificateAuthority, Validity};
@@ -493,6 +493,72 @@ mod tests {
         };
         assert!(verify(&leaf(&authority)));
         assert!(!verify(&leaf(&CertificateAuthority::new().unwrap())));
+    }
+
+    #[tokio::test]
+    async fn the_outer_hello_has_something_like_the_ticket_and_not_the_ticket() {
+        let authority = CertificateAuthority::new().unwrap();
+        let client = ClientContext::new(&Trust {
+            system: false,
+            extra_pem: vec![authority.root_pem().unwrap()],
+        })
+        .unwrap();
+        let key = crate::ech::EchKey::generate(1, "public.test", 64).unwrap();
+        let list = crate::ech::config_list(std::slice::from_ref(&key));
+        let identity = authority
+            .issue(&["secret.test"], Validity::days(1))
+            .unwrap();
+        let server = crate::ServerContext::new(&[identity]).unwrap();
+        server.set_ech_keys(&[key]).unwrap();
+        for profile in crate::profile::ALL {
+            let with = |ech| ClientParameters {
+                profile,
+                form: HelloForm::FirstContact,
+                server_name: "secret.test",
+                ech,
+                without: None,
+                session_key: Some(profile.name),
+            };
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let (mine, theirs) = tokio::join!(
+                async {
+                    let tcp = TcpStream::connect(address).await.unwrap();
+                    connect(tcp, &client, with(Ech::List(&list))).await
+                },
+                async { crate::accept(listener.accept().await.unwrap().0, &server).await }
+            );
+            let (mut mine, mut theirs) = (mine.unwrap(), theirs.unwrap());
+            theirs.write_all(b"!").await.unwrap();
+            theirs.flush().await.unwrap();
+            mine.read_exact(&mut [0]).await.unwrap();
+
+            // The same ticket in clear and within ECH.
+            let session = client.sessions.take(profile.name).unwrap();
+            let pre_shared_key = |ech| {
+                client.sessions.put(profile.name, session.clone());
+                let hello = client.begin(with(ech), true).unwrap().hello;
+                hello.extension(41).unwrap().to_vec()
+            };
+            let real = pre_shared_key(Ech::Off);
+            let placeholder = pre_shared_key(Ech::List(&list));
+            assert_eq!(real.len(), placeholder.len());
+            assert_eq!(real[..4], placeholder[..4], "the ticket's length");
+            let ticket = 4..real.len() - 4 - 2 - 1 - 32;
+            let age = ticket.end..ticket.end + 4;
+            let lengths = age.end..age.end + 3;
+            assert_eq!(real[lengths.clone()], [0, 33, 32], "a binder of SHA-256");
+            assert_eq!(real[lengths.clone()], placeholder[lengths]);
+            // No stretch of the ticket is in it, and age and binder are not the real ones.
+            let stretches: std::collections::HashSet<_> = real[ticket.clone()].windows(8).collect();
+            assert!(
+                !placeholder[ticket]
+                    .windows(8)
+                    .any(|eight| stretches.contains(eight))
+            );
+            assert_ne!(real[age.clone()], placeholder[age]);
+            assert_ne!(real[real.len() - 32..], placeholder[real.len() - 32..]);
+        }
     }
 
     #[test]

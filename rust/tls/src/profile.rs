@@ -175,8 +175,7 @@ const FIREFOX_120: Profile = Profile {
     },
 };
 
-/// Firefox 153, an extended support release. A tell is known: Firefox uses one X25519 key in both of its shares that hold
-/// one (11ec and 001d), BoringSSL makes two.
+/// Firefox 153, an extended support release.
 const FIREFOX_153: Profile = Profile {
     name: "firefox-153",
     cipher_suites: &[

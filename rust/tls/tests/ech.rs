@@ -17,7 +17,7 @@ use ech_workers_tls::{
 };
 use loopback::{
     INNER, PUBLIC, Recorder, World, assert_absent, dial, echo, key, pair, parameters, ping,
-    raw_echo, raw_server,
+    raw_ech_keys, raw_echo, raw_server,
 };
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
@@ -272,15 +272,7 @@ async fn a_hello_retry_request_keeps_the_name_encrypted_and_the_profile() {
         let key = key(4);
         let mut server = raw_server(&identity);
         server.set_curves_list("P-384").unwrap();
-        let mut keys = ech_workers_boringssl::ssl::SslEchKeys::builder().unwrap();
-        let private = private_key_of(&key.to_pem());
-        keys.add_key(
-            true,
-            key.config().encoded(),
-            ech_workers_boringssl::hpke::HpkeKey::dhkem_x25519_sha256(&private).unwrap(),
-        )
-        .unwrap();
-        server.set_ech_keys(&keys.build()).unwrap();
+        server.set_ech_keys(&raw_ech_keys(&key)).unwrap();
         let recorder = Recorder::before(raw_echo(server.build(), 1)).await;
         let list = config_list(&[key]);
         let mut tls = dial(
@@ -309,13 +301,6 @@ async fn a_hello_retry_request_keeps_the_name_encrypted_and_the_profile() {
         assert_eq!(second.key_shares(), [(0x18, 97)]);
         assert_eq!(second.ech().unwrap().encapsulated_length, 0);
     }
-}
-
-/// The raw key of our own PEM form: the last 32 bytes of the PKCS #8 structure.
-fn private_key_of(pem: &str) -> Vec<u8> {
-    let der = ech_workers_boringssl::pkey::PKey::private_key_from_pem(pem.as_bytes()).unwrap();
-    let mut raw = [0; 32];
-    der.raw_private_key(&mut raw).unwrap().to_vec()
 }
 
 #[tokio::test]

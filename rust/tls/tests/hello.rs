@@ -4,10 +4,13 @@
 
 mod loopback;
 
+use std::collections::HashSet;
+
+use ech_workers_tls::authority::Validity;
 use ech_workers_tls::ech::config_list;
 use ech_workers_tls::hello::ClientHello;
 use ech_workers_tls::{ClientParameters, Ech, HelloForm, Profile};
-use loopback::{INNER, PUBLIC, World, key, parameters};
+use loopback::{INNER, PUBLIC, World, dial, key, parameters, ping, raw_echo, raw_server};
 
 const FIREFOX_120_CIPHERS: [u16; 17] = [
     0x1301, 0x1303, 0x1302, 0xc02b, 0xc02f, 0xcca9, 0xcca8, 0xc02c, 0xc030, 0xc00a, 0xc009, 0xc013,
@@ -168,6 +171,51 @@ fn without_ech_the_hello_is_the_same_less_its_last_extension() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn firefox_153_has_one_x25519_key_in_both_of_its_shares_that_hold_one() {
+    let world = World::new();
+    let list = config_list(&[key(7)]);
+    let mut seen = HashSet::new();
+    for form in [HelloForm::FirstContact, HelloForm::WebSocket] {
+        for ech in [Ech::Off, Ech::List(&list)] {
+            let hello = hello(
+                &world,
+                ClientParameters {
+                    profile: Profile::named("firefox-153").unwrap(),
+                    form,
+                    ..parameters(ech)
+                },
+            );
+            // The list's length; then of each share the group, a length and the key. In the hybrid, ML-KEM's part is first.
+            let shares = hello.extension(51).unwrap();
+            let (hybrid, rest) = shares[6..].split_at(1216);
+            assert_eq!(rest[..4], [0x00, 0x1d, 0, 32]);
+            let alone = &rest[4..36];
+            assert_eq!(&hybrid[1184..], alone);
+            assert!(seen.insert(alone.to_vec()), "a key of two hellos");
+        }
+    }
+}
+
+#[tokio::test]
+async fn firefox_153_agrees_on_a_key_whichever_share_the_server_takes() {
+    let world = World::new();
+    let identity = world.authority.issue(&[INNER], Validity::days(1)).unwrap();
+    for group in ["X25519MLKEM768", "X25519", "P-256", "P-384"] {
+        let mut server = raw_server(&identity);
+        server.set_curves_list(group).unwrap();
+        let address = raw_echo(server.build(), 1);
+        let parameters = ClientParameters {
+            profile: Profile::named("firefox-153").unwrap(),
+            ..parameters(Ech::Off)
+        };
+        let mut tls = dial(address, &world.client, parameters).await.unwrap();
+        assert_eq!(tls.info().group, group);
+        assert_eq!(tls.info().hello_retry, group == "P-384");
+        ping(&mut tls).await;
     }
 }
 

@@ -9,10 +9,9 @@ use std::io;
 use std::task::{Poll, ready};
 use std::time::Duration;
 
-use ech_workers_tls::ech::config_list;
 use ech_workers_tls::hello::ClientHello;
-use ech_workers_tls::{ClientParameters, Ech, Profile, RECORD_MAX, TlsStream};
-use loopback::{INNER, Recorder, World, dial, echo, key, pair, parameters, ping};
+use ech_workers_tls::{ClientParameters, Ech, RECORD_MAX, TlsStream};
+use loopback::{Recorder, World, dial, echo, pair, parameters, ping};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -274,37 +273,6 @@ async fn a_second_connection_resumes_and_shows_the_hello_of_one() {
         expected.push(41);
         assert_eq!(hello.extension_ids(), expected, "{}", profile.name);
     }
-}
-
-#[tokio::test]
-async fn resumption_within_ech_leaves_the_outer_hello_as_it_was() {
-    let key = key(5);
-    let world = World::with_ech(&key);
-    let recorder = Recorder::before(echo(&world.server).await).await;
-    let list = config_list(&[key]);
-    let parameters = ClientParameters {
-        session_key: Some(INNER),
-        ..parameters(Ech::List(&list))
-    };
-    let mut resumed = Vec::new();
-    for _ in 0..3 {
-        let before = recorder.sent().len();
-        let mut tls = dial(recorder.address, &world.client, parameters)
-            .await
-            .unwrap();
-        assert!(tls.info().ech_accepted);
-        resumed.push(tls.info().resumed);
-        ping(&mut tls).await;
-        let hello = ClientHello::from_records(&recorder.sent()[before..])
-            .unwrap()
-            .unwrap();
-        assert_eq!(
-            hello.extension_ids(),
-            Profile::standard().extensions(parameters.form, true)
-        );
-    }
-    assert_eq!(resumed, [false, true, true]);
-    recorder.assert_no_inner_name();
 }
 
 #[tokio::test]

@@ -7,9 +7,10 @@ use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
+use ech_workers_boringssl::hpke::HpkeKey;
 use ech_workers_boringssl::pkey::PKey;
 use ech_workers_boringssl::ssl::{
-    Ssl, SslContext, SslContextBuilder, SslMethod, SslStream, SslVersion,
+    Ssl, SslContext, SslContextBuilder, SslEchKeys, SslMethod, SslStream, SslVersion,
 };
 use ech_workers_boringssl::x509::X509;
 use ech_workers_tls::authority::{CertificateAuthority, Validity};
@@ -226,6 +227,21 @@ pub(crate) fn raw_server(identity: &Identity) -> SslContextBuilder {
         .set_min_proto_version(Some(SslVersion::TLS1_2))
         .unwrap();
     builder
+}
+
+/// A key for such a server.
+pub(crate) fn raw_ech_keys(key: &EchKey) -> SslEchKeys {
+    let private = PKey::private_key_from_pem(key.to_pem().as_bytes()).unwrap();
+    let mut raw = [0; 32];
+    let raw = private.raw_private_key(&mut raw).unwrap();
+    let mut keys = SslEchKeys::builder().unwrap();
+    keys.add_key(
+        true,
+        key.config().encoded(),
+        HpkeKey::dhkem_x25519_sha256(raw).unwrap(),
+    )
+    .unwrap();
+    keys.build()
 }
 
 /// Echoes up to `connections` connections of such a server.
