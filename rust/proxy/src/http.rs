@@ -4,8 +4,10 @@ use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
-use crate::negotiation::MAX_HEAD;
 use crate::{Body, Credentials, Error, Target};
+
+/// The longest HTTP request head, with its empty line, in bytes.
+pub const MAX_HEAD: usize = 10 * 1024;
 
 /// More fields than any browser sends; the parser's table is on the stack.
 const MAX_FIELDS: usize = 128;

@@ -28,6 +28,7 @@ mod target;
 pub use body::Body;
 pub use credentials::{Credentials, CredentialsError};
 pub use error::Error;
-pub use negotiation::{MAX_HEAD, Negotiation, Progress};
+pub use http::MAX_HEAD;
+pub use negotiation::{Negotiation, Progress};
 pub use request::{Failure, Request, RequestKind};
 pub use target::{Host, Target, TargetError};

@@ -6,9 +6,6 @@ use crate::http::{self, HeadScanner, Parsed};
 use crate::socks5::{self, AUTHENTICATION_FAILURE, AUTHENTICATION_SUCCESS, UsernamePassword};
 use crate::{Credentials, Error, Request, RequestKind};
 
-/// The longest HTTP request head, with its empty line, in bytes.
-pub const MAX_HEAD: usize = 10 * 1024;
-
 /// The first byte of a TLS handshake record (RFC 8446 section 5.1).
 const TLS_HANDSHAKE: u8 = 22;
 /// A fatal handshake_failure alert (RFC 8446 section 6), so that a TLS client stops waiting and says why.
@@ -16,7 +13,7 @@ const TLS_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 40];
 
 /// The conversation with one local program, up to its request.
 ///
-/// Between two calls it keeps at most [`MAX_HEAD`] bytes of a request that is not complete, and
+/// Between two calls it keeps at most [`MAX_HEAD`](crate::MAX_HEAD) bytes of a request that is not complete, and
 /// behind [`Progress::Send`] also the rest of the input that came with it.
 #[derive(Debug)]
 pub struct Negotiation {

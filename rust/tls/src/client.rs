@@ -144,7 +144,9 @@ impl ClientContext {
         let mut tls = SslStream::new(ssl, Wire::default())?;
         match tls.connect() {
             Err(error) if error.would_block() => {}
-            Err(error) => return Err(HandshakeError::from_boringssl(&error, tls.ssl())),
+            Err(error) => {
+                return Err(HandshakeError::from_boringssl(&error, tls.ssl(), None));
+            }
             Ok(()) => return Err(HandshakeError::Tls("no handshake".to_owned())),
         }
         let records = tls.get_mut().take_output();

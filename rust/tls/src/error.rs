@@ -4,7 +4,6 @@ use ech_workers_boringssl::error::{Error, ErrorStack};
 use ech_workers_boringssl::{reason, ssl, x509::X509VerifyError};
 
 use crate::ech::ConfigListError;
-use crate::handshake::Observer;
 use crate::profile::is_finite_field;
 
 /// How BoringSSL names the extension of RFC 9345 in the data of an error.
@@ -214,8 +213,12 @@ impl From<X509VerifyError> for CertificateProblem {
 
 impl HandshakeError {
     /// What BoringSSL's failed handshake means. Reads the retry configurations in the one case in which they are
-    /// authenticated: after `ECH_REJECTED`.
-    pub(crate) fn from_boringssl(error: &ssl::Error, ssl: &ssl::SslRef) -> Self {
+    /// authenticated: after `ECH_REJECTED`. `group` is the one that the server chose.
+    pub(crate) fn from_boringssl(
+        error: &ssl::Error,
+        ssl: &ssl::SslRef,
+        group: Option<u16>,
+    ) -> Self {
         let Some(stack) = error.ssl_error() else {
             return Self::Tls(error.to_string());
         };
@@ -246,7 +249,7 @@ impl HandshakeError {
             }
             reason::UNSUPPORTED_PROTOCOL => Self::TlsVersion,
             reason::WRONG_VERSION_NUMBER | reason::HTTP_REQUEST => Self::NotTls,
-            _ => Unsupported::behind(stack, ssl)
+            _ => Unsupported::behind(stack, group)
                 .map_or_else(|| Self::Tls(describe(stack)), Self::Unsupported),
         }
     }
@@ -254,12 +257,10 @@ impl HandshakeError {
 
 impl Unsupported {
     /// What was chosen, if that is why a handshake failed.
-    fn behind(stack: &ErrorStack, ssl: &ssl::SslRef) -> Option<Self> {
+    fn behind(stack: &ErrorStack, group: Option<u16>) -> Option<Self> {
         let error = stack.errors().first()?;
         match error.reason_code() {
-            reason::WRONG_CURVE => Observer::chosen_group(ssl)
-                .filter(is_finite_field)
-                .map(Self::Group),
+            reason::WRONG_CURVE => group.filter(is_finite_field).map(Self::Group),
             // In the Certificate message, compressed (RFC 8879) or not.
             reason::UNEXPECTED_EXTENSION => {
                 (error.data() == Some(DELEGATED_CREDENTIAL)).then_some(Self::DelegatedCredential)

@@ -160,7 +160,7 @@ impl Observer {
     }
 
     /// The group that the server of a connection has chosen, whether or not it was offered.
-    pub(crate) fn chosen_group(ssl: &SslRef) -> Option<u16> {
+    fn chosen_group(ssl: &SslRef) -> Option<u16> {
         ssl.ex_data(*OBSERVER.as_ref()?)?.lock().group
     }
 
@@ -287,7 +287,8 @@ pub(crate) async fn drive(
             Err(error) => {
                 // An alert for the peer, if it can still be told.
                 let _ = tcp.try_write(&output);
-                return Err(HandshakeError::from_boringssl(&error, tls.ssl()));
+                let group = Observer::chosen_group(tls.ssl());
+                return Err(HandshakeError::from_boringssl(&error, tls.ssl(), group));
             }
         }
     }
