@@ -537,12 +537,8 @@ impl Shared {
     async fn place(self: Arc<Self>, open: Box<Open>) {
         let deadline = open.deadline;
         loop {
-            let mut changed = Box::pin(self.changed.notified());
-            // From here on no change is missed.
-            changed.as_mut().enable();
-            let carrier = self.pool.lock().choose();
-            match carrier {
-                Ok(Some(Carrier::Session(commands))) => {
+            match self.carrier(deadline).await {
+                Ok(Carrier::Session(commands)) => {
                     let Ok(permit) =
                         tokio::time::timeout_at(deadline.into(), commands.reserve()).await
                     else {
@@ -554,24 +550,32 @@ impl Shared {
                         Err(_) => tokio::task::yield_now().await,
                     }
                 }
-                Ok(Some(Carrier::Simple(plan, warm))) => {
-                    drop(changed);
+                Ok(Carrier::Simple(plan, warm)) => {
                     return self.carry_simple(open, plan, warm).await;
-                }
-                Ok(None) => {
-                    self.waiting.add(1);
-                    let waited = tokio::time::timeout_at(deadline.into(), changed).await;
-                    self.waiting.sub(1);
-                    if waited.is_err() {
-                        return self.refuse(*open, "no session came up in time");
-                    }
                 }
                 Err(reason) => return self.refuse(*open, &reason),
             }
-            if Instant::now() >= deadline {
-                return self.refuse(*open, "no session came up in time");
-            }
         }
+    }
+
+    /// What carries the next stream, waiting for it until `deadline`. An error: nothing will.
+    async fn carrier(&self, deadline: Instant) -> Result<Carrier, String> {
+        while Instant::now() < deadline {
+            if let Some(carrier) = self.pool.lock().choose()? {
+                return Ok(carrier);
+            }
+            let mut changed = std::pin::pin!(self.changed.notified());
+            // From here on no change is missed; one may have come since the look.
+            changed.as_mut().enable();
+            if let Some(carrier) = self.pool.lock().choose()? {
+                return Ok(carrier);
+            }
+            self.waiting.add(1);
+            // Whether it came in time, the clock says.
+            let _ = tokio::time::timeout_at(deadline.into(), changed).await;
+            self.waiting.sub(1);
+        }
+        Err("no session came up in time".to_owned())
     }
 
     fn refuse(&self, open: Open, reason: &str) {
