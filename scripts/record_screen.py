@@ -6,14 +6,14 @@ The tunnel really runs, requests really go through it; what is drawn is the live
 import http.client
 import re
 import sys
-import time
 from pathlib import Path
 
 from rich.console import Console
 
 from ech_workers.cli.demo import notes
 from ech_workers.demo import Demo
-from ech_workers.status.table import Rates, render
+from ech_workers.status.facts import Observer
+from ech_workers.status.table import render
 from ech_workers.tunnel import Tunnel
 
 REQUESTS, BYTES = 24, 8 << 20
@@ -26,13 +26,12 @@ def main(file: Path) -> None:
         try:
             tunnel.start()
             tunnel.wait_ready(15)
-            before, started = tunnel.snapshot(), time.monotonic()
+            observer = Observer(tunnel)
+            observer.look()
             for _ in range(REQUESTS):
                 exchange(tunnel, demo)
-            after = tunnel.snapshot()
-            rates = Rates.between(before, after, time.monotonic() - started)
             console.print("$ make demo", style="bold")
-            console.print(render(tunnel.status(), after, rates, tunnel.addresses, notes(demo, tunnel.addresses[0])))
+            console.print(render(observer.look(), notes(demo, tunnel.addresses[0])))
         finally:
             tunnel.close()
     drawn = console.export_svg(title="ech-workers demo")

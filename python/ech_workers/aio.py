@@ -60,6 +60,11 @@ class Tunnel:
         """The local ports that are open."""
         return self._tunnel.addresses
 
+    @property
+    def status_addresses(self) -> tuple[tuple[str, int], ...]:
+        """Where the status page is."""
+        return self._tunnel.status_addresses
+
     async def start(self) -> None:
         """Opens the configured local ports and begins to connect; does not wait for a session."""
         await self._in_thread(self._tunnel.start)

@@ -194,6 +194,7 @@ class ClientOptions(TypedDict, total=False):
     idle_timeout: float
     max_connections: int
     memory_limit: int
+    status_listen: str | Sequence[str] | None
     log_level: str
     log_file: str | Path | None
     cache_dir: str | Path | None
@@ -231,6 +232,8 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout: float = 600.0
     max_connections: int = 4096
     memory_limit: int = 268435456
+    status_listen: tuple[ListenAddress, ...] = ()
+    """Where the status page, its feed and the metrics are; nowhere unless it is said."""
     log_level: str = "info"
     log_file: Path | None = None
     cache_dir: Path | None = None
@@ -266,6 +269,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
         idle_timeout: float = 600.0,
         max_connections: int = 4096,
         memory_limit: int = 268435456,
+        status_listen: str | Sequence[str] | None = None,
         log_level: str = "info",
         log_file: str | Path | None = None,
         cache_dir: str | Path | None = None,
@@ -273,7 +277,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
         """Validates the options of ``ech-workers proxy``.
 
         ech_config: base64 or ``@FILE`` as text, an ECHConfigList as bytes. cache_dir: None is the user's cache
-        directory, an empty string keeps nothing on disk. listen: None or empty opens no port.
+        directory, an empty string keeps nothing on disk. listen, status_listen: None or empty opens no port.
         Raises ConfigError.
         """
         address = server if isinstance(server, ServerAddress) else ServerAddress.parse(_text(server, "--server"))
@@ -319,6 +323,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
             idle_timeout=_seconds(idle_timeout, "--idle-timeout"),
             max_connections=_within(max_connections, 1, 1_000_000, "--max-connections"),
             memory_limit=_within(memory_limit, 16 << 20, 1 << 40, "--memory-limit"),
+            status_listen=tuple(ListenAddress.parse(text, "--status-listen") for text in _several(status_listen)),
             log_level=_one_of(log_level.lower(), LOG_LEVELS, "--log-level"),
             log_file=Path(log_file).expanduser() if log_file else None,
             cache_dir=_cache_dir(cache_dir),

@@ -188,10 +188,11 @@ class ListenError(TunnelError):
     exit_code = 12
 
     @classmethod
-    def from_os_error(cls, address: str, error: OSError) -> ListenError:
-        """Says why listening on ``address`` (host:port) failed."""
+    def from_os_error(cls, address: str, error: OSError, *, option: str = "--listen") -> ListenError:
+        """Says why listening on ``address`` (host:port) failed; ``option`` is the one that gave it."""
         why, code = _LISTEN_REASONS.get(error.errno or 0, (error.strerror or str(error), "listen-failed"))
-        return cls(f"cannot listen on {address}: {why}", code=code, detail=str(error))
+        advice = _ADVICE.get(code, "").replace("--listen", option)
+        return cls(f"cannot listen on {address}: {why}", code=code, detail=str(error), advice=advice)
 
 
 class EngineClosed(TunnelError):  # noqa: N818 (an end, not always an error)

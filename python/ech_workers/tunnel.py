@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ech_workers.config import ClientOptions
+    from ech_workers.status.port import StatusPort
     from ech_workers.supervisor import SupervisorStatus
 
 __all__ = ["StreamSocket", "Tunnel"]
@@ -53,6 +54,7 @@ class Tunnel:
         self._engine: _native.Engine | None = None
         self._supervisor: Supervisor | None = None
         self._thread: threading.Thread | None = None
+        self._status_port: StatusPort | None = None
         self._closed = False
         self._addresses: list[tuple[str, int]] = []
 
@@ -71,14 +73,17 @@ class Tunnel:
             try:
                 for address in config.listen:
                     self._addresses.append(_listen(engine, address, config.username, config.password))
+                status_port = self._open_status_port()
                 supervisor = Supervisor(config, engine, EchStore(config.cache_dir), on_event=self._on_event)
             except BaseException:
                 engine.close()
                 self._addresses.clear()
                 raise
-            self._engine, self._supervisor = engine, supervisor
+            self._engine, self._supervisor, self._status_port = engine, supervisor, status_port
             self._thread = threading.Thread(target=supervisor.run, name="ech-workers-supervisor", daemon=True)
             self._thread.start()
+            if status_port is not None:
+                status_port.start()
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Waits until the first session is up. Raises the TunnelError that explains why there is none."""
@@ -119,6 +124,11 @@ class Tunnel:
         """The local ports that are open."""
         return tuple(self._addresses)
 
+    @property
+    def status_addresses(self) -> tuple[tuple[str, int], ...]:
+        """Where the status page is."""
+        return () if self._status_port is None else self._status_port.addresses
+
     def status(self) -> SupervisorStatus:
         """What the supervisor is doing, and why."""
         return self._running()[1].status()
@@ -132,6 +142,9 @@ class Tunnel:
         with self._lock:
             self._closed = True
             engine, supervisor, thread = self._engine, self._supervisor, self._thread
+            status_port = self._status_port
+        if status_port is not None:
+            status_port.close()
         if supervisor is not None:
             supervisor.stop()
         if thread is not None and thread is not threading.current_thread():
@@ -153,6 +166,13 @@ class Tunnel:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _open_status_port(self) -> StatusPort | None:
+        if not self.config.status_listen:
+            return None
+        from ech_workers.status.port import StatusPort
+
+        return StatusPort(self.config.status_listen, self)
 
     def _running(self) -> tuple[_native.Engine, Supervisor]:
         engine, supervisor = self._engine, self._supervisor

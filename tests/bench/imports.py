@@ -26,6 +26,7 @@ LATER = {
     "dns.message": "a look-up (not with a warm cache, nor with `--ech-config` and `--server-ip`)",
     "platformdirs": "the cache's folder, unless `--cache-dir` says it",
     "ech_workers.status.table": "the live table (rich)",
+    "ech_workers.status.port": "`--status-listen` (websockets)",
     "asyncio": "`ech_workers.aio`",
 }
 

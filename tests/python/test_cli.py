@@ -107,6 +107,7 @@ def test_the_promised_options_are_all_there() -> None:
         "--log-level",
         "--log-file",
         "--plain",
+        "--status-listen",
         "-v",
     }
     server = {option for parameter in dict(commands())["server"].params for option in parameter.opts}

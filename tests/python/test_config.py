@@ -144,6 +144,15 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert config.sessions == 1
     assert config.profile == "firefox-120"
     assert config.reply == "optimistic"
+    assert config.status_listen == ()
+
+
+def test_the_status_page_is_on_loopback_unless_an_address_is_given() -> None:
+    assert build(status_listen="9090").status_listen == (ListenAddress("127.0.0.1", 9090),)
+    assert build(status_listen=["0.0.0.0:9090", "[::1]:0"]).status_listen == (
+        ListenAddress("0.0.0.0", 9090),
+        ListenAddress("::1", 0),
+    )
 
 
 def test_built_in_resolvers_need_no_look_up() -> None:
@@ -284,6 +293,8 @@ def test_token_files(tmp_path: Path) -> None:
         ({"idle_timeout": float("inf")}, "--idle-timeout"),
         ({"memory_limit": 1}, "--memory-limit"),
         ({"log_level": "loud"}, "--log-level"),
+        ({"status_listen": "status.test:9090"}, "--status-listen"),
+        ({"status_listen": ["9090", ":9091"]}, "--status-listen"),
         ({"username": "", "password": "x"}, "--username"),
         ({"username": "a", "password": "x" * 256}, "--password"),
     ],

@@ -3,92 +3,34 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from ech_workers.errors import TokenError
-from ech_workers.resolvers import ResolverStatus
-from ech_workers.status import lines, table
+from ech_workers.status import facts, feed, lines, metrics, table
 from ech_workers.supervisor import EchStatus, SessionStatus, SupervisorStatus
-
-SESSION: dict[str, Any] = {
-    "session": 1,
-    "address": "192.0.2.1:443",
-    "ech": "accepted",
-    "public_name": "public.test",
-    "profile": "firefox-120",
-    "hello": "websocket",
-    "alpn": "http/1.1",
-    "cipher": "TLS_AES_128_GCM_SHA256",
-    "group": "X25519",
-    "resumed": False,
-    "retried": False,
-    "tcp_ms": 10.0,
-    "tls_ms": 20.0,
-    "websocket_ms": 12.4,
-}
+from harness.status import CONFIG, SESSION, resolver_status, snapshot, status
 
 
-def status(**changes: Any) -> SupervisorStatus:
-    fields: dict[str, Any] = {
-        "server": "hidden.test:443/ws",
-        "mode": "yamux",
-        "phase": "up",
-        "cause": None,
-        "cause_age": None,
-        "sessions": (SessionStatus(**SESSION, features=(), age=5.0, retiring=False),),
-        "wanted": 1,
-        "dialing": 0,
-        "failures": 0,
-        "breaker": "closed",
-        "next_attempt_in": None,
-        "ech": EchStatus(
-            source="dns",
-            origin="hidden.test",
-            public_name="public.test",
-            age=12.0,
-            expires_in=48.0,
-            refreshing=False,
-            problem=None,
-        ),
-        "addresses": ("192.0.2.1",),
-        "resolvers": (),
-    }
-    return SupervisorStatus(**{**fields, **changes})
-
-
-def snapshot(**changes: Any) -> Any:
-    session = SimpleNamespace(
-        session=1,
-        address="192.0.2.1:443",
-        state="up",
-        streams=3,
-        streams_total=120,
-        age=200.0,
-        rtt_ms=31.25,
-        bytes_up=2048,
-        bytes_down=5 << 20,
+def seen(status: SupervisorStatus, shot: Any, *, public: bool = False) -> facts.Facts:
+    """The facts of a tunnel in this state, with the rates of a second in which little was sent up and much came down."""
+    tunnel: Any = SimpleNamespace(
+        config=CONFIG, addresses=[("127.0.0.1", 1080)], status=lambda: status, snapshot=lambda: shot
     )
-    fields: dict[str, Any] = {
-        "connections": 3,
-        "connections_waiting": 0,
-        "connections_total": 120,
-        "connections_failed": 1,
-        "targets_failed": 1,
-        "last_target_failure": "192.0.2.7:25: connection refused",
-        "bytes_up": 2048,
-        "bytes_down": 5 << 20,
-        "sessions": (session,),
-    }
-    return SimpleNamespace(**{**fields, **changes})
+    found = facts.Observer(tunnel, public=public).look()
+    return msgspec.structs.replace(found, rates=facts.Rates(10.0, 2e6))
 
 
 def drawn(status: SupervisorStatus, shot: Any, notes: tuple[str, ...] = (), width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(table.render(status, shot, table.Rates(10.0, 2e6), [("127.0.0.1", 1080)], notes))
+    console.print(table.render(seen(status, shot), notes))
     return cast("io.StringIO", console.file).getvalue()
 
 
@@ -96,7 +38,7 @@ def test_the_table_of_a_tunnel_that_is_up() -> None:
     text = drawn(status(), snapshot(), ("try curl",))
     for part in (
         "127.0.0.1:1080",
-        "hidden.test:443/ws  (yamux)",
+        "hidden.test:443/very-hidden-path  (yamux)",
         "accepted, the network sees public.test, from the HTTPS record of hidden.test, 12 s old",
         "up 10 B/s, down 1.9 MiB/s",
         "connections: 3 open, 0 waiting, 120 in all, 1 failed",
@@ -127,26 +69,12 @@ def test_the_table_says_when_the_name_is_in_clear() -> None:
 
 
 def test_the_table_shows_resolvers_that_were_asked() -> None:
-    def resolver(url: str, **changes: Any) -> ResolverStatus:
-        fields: dict[str, Any] = {
-            "url": url,
-            "state": "ok",
-            "failures": 0,
-            "answers": 1,
-            "ms": 12.3,
-            "http_version": "h2",
-            "error": None,
-            "age": 1.0,
-            "retry_in": None,
-        }
-        return ResolverStatus(**{**fields, **changes})
-
     text = drawn(
         status(
             resolvers=(
-                resolver("https://a.test/q"),
-                resolver("https://b.test/q", state="failing", error="b.test: refused", retry_in=4.0),
-                resolver("https://untried.test/q", state="untried"),
+                resolver_status(url="https://a.test/q"),
+                resolver_status(url="https://b.test/q", state="failing", error="b.test: refused", retry_in=4.0),
+                resolver_status(url="https://untried.test/q", state="untried"),
             )
         ),
         snapshot(),
@@ -168,8 +96,23 @@ def test_what_a_peer_wrote_is_text_and_not_markup() -> None:
 
 def test_rates_are_differences() -> None:
     before = snapshot(bytes_up=0, bytes_down=0)
-    assert table.Rates.between(before, snapshot(bytes_up=100, bytes_down=300), 2.0) == (50.0, 150.0)
-    assert table.Rates.between(before, snapshot(), 0.0) == (0.0, 0.0)
+    assert facts.Rates.between(before, snapshot(bytes_up=100, bytes_down=300), 2.0) == facts.Rates(50.0, 150.0)
+    assert facts.Rates.between(before, snapshot(), 0.0) is None
+
+
+def test_an_old_look_makes_no_rate_of_now() -> None:
+    assert facts.Rates.between(snapshot(bytes_down=0), snapshot(), 3600.0) is None
+
+
+def test_a_glance_leaves_the_rates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    shots = iter((snapshot(bytes_down=0), snapshot(bytes_down=500), snapshot(bytes_down=1000)))
+    times = iter((100.0, 102.0))
+    monkeypatch.setattr("ech_workers.status.facts.time.monotonic", lambda: next(times))
+    tunnel: Any = SimpleNamespace(config=CONFIG, addresses=[], status=status, snapshot=lambda: next(shots))
+    observer = facts.Observer(tunnel)
+    assert observer.look().rates is None
+    assert observer.glance().rates is None
+    assert observer.look().rates == facts.Rates(0.0, 500.0)
 
 
 def test_the_plain_line_of_a_session() -> None:
@@ -200,3 +143,107 @@ def test_sizes(count: int, text: str) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert lines.duration(seconds) == text
+
+
+def test_a_frame_of_the_feed_is_what_its_schema_says() -> None:
+    found = feed.frame(seen(status(resolvers=(resolver_status(),)), snapshot(), public=True))
+    frame = msgspec.json.decode(found, type=feed.Frame)
+    assert frame.version == 1
+    assert frame.facts.sessions[0].tls_ms == 20.0
+    assert frame.facts.sessions[0].rtt_ms == 31.25
+    assert frame.facts.rates == facts.Rates(10.0, 2e6)
+    assert frame.words.headings[-4:] == ["ECH", "TCP", "TLS", "WebSocket"]
+    assert frame.words.sessions[0][-4:] == ["accepted", "10.0 ms", "20.0 ms", "12.4 ms"]
+    said = {row.label: row.text for row in frame.words.rows}
+    assert said["traffic"] == "up 10 B/s, down 1.9 MiB/s"
+    assert said["uptime"] == "1 h 1 min"
+    assert said["resolver"] == "https://resolver.test  12 ms, h2"
+
+
+def fields_of(kind: Any, prefix: str = "") -> list[str]:
+    """The names of all fields, nested ones with a dot."""
+    found = []
+    for field in msgspec.structs.fields(kind):
+        name = f"{prefix}{field.name}"
+        found.append(name)
+        for part in (field.type, *getattr(field.type, "__args__", ())):
+            if isinstance(part, type) and issubclass(part, msgspec.Struct):
+                found += fields_of(part, f"{name}.")
+    return found
+
+
+def test_every_field_of_the_feed_and_every_metric_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "status.md").read_text()
+    documented = set(re.findall(r"^\| `((?:ech_workers_)?[a-z_.]+)` \| (?!`)", text, re.MULTILINE))
+    fields = set(fields_of(feed.Frame))
+    names = set(re.findall(r"^# TYPE (\S+)", metrics.exposition(seen(status(), snapshot())), re.MULTILINE))
+    assert documented == fields | names
+
+
+def test_a_session_that_only_one_side_knows_of_is_shown_all_the_same() -> None:
+    """The supervisor has not yet taken the event that it is up; or the engine has lost it already."""
+    early = seen(status(sessions=()), snapshot()).sessions[0]
+    assert (early.streams, early.tls_ms) == (3, None)
+    late = seen(status(), snapshot(sessions=())).sessions[0]
+    assert (late.streams, late.tls_ms) == (None, 20.0)
+    for shown in (early, late):
+        assert all(cell(shown) for cell in {**lines.SESSION_COLUMNS, **lines.HANDSHAKE_COLUMNS}.values())
+
+
+def test_nothing_secret_reaches_the_feed_or_the_metrics_even_when_a_message_has_it() -> None:
+    secrets = ("very-hidden-path", "distinctive-token", "distinctive-password", "account-4711")
+    leaking = " ".join((str(CONFIG.server), CONFIG.resolvers[0].url, *secrets))
+    ech = msgspec.structs.replace(cast("EchStatus", status().ech), problem=leaking)
+    worst = seen(
+        status(
+            phase="waiting",
+            server=str(CONFIG.server),
+            cause=TokenError(leaking, advice=leaking, detail=leaking),
+            ech=ech,
+            resolvers=(resolver_status(state="failing", error=leaking),),
+        ),
+        snapshot(last_target_failure=leaking),
+        public=True,
+    )
+    said = feed.frame(worst).decode() + metrics.exposition(worst)
+    assert "hidden.test:443" in said
+    for secret in secrets:
+        assert secret not in said
+
+
+def parsed(text: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+    """Sample name to labels to value, as Prometheus reads them."""
+    found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+    for family in text_string_to_metric_families(text):
+        assert family.documentation, family.name
+        assert family.type in ("counter", "gauge"), family.name
+        for sample in family.samples:
+            assert (family.type == "counter") == sample.name.endswith("_total"), sample
+            assert not re.search("_(ms|kb|mb|milliseconds)", sample.name), sample
+            found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+    return found
+
+
+def test_the_metrics_are_what_prometheus_reads() -> None:
+    failing = resolver_status(state="failing", url='https://odd".test\\', ms=None)
+    found = parsed(metrics.exposition(seen(status(resolvers=(resolver_status(), failing)), snapshot())))
+    assert found["ech_workers_up"] == {(): 1}
+    assert found["ech_workers_bytes_total"] == {(("direction", "up"),): 2048, (("direction", "down"),): 5 << 20}
+    assert found["ech_workers_round_trip_seconds"] == {(("address", "192.0.2.1:443"),): 0.03125}
+    assert found["ech_workers_handshake_seconds"][(("layer", "tls"),)] == 0.02
+    assert found["ech_workers_sessions"] == {(("state", "up"),): 1, (("state", "retiring"),): 0}
+    assert found["ech_workers_connections_failed_total"] == {(): 1}
+    assert found["ech_workers_resolver_up"] == {
+        (("resolver", CONFIG.resolvers[0].url),): 1,
+        (("resolver", 'https://odd".test\\'),): 0,
+    }
+
+
+def test_the_metrics_of_a_tunnel_without_a_session() -> None:
+    cause = TokenError("refused")
+    found = parsed(
+        metrics.exposition(seen(status(phase="waiting", cause=cause, sessions=(), ech=None), snapshot(sessions=())))
+    )
+    assert found["ech_workers_up"] == {(): 0}
+    assert "ech_workers_round_trip_seconds" not in found
+    assert found["ech_workers_dials_failed_total"] == {(): 1}

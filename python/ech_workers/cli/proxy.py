@@ -34,6 +34,12 @@ log = logging.getLogger("ech_workers")
 @option("--username", metavar="TEXT", help="What local programs must give, with --password.")
 @option("--password", metavar="TEXT", help="Better set in the environment.")
 @client_options
+@option(
+    "--status-listen",
+    multiple=True,
+    metavar="[ADDR:]PORT",
+    help="A status page, its feed, /healthz and /metrics on this port; may be given several times.",
+)
 @option("--plain", is_flag=True, help="Single lines instead of the live table (also when the output is no terminal).")
 @log_options
 def proxy(verbose: bool, plain: bool, **options: Any) -> None:
@@ -56,11 +62,14 @@ def run(
         log.warning(
             "the port is open to the network without a password: anyone there can use it (--username, --password)"
         )
+    if not all(address.loopback for address in config.status_listen):
+        log.warning("the status page is open to the network: anyone there can see the server's name and what failed")
     with Stopping() as stopping:
         tunnel = Tunnel.from_config(config, on_event=_say if plain and not _is_logged(config) else None)
         try:
             tunnel.start()
-            below = notes(tunnel.addresses) if notes else ()
+            below = [f"status page on http://{authority(*address)}/" for address in tunnel.status_addresses]
+            below += notes(tunnel.addresses) if notes else ()
             if plain:
                 for address in tunnel.addresses:
                     click.echo(f"listening on {authority(*address)}")

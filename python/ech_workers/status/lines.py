@@ -1,13 +1,21 @@
-"""Single lines about the tunnel, and figures written for people."""
+"""Single lines about the tunnel, the facts of the moment in words, and figures written for people."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 if TYPE_CHECKING:
-    from ech_workers import _native
+    from collections.abc import Callable
 
-__all__ = ["duration", "session_up", "size"]
+    from ech_workers import _native
+    from ech_workers.resolvers import ResolverStatus
+    from ech_workers.status.facts import Facts, Session
+
+__all__ = ["HANDSHAKE_COLUMNS", "SESSION_COLUMNS", "Row", "Tone", "duration", "rows", "session_up", "size"]
+
+Tone = Literal["", "good", "working", "warning", "bad"]
 
 
 def session_up(session: _native.SessionUp) -> str:
@@ -44,3 +52,115 @@ def duration(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600} h {whole % 3600 // 60} min"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One fact in words: a label, what is the matter (and whether that is good), and what else belongs to it."""
+
+    label: str
+    text: str
+    tone: Tone = ""
+    more: str = ""
+
+
+def rows(facts: Facts) -> list[Row]:
+    """Everything but the sessions, in the order in which it is shown."""
+    found = [
+        Row("listening", ", ".join(facts.listening), more="(SOCKS5 and HTTP)")
+        if facts.listening
+        else Row("listening", "no port"),
+        Row("server", facts.server, more=f"({facts.mode})"),
+        _state(facts),
+        _ech(facts),
+    ]
+    if facts.sessions and (newest := facts.sessions[-1]).profile is not None:
+        found.append(
+            Row("TLS", f"{newest.profile}, {newest.cipher}, {newest.group}{', resumed' if newest.resumed else ''}")
+        )
+    found += [_resolver(resolver) for resolver in facts.resolvers if resolver.state != "untried"]
+    rates, connections = facts.rates, facts.connections
+    found += [
+        Row("traffic", "-" if rates is None else f"up {size(rates.up)}/s, down {size(rates.down)}/s"),
+        Row(
+            "so far",
+            f"up {size(facts.bytes_up)}, down {size(facts.bytes_down)}; connections: {connections.open} open,"
+            f" {connections.waiting} waiting, {connections.total} in all, {connections.failed} failed",
+        ),
+    ]
+    if facts.last_target_failure is not None:
+        found.append(Row("last failure", f"{facts.last_target_failure} (failed targets: {facts.targets_failed})"))
+    return found
+
+
+SESSION_COLUMNS: dict[str, Callable[[Session], str]] = {
+    "id": lambda session: str(session.session),
+    "address": lambda session: session.address,
+    "streams": lambda session: _count(session.streams),
+    "in all": lambda session: _count(session.streams_total),
+    "ping": lambda session: _milliseconds(session.rtt_ms),
+    "up": lambda session: "-" if session.bytes_up is None else size(session.bytes_up),
+    "down": lambda session: "-" if session.bytes_down is None else size(session.bytes_down),
+    "age": lambda session: duration(session.age),
+}
+"""What is shown of a session: heading, and how its cell is written."""
+
+HANDSHAKE_COLUMNS: dict[str, Callable[[Session], str]] = {
+    "ECH": lambda session: session.ech or "-",
+    "TCP": lambda session: _milliseconds(session.tcp_ms),
+    "TLS": lambda session: _milliseconds(session.tls_ms),
+    "WebSocket": lambda session: _milliseconds(session.websocket_ms),
+}
+"""How a session came about, where there is room for it."""
+
+_TONES: dict[str, Tone] = {
+    "up": "good",
+    "degraded": "warning",
+    "resolving": "working",
+    "connecting": "working",
+    "waiting": "bad",
+}
+_SOURCES = {
+    "dns": "from the HTTPS record of {}",
+    "retry": "handed over by {}",
+    "option": "given with --ech-config",
+    "bootstrap": "asked from {} without DNS",
+}
+
+
+def _state(facts: Facts) -> Row:
+    more = ""
+    if facts.cause is not None:
+        more = facts.cause.line
+        if facts.next_attempt_in is not None:
+            more += f" (next attempt in {duration(facts.next_attempt_in)})"
+    return Row("state", facts.phase, _TONES.get(facts.phase, ""), more)
+
+
+def _ech(facts: Facts) -> Row:
+    ech, state = facts.ech, facts.ech_state
+    if ech is None:
+        return Row("ECH", "off: the network sees the server's name", "warning") if state == "off" else Row("ECH", "-")
+    words = [
+        state,
+        f"the network sees {ech.public_name}" if ech.public_name else "",
+        _SOURCES.get(ech.source, ech.source).format(ech.origin),
+        f"{duration(ech.age)} old" if ech.age is not None and ech.source != "option" else "",
+        "stale" if ech.expires_in is not None and ech.expires_in < 0 else "",
+        f"not refreshed: {ech.problem}" if ech.problem else "",
+    ]
+    return Row("ECH", ", ".join(filter(None, words)), "good" if state == "accepted" else "")
+
+
+def _resolver(resolver: ResolverStatus) -> Row:
+    if resolver.state == "ok":
+        return Row("resolver", f"{resolver.url}  {resolver.ms or 0:.0f} ms, {resolver.http_version}")
+    retry = "" if resolver.retry_in is None else f" (asked again in {duration(resolver.retry_in)})"
+    return Row("resolver", f"{resolver.url}  {resolver.error}{retry}", "warning")
+
+
+def _count(number: int | None) -> str:
+    return "-" if number is None else str(number)
+
+
+def _milliseconds(number: float | None) -> str:
+    return "-" if number is None else f"{number:.1f} ms"

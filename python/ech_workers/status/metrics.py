@@ -1,0 +1,125 @@
+"""The facts of the moment for Prometheus: its text format, version 0.0.4."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from ech_workers import _native
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ech_workers.status.facts import Facts
+
+__all__ = ["CONTENT_TYPE", "exposition"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_PREFIX = "ech_workers_"
+
+
+class Metric(NamedTuple):
+    """A family: its name without the prefix, and its samples by label (at most one, so that nothing grows)."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    help: str
+    samples: dict[tuple[str, str] | None, float]
+
+
+def exposition(facts: Facts) -> str:
+    """Every metric, whether or not there is a session; what is not known has no sample."""
+    lines = []
+    for metric in _metrics(facts):
+        name = _PREFIX + metric.name
+        lines += [f"# HELP {name} {metric.help}", f"# TYPE {name} {metric.kind}"]
+        for label, value in metric.samples.items():
+            labels = "" if label is None else f'{{{label[0]}="{_escaped(label[1])}"}}'
+            lines.append(f"{name}{labels} {value!r}")
+    return "\n".join(lines) + "\n"
+
+
+def _metrics(facts: Facts) -> Iterator[Metric]:
+    connections, sessions, ech = facts.connections, facts.sessions, facts.ech
+
+    def gauge(name: str, about: str, value: float | None) -> Metric:
+        return Metric(name, "gauge", about, {} if value is None else {None: value})
+
+    def counter(name: str, about: str, value: float) -> Metric:
+        return Metric(name, "counter", about, {None: value})
+
+    yield Metric("info", "gauge", "1; the program's version.", {("version", _native.__version__): 1})
+    yield gauge("up", "1 while a local connection would be carried, else 0.", int(facts.is_up))
+    yield gauge("uptime_seconds", "Since the tunnel was started.", facts.uptime)
+    yield gauge("sessions_wanted", "Sessions that are kept up.", facts.wanted)
+    states = [session.state for session in sessions]
+    yield Metric(
+        "sessions",
+        "gauge",
+        "Sessions by state; a retiring one takes no new streams.",
+        {("state", state): states.count(state) for state in ("up", "retiring")},
+    )
+    yield gauge("streams", "Open streams of all sessions.", sum(session.streams or 0 for session in sessions))
+    yield gauge(
+        "sessions_with_ech",
+        "Sessions whose server accepted ECH.",
+        sum(session.ech == "accepted" for session in sessions),
+    )
+    trips: dict[tuple[str, str] | None, float] = {}
+    for session in sessions:
+        if session.rtt_ms is not None:
+            label = ("address", session.address)
+            trips[label] = min(trips.get(label, session.rtt_ms / 1000), session.rtt_ms / 1000)
+    yield Metric("round_trip_seconds", "gauge", "The shortest of the sessions with this server address.", trips)
+    layers: dict[tuple[str, str] | None, float] = {}
+    for session in sessions:
+        for layer in ("tcp", "tls", "websocket"):
+            taken = getattr(session, f"{layer}_ms")
+            if taken is not None:
+                layers["layer", layer] = taken / 1000
+    yield Metric("handshake_seconds", "gauge", "What each layer of the newest session took to come up.", layers)
+    yield Metric(
+        "bytes_total",
+        "counter",
+        "Payload by direction; up is from local programs to targets.",
+        {("direction", "up"): facts.bytes_up, ("direction", "down"): facts.bytes_down},
+    )
+    yield gauge("connections_open", "Local connections now.", connections.open)
+    yield gauge("connections_waiting", "Local connections that wait for a session.", connections.waiting)
+    yield counter("connections_total", "Local connections so far.", connections.total)
+    yield counter("connections_failed_total", "Local connections that failed.", connections.failed)
+    yield counter("targets_failed_total", "Those whose target the server could not reach.", facts.targets_failed)
+    yield counter("dials_total", "Attempts to make a session.", facts.dials_total)
+    yield counter("dials_failed_total", "Attempts that failed.", facts.dials_failed)
+    yield counter(
+        "ech_retries_total", "Second attempts with an ECH configuration that the server handed over.", facts.ech_retries
+    )
+    yield gauge("ech_configuration_age_seconds", "Since the ECH configuration was learned.", ech.age if ech else None)
+    yield gauge(
+        "ech_configuration_expires_seconds",
+        "Until the ECH configuration is stale; negative since then.",
+        ech.expires_in if ech else None,
+    )
+    asked = [resolver for resolver in facts.resolvers if resolver.state != "untried"]
+    yield Metric(
+        "resolver_up",
+        "gauge",
+        "1 for a resolver whose last exchange succeeded, else 0; none for one that was not asked.",
+        {("resolver", resolver.url): int(resolver.state == "ok") for resolver in asked},
+    )
+    yield Metric(
+        "resolver_exchange_seconds",
+        "gauge",
+        "How long an exchange takes, connection included.",
+        {("resolver", resolver.url): resolver.ms / 1000 for resolver in asked if resolver.ms is not None},
+    )
+    yield Metric(
+        "resolver_answers_total",
+        "counter",
+        "Usable answers.",
+        {("resolver", resolver.url): resolver.answers for resolver in facts.resolvers},
+    )
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

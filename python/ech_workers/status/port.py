@@ -1,0 +1,443 @@
+"""The status port: the page, its feed, /healthz and /metrics, in one thread.
+
+Not ``websockets.sync.server``: that has three threads for each connection, sends to a slow reader without a bound, and
+ends only when every connection has. Its protocol without I/O (``websockets.server``) is used here, in a loop that sleeps
+until somebody asks for something, and looks at the tunnel once a second while somebody watches.
+
+A port on 127.0.0.1 is open to every web page that the user's browser shows. So a request must name the port by an
+address or as localhost, or it would be a page's own name that leads here by DNS (rebinding), and if it has an Origin it
+must be this port's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import logging
+import re
+import selectors
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from websockets.datastructures import Headers, MultipleValuesError
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+
+from ech_workers.errors import EngineClosed, ListenError
+from ech_workers.status import feed, metrics
+from ech_workers.status.facts import Observer
+from ech_workers.status.page import page, policy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ech_workers.config import ListenAddress
+    from ech_workers.status.facts import Observed
+
+__all__ = ["StatusPort"]
+
+WATCHERS = 16
+"""At a time; more are told 503."""
+
+CONNECTIONS = 64
+"""At a time, watchers among them; more are closed at once."""
+
+REQUEST_TIMEOUT = 10.0
+"""Seconds from the connection to the end of its request."""
+
+STALL_TIMEOUT = 10.0
+"""Seconds after which a watcher that takes nothing is let go; until then it misses frames."""
+
+LINGER = 2.0
+"""Seconds for the other side to take an answer and to close."""
+
+BACKLOG = 1 << 18
+"""Bytes that may wait for one connection; a frame has a few thousand."""
+
+# Seconds without accepting when the process has no descriptor left.
+_RESPITE = 1.0
+
+_log = logging.getLogger("ech_workers")
+
+# The library's own lines, among them one for each connection, are not this program's.
+_silent = logging.getLogger("ech_workers.status.websockets")
+_silent.disabled = True
+
+
+class StatusPort:
+    """The open ports and the thread that serves them."""
+
+    def __init__(self, addresses: Sequence[ListenAddress], tunnel: Observed) -> None:
+        """Opens the ports; served from ``start`` on. Raises ListenError."""
+        self._observer = Observer(tunnel, public=True)
+        self._page = page()
+        self._policy = policy(self._page)
+        self._selector = selectors.DefaultSelector()
+        self._listeners: list[socket.socket] = []
+        self._connections: set[_Connection] = set()
+        self._frame = b""
+        self._frame_due = 0.0
+        self._accept_from: float | None = None
+        self._stopping = False
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, name="ech-workers-status", daemon=True)
+        try:
+            for address in addresses:
+                self._listeners.append(_listener(address))
+        except BaseException:
+            self._close_sockets()
+            raise
+        self.addresses: tuple[tuple[str, int], ...] = tuple(listener.getsockname()[:2] for listener in self._listeners)
+        """Where it listens."""
+
+    def start(self) -> None:
+        """Begins to serve."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Closes the ports and all connections at once, and waits for the thread. May be called twice."""
+        self._stopping = True
+        if self._thread.is_alive():
+            with contextlib.suppress(OSError):
+                self._wake_writer.send(b"\0")
+            self._thread.join()
+        else:
+            self._close_sockets()
+
+    # ------------------------------------------------------------ the loop
+
+    def _run(self) -> None:
+        try:
+            self._selector.register(self._wake_reader, selectors.EVENT_READ, None)
+            self._listen(True)
+            while not self._stopping:
+                for key, _ in self._selector.select(self._pause()):
+                    if isinstance(key.data, _Connection):
+                        self._guard(key.data, key.data.serve)
+                    elif key.data is not None:
+                        self._accept(key.data)
+                self._keep_time()
+        except Exception:
+            _log.exception("the status page failed; the tunnel goes on without it")
+        finally:
+            for connection in list(self._connections):
+                connection.say_goodbye()
+                connection.close()
+            self._close_sockets()
+
+    def _pause(self) -> float | None:
+        """How long there is nothing to do without being asked; None: for ever."""
+        due = [connection.deadline for connection in self._connections if connection.deadline is not None]
+        if self._is_watched():
+            due.append(self._frame_due)
+        if self._accept_from is not None:
+            due.append(self._accept_from)
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _keep_time(self) -> None:
+        now = time.monotonic()
+        if self._accept_from is not None and now >= self._accept_from:
+            self._listen(True)
+        for connection in list(self._connections):
+            if connection.deadline is not None and now >= connection.deadline:
+                connection.close()
+        if now >= self._frame_due and self._is_watched() and self._look(now):
+            for connection in list(self._connections):
+                if connection.is_watching:
+                    self._guard(connection, connection.show, self._frame)
+
+    def _guard(self, connection: _Connection, work: Callable[..., None], *arguments: object) -> None:
+        """A defect in one connection's service ends that connection alone."""
+        try:
+            work(*arguments)
+        except Exception:
+            _log.exception("a connection to the status page failed")
+            connection.close()
+
+    def _listen(self, listening: bool) -> None:
+        for listener in self._listeners:
+            if listening:
+                self._selector.register(listener, selectors.EVENT_READ, listener)
+            else:
+                self._selector.unregister(listener)
+        self._accept_from = None if listening else time.monotonic() + _RESPITE
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            accepted, _ = listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM) and self._accept_from is None:
+                # It stays readable, and the loop must not go round.
+                self._listen(False)
+            return
+        if len(self._connections) >= CONNECTIONS:
+            accepted.close()
+            return
+        accepted.setblocking(False)
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        _Connection(accepted, self._selector, self._connections, self._answer)
+
+    def _close_sockets(self) -> None:
+        for closing in (*self._listeners, self._wake_reader, self._wake_writer):
+            closing.close()
+        self._selector.close()
+
+    # ------------------------------------------------------------ what is served
+
+    def _is_watched(self) -> bool:
+        return any(connection.is_watching for connection in self._connections)
+
+    def _look(self, now: float) -> bool:
+        """Makes the frame of this second; False when the tunnel is closed."""
+        try:
+            self._frame = feed.frame(self._observer.look())
+        except EngineClosed:
+            return False
+        # In step, unless the machine slept.
+        self._frame_due = max(self._frame_due + feed.INTERVAL, now + feed.INTERVAL / 2)
+        return True
+
+    def _answer(self, connection: _Connection, request: Request) -> Response:
+        reject = connection.protocol.reject
+        refusal = _refusal(request)
+        if refusal is not None:
+            return reject(403, refusal)
+        path = request.path.partition("?")[0]
+        if path not in ("/", "/feed", "/healthz", "/metrics"):
+            return reject(404, "there are /, /feed, /healthz and /metrics here\n")
+        if request.method != "GET":
+            return _not_allowed(connection.protocol)
+        if path == "/":
+            return _response(
+                200, "OK", "text/html; charset=utf-8", self._page, ("Content-Security-Policy", self._policy)
+            )
+        if path == "/feed":
+            return self._watch(connection, request)
+        try:
+            facts = self._observer.glance()
+        except EngineClosed:
+            return reject(503, "stopped\n")
+        if path == "/metrics":
+            return _response(200, "OK", metrics.CONTENT_TYPE, metrics.exposition(facts).encode())
+        if facts.is_up:
+            return reject(200, "ok\n")
+        return reject(503, f"{facts.phase if facts.cause is None else facts.cause.line}\n")
+
+    def _watch(self, connection: _Connection, request: Request) -> Response:
+        watching = sum(other.is_watching for other in self._connections)
+        if watching >= WATCHERS:
+            return connection.protocol.reject(503, f"{WATCHERS} are watching already\n")
+        response = connection.protocol.accept(request)
+        if response.status_code == 101:
+            now = time.monotonic()
+            # Whoever comes while others watch gets what they got last: nobody's coming costs a look.
+            if not watching:
+                self._frame_due = now
+                if not self._look(now):
+                    return connection.protocol.reject(503, "stopped\n")
+            connection.first = self._frame
+        return response
+
+
+class _Connection:
+    """One connection: a request, then its answer, or a WebSocket that only we speak on."""
+
+    def __init__(
+        self,
+        accepted: socket.socket,
+        selector: selectors.BaseSelector,
+        all_connections: set[_Connection],
+        answer: Callable[[_Connection, Request], Response],
+    ) -> None:
+        # The feed takes no messages; whoever sends one is let go.
+        self.protocol = ServerProtocol(max_size=1024, logger=_silent)
+        self.first = b""
+        """The frame that a new watcher gets at once."""
+        self.deadline: float | None = time.monotonic() + REQUEST_TIMEOUT
+        self._socket = accepted
+        self._selector = selector
+        self._all = all_connections
+        self._answer = answer
+        self._head = b""
+        self._answered = False
+        self._out = bytearray()
+        self._ends = False
+        self._took_at = 0.0
+        all_connections.add(self)
+        selector.register(accepted, selectors.EVENT_READ, self)
+
+    @property
+    def is_watching(self) -> bool:
+        return self.protocol.state is State.OPEN
+
+    def serve(self) -> None:
+        """The socket is readable, or writable."""
+        if not self._receive():
+            self.close()
+            return
+        self._flush()
+
+    def show(self, frame: bytes) -> None:
+        """Sends a frame, unless the last one is still not taken."""
+        if self._out:
+            if time.monotonic() - self._took_at > STALL_TIMEOUT:
+                self.close()
+            return
+        self.protocol.send_text(frame)
+        self._flush()
+
+    def say_goodbye(self) -> None:
+        if self.is_watching and not self._out:
+            self.protocol.send_close(CloseCode.GOING_AWAY)
+            self._flush()
+
+    def close(self) -> None:
+        if self in self._all:
+            self._all.remove(self)
+            self._selector.unregister(self._socket)
+            self._socket.close()
+
+    def _receive(self) -> bool:
+        """False at the end of the connection."""
+        try:
+            data = self._socket.recv(1 << 14)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if not data:
+            return False
+        if not self._answered:
+            self._head = (self._head + data)[:16]
+        self.protocol.receive_data(data)
+        for event in self.protocol.events_received():
+            if isinstance(event, Request):
+                self._respond(self._answer(self, event))
+            elif isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY) and self.is_watching:
+                self.protocol.fail(CloseCode.POLICY_VIOLATION, "only the proxy speaks here")
+        if not self._answered and self.protocol.handshake_exc is not None:
+            self._refuse_unreadable()
+        return True
+
+    def _respond(self, response: Response) -> None:
+        self._answered = True
+        for name, value in _HEADERS:
+            if name not in response.headers:
+                response.headers[name] = value
+        self.protocol.send_response(response)
+        self.deadline = None if self.is_watching else time.monotonic() + LINGER
+        if self.is_watching:
+            self._took_at = time.monotonic()
+            self.protocol.send_text(self.first)
+
+    def _refuse_unreadable(self) -> None:
+        """What the library cannot read, a body for example, it mostly has no answer to, and ends the connection."""
+        self._answered, self._ends = True, True
+        self.deadline = time.monotonic() + LINGER
+        self._out += b"".join(self.protocol.data_to_send())
+        if not self._out:
+            answer = (
+                self.protocol.reject(400, "that is no request for this port\n")
+                if self._head.startswith(b"GET ")
+                else _not_allowed(self.protocol)
+            )
+            self._out += answer.serialize()
+
+    def _flush(self) -> None:
+        for data in self.protocol.data_to_send():
+            if data:
+                self._out += data
+            else:
+                # How the protocol says that it has no more to send.
+                self._ends = True
+        if len(self._out) > BACKLOG:
+            self.close()
+            return
+        try:
+            while self._out:
+                del self._out[: self._socket.send(self._out)]
+                self._took_at = time.monotonic()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.close()
+            return
+        if self._ends and not self._out:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
+        if not self.is_watching and self._answered and self.deadline is None:
+            self.deadline = time.monotonic() + LINGER
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0)
+        if self._selector.get_key(self._socket).events != events:
+            self._selector.modify(self._socket, events, self)
+
+
+# For every answer: nothing here is to be kept, shown inside another site's page, or taken for a script by one.
+_HEADERS = (
+    ("Cache-Control", "no-store"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+    ("X-Frame-Options", "DENY"),
+)
+
+
+def _response(status: int, reason: str, kind: str, body: bytes, *headers: tuple[str, str]) -> Response:
+    fields = (("Connection", "close"), ("Content-Length", str(len(body))), ("Content-Type", kind), *headers)
+    return Response(status, reason, Headers(fields), body)
+
+
+def _not_allowed(protocol: ServerProtocol) -> Response:
+    response = protocol.reject(405, "only GET is answered here\n")
+    response.headers["Allow"] = "GET"
+    return response
+
+
+def _refusal(request: Request) -> str | None:
+    """Why this request may be another site's page's, or None."""
+    try:
+        host, origin = request.headers.get("Host"), request.headers.get("Origin")
+    except MultipleValuesError:
+        return "several Host or Origin fields\n"
+    if host is None or not _is_ours(host):
+        return "name this port by its address, or as localhost\n"
+    if origin is not None and origin.lower() != f"http://{host}".lower():
+        return "this is not for pages of other sites\n"
+    return None
+
+
+_HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]|(?P<name>[0-9A-Za-z.-]{1,45}))(?::[0-9]{1,5})?")
+
+
+def _is_ours(host: str) -> bool:
+    """Whether a Host field holds an IP literal or localhost: no name that a stranger's DNS could lead here."""
+    found = _HOST.fullmatch(host)
+    if found is None:
+        return False
+    if found["name"] is not None and found["name"].lower() == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(found["v6"] or found["name"])
+    except ValueError:
+        return False
+    return address.version == (6 if found["v6"] else 4)
+
+
+def _listener(address: ListenAddress) -> socket.socket:
+    host = "127.0.0.1" if address.host == "localhost" else address.host
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        # [::] takes IPv4 as well, as the proxy's port does.
+        listener = socket.create_server(
+            (host, address.port), family=family, backlog=64, dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6()
+        )
+    except OSError as error:
+        raise ListenError.from_os_error(str(address), error, option="--status-listen") from None
+    listener.setblocking(False)
+    return listener
