@@ -1,0 +1,158 @@
+"""The status page in a real browser: the figures move, a lost feed is said, and pages of other sites get nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ech_workers.config import ListenAddress
+from ech_workers.status.port import StatusPort
+from harness.chromium import Page
+from harness.curl import fetch
+from harness.status import Made, status
+from harness.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from harness.processes import Processes
+    from harness.tunnel import ProxyProgram, Site
+
+SEEN = "document.body ? document.body.innerText : ''"
+NOTICE = "document.getElementById('notice').hidden ? '' : document.getElementById('notice').textContent"
+OLD = "document.body.className == 'lost' && Number(getComputedStyle(document.getElementById('seen')).opacity) < 1"
+
+
+def status_url(proxy: ProxyProgram) -> str:
+    return proxy.process.wait_line(r"status page on (http://\S+)")[1]
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Path:
+    return tmp_path / "profile"
+
+
+@pytest.fixture
+def made() -> Made:
+    return Made()
+
+
+@pytest.fixture
+def serving(made: Made) -> Iterator[StatusPort]:
+    opened = StatusPort([ListenAddress("127.0.0.1", 0)], made)
+    opened.start()
+    with contextlib.closing(opened):
+        yield opened
+
+
+def test_the_figures_follow_a_transfer_and_a_lost_feed_is_said_until_it_is_back(
+    site: Site, processes: Processes, targets: dict[str, int], profile: Path
+) -> None:
+    server = site.server()
+    proxy = site.proxy(server.port, "--status-listen", "0")
+    url = status_url(proxy)
+    with Page(processes, profile, url) as page:
+        wait_until(lambda: "up 0 B, down 0 B" in page.evaluate(SEEN), "the first frame is drawn")
+        text = page.evaluate(SEEN)
+        for part in (
+            "ech-workers up",
+            "accepted, the network sees public.ech-workers.test",
+            "firefox-120",
+            "WebSocket",
+        ):
+            assert part in text
+        assert page.evaluate(NOTICE) == ""
+        assert page.evaluate("getComputedStyle(document.querySelector('.good')).color") != page.evaluate(
+            "getComputedStyle(document.body).color"
+        ), "its own style does not apply"
+        fetch(proxy, "socks5", f"http://localhost:{targets['http']}/bytes/5000000")
+        wait_until(lambda: "down 4.8 MiB" in page.evaluate(SEEN), "the figures have moved")
+        proxy.process.stop()
+        wait_until(
+            lambda: re.search(r"^No connection to the proxy since \d\d:\d\d:\d\d", page.evaluate(NOTICE)), "it says so"
+        )
+        assert page.evaluate(OLD), "old figures look like new ones"
+        assert "Last seen at" in page.evaluate(SEEN)
+        assert page.evaluate("document.title") == "no connection - ech-workers"
+        site.proxy(server.port, "--status-listen", url.removeprefix("http://").removesuffix("/"))
+        wait_until(lambda: page.evaluate(NOTICE) == "", "it is back by itself", 40)
+        assert not page.evaluate(OLD)
+        assert "up 0 B, down 0 B" in page.evaluate(SEEN)
+
+
+def test_a_feed_that_falls_silent_is_given_up(
+    serving: StatusPort, processes: Processes, profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection stands and nothing comes, as when the network is gone: the figures are not passed off as fresh."""
+    with Page(processes, profile, f"http://127.0.0.1:{serving.addresses[0][1]}/") as page:
+        wait_until(lambda: "hidden.test" in page.evaluate(SEEN), "the first frame is drawn")
+        monkeypatch.setattr(serving, "_look", lambda now: False)
+        monkeypatch.setattr(serving, "_is_watched", lambda: False)
+        wait_until(lambda: "No connection to the proxy" in page.evaluate(NOTICE), "it is noticed", 15)
+        assert page.evaluate(OLD)
+        monkeypatch.undo()
+        wait_until(lambda: page.evaluate(NOTICE) == "", "it is back by itself", 40)
+
+
+def test_what_strangers_wrote_is_text(serving: StatusPort, made: Made, processes: Processes, profile: Path) -> None:
+    hostile = "<img src=x onerror=\"document.title='taken'\"><b>bold</b>&amp;"
+    made.counters = {"last_target_failure": hostile}
+    with Page(processes, profile, f"http://127.0.0.1:{serving.addresses[0][1]}/") as page:
+        wait_until(lambda: hostile in page.evaluate(SEEN), "it is shown as it was written")
+        assert page.evaluate("document.querySelectorAll('img, b').length") == 0
+        assert page.evaluate("document.title") == "up - ech-workers"
+        # Should it ever get in, it may not run.
+        page.evaluate(f"document.getElementById('notice').innerHTML = {hostile!r}, null")
+        page.evaluate("new Promise(done => setTimeout(done, 300))")
+        assert page.evaluate("document.title") == "up - ech-workers"
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_it_is_readable_on_a_phone_and_in_the_dark(
+    serving: StatusPort, made: Made, processes: Processes, profile: Path, tmp_path: Path, width: int, dark: bool
+) -> None:
+    made.now = status(phase="degraded")
+    made.counters = {"last_target_failure": "a" * 200 + ".test:443: connection refused"}
+    with Page(processes, profile, f"http://127.0.0.1:{serving.addresses[0][1]}/") as page:
+        page.emulate(width=width, height=800, dark=dark)
+        wait_until(lambda: "degraded" in page.evaluate(SEEN), "the first frame is drawn")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, "it has to be scrolled sideways"
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert ground == ("rgb(20, 23, 28)" if dark else "rgb(255, 255, 255)")
+        page.screenshot(tmp_path / "page.png")
+        headers = page.evaluate("[...document.querySelectorAll('th')].map(cell => cell.scope)")
+        assert set(headers) == {"row", "col"}
+
+
+def test_a_page_of_another_site_gets_nothing(
+    serving: StatusPort, processes: Processes, targets: dict[str, int], files: Path, profile: Path
+) -> None:
+    (files / "evil.html").write_text("<!doctype html><title>evil</title>")
+    status_port = f"127.0.0.1:{serving.addresses[0][1]}"
+    opened = """new Promise(done => {{
+        const socket = new WebSocket("ws://{}/feed")
+        socket.onmessage = () => done("figures")
+        socket.onerror = () => done("refused")
+    }})"""
+    fetched = """fetch("http://{}/metrics", {{mode: "{}"}})
+        .then(async answer => answer.type + (await answer.text()).length, () => "refused")"""
+    rules = "--host-resolver-rules=MAP rebound.test 127.0.0.1"
+    with Page(processes, profile, f"http://127.0.0.1:{targets['http']}/files/evil.html", rules) as page:
+        wait_until(lambda: page.evaluate("document.title") == "evil", "the page is loaded")
+        assert page.evaluate(opened.format(status_port)) == "refused"
+        assert page.evaluate(fetched.format(status_port, "cors")) == "refused"
+        assert page.evaluate(fetched.format(status_port, "no-cors")) in ("refused", "opaque0")
+        rebound = status_port.replace("127.0.0.1", "rebound.test")
+        page.evaluate(f"location = 'http://{rebound}/', null")
+        wait_until(lambda: "name this port by its address" in page.evaluate(SEEN), "its answer is shown")
+        assert page.evaluate(opened.format(rebound)) == "refused"
+        assert "ech_workers" not in page.evaluate("fetch('/metrics').then(answer => answer.text())")
+        # The same browser with the port's own page, so that a refusal above is no defect of the test.
+        page.evaluate(f"location = 'http://{status_port}/', null")
+        wait_until(lambda: "hidden.test" in page.evaluate(SEEN), "the page is shown")
+        assert page.evaluate(opened.format(status_port)) == "figures"
