@@ -42,5 +42,5 @@ for target in "$@"; do
         echo "    $program fuzz/artifacts/$target/FILE" >&2
         exit 1
     fi
-    sed -n 's/^stat::number_of_executed_units: */    inputs tried: /p; s/^Done \([0-9]*\) runs.*/    inputs tried: \1/p; s/^.*\(DONE *cov: [0-9]*\).*/    \1/p' "$log"
+    sed -n 's/^Done \([0-9]*\) runs.*/    inputs tried: \1/p; s/^.*\(DONE *cov: [0-9]*\).*/    \1/p' "$log"
 done
