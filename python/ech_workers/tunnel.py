@@ -73,8 +73,8 @@ class Tunnel:
             try:
                 for address in config.listen:
                     self._addresses.append(_listen(engine, address, config.username, config.password))
-                status_port = self._open_status_port()
                 supervisor = Supervisor(config, engine, EchStore(config.cache_dir), on_event=self._on_event)
+                status_port = self._open_status_port()
             except BaseException:
                 engine.close()
                 self._addresses.clear()

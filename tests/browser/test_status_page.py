@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ech_workers.config import ListenAddress
-from ech_workers.status.port import StatusPort
 from harness.chromium import Page
 from harness.curl import fetch
-from harness.status import Made, status
+from harness.status import Made, served, status
 from harness.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from ech_workers.status.port import StatusPort
     from harness.processes import Processes
     from harness.tunnel import ProxyProgram, Site
 
@@ -43,9 +41,7 @@ def made() -> Made:
 
 @pytest.fixture
 def serving(made: Made) -> Iterator[StatusPort]:
-    opened = StatusPort([ListenAddress("127.0.0.1", 0)], made)
-    opened.start()
-    with contextlib.closing(opened):
+    with served(made) as opened:
         yield opened
 
 

@@ -1,11 +1,14 @@
 """The status of a tunnel that is not there: what the supervisor and the engine would say."""
 
+import contextlib
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from ech_workers.config import ClientConfig
+from ech_workers.config import ClientConfig, ListenAddress
 from ech_workers.errors import EngineClosed
 from ech_workers.resolvers import ResolverStatus
+from ech_workers.status.port import StatusPort
 from ech_workers.supervisor import EchStatus, SessionStatus, SupervisorStatus
 
 CONFIG = ClientConfig.build(
@@ -130,3 +133,12 @@ class Made:
 
     def snapshot(self) -> Any:
         return snapshot(**{"bytes_down": self.looks * 1000, **self.counters})
+
+
+@contextlib.contextmanager
+def served(made: Made) -> Iterator[StatusPort]:
+    """Its status port on loopback."""
+    opened = StatusPort([ListenAddress("127.0.0.1", 0)], made)
+    opened.start()
+    with contextlib.closing(opened):
+        yield opened

@@ -133,9 +133,8 @@ def test_a_port_in_use_is_one_line(site: Site, processes: Processes) -> None:
     server = site.server()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        process = processes.start(
-            *site.proxy_arguments(server.port, "--status-listen", str(port)), env=site.environment
-        )
+        environment = {**site.environment, "ECH_WORKERS_STATUS_LISTEN": f"0 {port}"}
+        process = processes.start(*site.proxy_arguments(server.port), env=environment)
         assert process.wait() == 12
     assert len(process.lines) == 1
     assert re.search(

@@ -19,7 +19,7 @@ from ech_workers.errors import ListenError, TokenError
 from ech_workers.status import feed, port
 from ech_workers.status.page import page, policy
 from ech_workers.status.port import StatusPort
-from harness.status import Made, status
+from harness.status import Made, served, status
 from harness.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -33,10 +33,8 @@ def made() -> Made:
 
 @pytest.fixture
 def serving(made: Made) -> Iterator[StatusPort]:
-    opened = StatusPort([ListenAddress("127.0.0.1", 0)], made)
-    opened.start()
-    yield opened
-    opened.close()
+    with served(made) as opened:
+        yield opened
 
 
 def ask(
@@ -364,6 +362,22 @@ def test_a_defect_in_one_answer_ends_that_connection_alone(
             ask(serving, "/metrics")
     assert "ZeroDivisionError" in caplog.text
     assert ask(serving, "/healthz")[0] == 200
+
+
+def test_a_defect_in_the_look_ends_the_watchers_and_not_the_port(
+    serving: StatusPort, made: Made, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> Any:
+        raise ZeroDivisionError
+
+    with watch(serving) as watching, monkeypatch.context() as patched:
+        watching.recv(timeout=5)
+        patched.setattr(made, "snapshot", broken)
+        with pytest.raises(ConnectionClosed):
+            list(watching)
+    assert caplog.text.count("cannot say how the tunnel is") == 1
+    with watch(serving) as watching:
+        watching.recv(timeout=5)
 
 
 def test_it_ends_at_once_with_watchers_and_with_connections_that_ask_nothing(made: Made) -> None:

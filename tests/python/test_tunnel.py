@@ -219,6 +219,37 @@ def test_the_port_of_a_tunnel_that_ended_is_free_again(options: dict[str, Any]) 
         assert second.addresses == (address,)
 
 
+def health(address: tuple[str, int]) -> tuple[int, bytes]:
+    client = http.client.HTTPConnection(*address, timeout=10)
+    with contextlib.closing(client):
+        client.request("GET", "/healthz")
+        answer = client.getresponse()
+        return answer.status, answer.read()
+
+
+def test_a_tunnel_has_a_status_port_if_it_is_asked_for(options: dict[str, Any], tunnel: Tunnel) -> None:
+    assert tunnel.status_addresses == ()
+    with Tunnel(**options, status_listen="0") as watched:
+        (address,) = watched.status_addresses
+        assert health(address) == (200, b"ok\n")
+    with pytest.raises(ConnectionRefusedError):
+        health(address)
+    with Tunnel(**options, status_listen=f"{address[0]}:{address[1]}") as again:
+        assert again.status_addresses == (address,)
+
+
+def test_a_status_port_in_use_leaves_nothing_open(options: dict[str, Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        free_address = free.getsockname()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        tunnel = Tunnel(**options, listen=str(free_address[1]), status_listen=str(taken.getsockname()[1]))
+        with pytest.raises(ListenError, match="--status-listen"):
+            tunnel.start()
+        assert tunnel.addresses == ()
+        socket.create_server(free_address).close()
+        tunnel.close()
+
+
 def test_stream_sockets_accept_tcp_options_and_name_their_target() -> None:
     ours, theirs = socket.socketpair()
     with theirs, StreamSocket(("a.test", 80), ours.detach()) as stream:
@@ -242,6 +273,7 @@ def test_asyncio(demo: Demo, options: dict[str, Any]) -> None:
     async def use() -> None:
         async with aio.Tunnel(**options) as tunnel:
             assert tunnel.status().phase == "up"
+            assert tunnel.status_addresses == ()
             bodies = await asyncio.gather(
                 *(fetch(tunnel, demo.target_address, f"/bytes/{10000 + number}") for number in range(100))
             )

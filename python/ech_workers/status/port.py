@@ -146,10 +146,19 @@ class StatusPort:
         for connection in list(self._connections):
             if connection.deadline is not None and now >= connection.deadline:
                 connection.close()
-        if now >= self._frame_due and self._is_watched() and self._look(now):
+        if now >= self._frame_due and self._is_watched():
+            try:
+                there = self._look(now)
+            except Exception:
+                _log.exception("the status page cannot say how the tunnel is")
+                there = False
             for connection in list(self._connections):
-                if connection.is_watching:
+                if not connection.is_watching:
+                    continue
+                if there:
                     self._guard(connection, connection.show, self._frame)
+                else:
+                    connection.close()
 
     def _guard(self, connection: _Connection, work: Callable[..., None], *arguments: object) -> None:
         """A defect in one connection's service ends that connection alone."""
@@ -194,12 +203,12 @@ class StatusPort:
 
     def _look(self, now: float) -> bool:
         """Makes the frame of this second; False when the tunnel is closed."""
+        # In step, unless the machine slept.
+        self._frame_due = max(self._frame_due + feed.INTERVAL, now + feed.INTERVAL / 2)
         try:
             self._frame = feed.frame(self._observer.look())
         except EngineClosed:
             return False
-        # In step, unless the machine slept.
-        self._frame_due = max(self._frame_due + feed.INTERVAL, now + feed.INTERVAL / 2)
         return True
 
     def _answer(self, connection: _Connection, request: Request) -> Response:
