@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -108,7 +108,7 @@ class Demo:
     def resolver_url(self) -> str:
         return f"https://{RESOLVER_NAME}:{self.resolver.server_port}/dns-query"
 
-    def client(self, *, mode: Mode, listen: str) -> ClientConfig:
+    def client(self, *, mode: Mode, listen: str, status_listen: Sequence[str] = ()) -> ClientConfig:
         """What a user would give to ``ech-workers proxy`` to reach this server."""
         return ClientConfig.build(
             server=f"{HIDDEN_NAME}:{self.server.address[1]}{PATH}",
@@ -118,6 +118,7 @@ class Demo:
             doh_ip="127.0.0.1",
             ca_file=self.ca_file,
             listen=listen,
+            status_listen=status_listen,
             cache_dir="",
         )
 

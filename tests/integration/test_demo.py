@@ -1,10 +1,12 @@
 """`ech-workers demo --check`: the whole tunnel by one command."""
 
+import signal
+import urllib.request
 from pathlib import Path
 
 import pytest
 
-from harness.processes import run
+from harness.processes import Processes, run
 from harness.tunnel import COMMAND
 
 
@@ -14,6 +16,16 @@ def test_demo_check_goes_through_every_combination(tmp_path: Path) -> None:
     said = done.stdout.lower()
     for word in ("resolver", "https record", "ech", "websocket", "yamux", "simple", "socks5", "connect"):
         assert word in said, word
+
+
+def test_the_demo_has_a_status_page_if_it_is_asked_for(processes: Processes) -> None:
+    demo = processes.start(COMMAND, "demo", "--plain", "--listen", "127.0.0.1:0", "--status-listen", "0")
+    url = demo.wait_line(r"status page on (http://\S+)")[1]
+    demo.wait_line("session up")
+    with urllib.request.urlopen(f"{url}healthz", timeout=10) as answer:
+        assert answer.read() == b"ok\n"
+    demo.signal(signal.SIGINT)
+    assert demo.wait() == 0, demo.output
 
 
 @pytest.mark.parametrize("option", ["--version", "--help"])

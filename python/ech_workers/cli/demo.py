@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ech_workers.cli import findings, logs, proxy
-from ech_workers.cli.options import log_options, option
+from ech_workers.cli.options import log_options, option, status_option
 from ech_workers.config import authority
 
 if TYPE_CHECKING:
@@ -24,9 +24,18 @@ if TYPE_CHECKING:
     metavar="ADDR:PORT",
     help="The SOCKS5 and HTTP port (--check takes free ones).",
 )
+@status_option
 @option("--plain", is_flag=True, help="Single lines instead of the live table.")
 @log_options
-def demo(check: bool, listen: str, plain: bool, verbose: bool, log_level: str, log_file: str | None) -> int:
+def demo(
+    check: bool,
+    listen: str,
+    status_listen: tuple[str, ...],
+    plain: bool,
+    verbose: bool,
+    log_level: str,
+    log_file: str | None,
+) -> int:
     """The whole tunnel on loopback: a private authority, a DoH resolver, a server with ECH keys, a target, the proxy.
 
     Nothing needs to be installed or set up, and nothing is left behind. --check exits with 0, or with 1 after naming the
@@ -45,9 +54,8 @@ def demo(check: bool, listen: str, plain: bool, verbose: bool, log_level: str, l
     if check:
         return _check()
     with Demo() as running:
-        proxy.run(
-            running.client(mode="yamux", listen=listen), plain=plain, notes=lambda ports: notes(running, ports[0])
-        )
+        config = running.client(mode="yamux", listen=listen, status_listen=status_listen)
+        proxy.run(config, plain=plain, notes=lambda ports: notes(running, ports[0]))
     return 0
 
 

@@ -10,7 +10,7 @@ import click
 
 from ech_workers.config import DEFAULT_PROFILE, LOG_LEVELS
 
-__all__ = ["SECONDS", "SIZE", "client_options", "log_options", "option"]
+__all__ = ["SECONDS", "SIZE", "client_options", "log_options", "option", "status_option"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -164,6 +164,14 @@ def client_options(command: F) -> F:
     ):
         command = decorate(command)
     return command
+
+
+status_option = option(
+    "--status-listen",
+    multiple=True,
+    metavar="[ADDR:]PORT",
+    help="A status page, its feed, /healthz and /metrics on this port; may be given several times.",
+)
 
 
 def log_options(command: F) -> F:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ech_workers.cli import logs
-from ech_workers.cli.options import client_options, log_options, option
+from ech_workers.cli.options import client_options, log_options, option, status_option
 from ech_workers.cli.stopping import Stopping
 from ech_workers.config import ClientConfig, authority
 from ech_workers.tunnel import Tunnel
@@ -34,12 +34,7 @@ log = logging.getLogger("ech_workers")
 @option("--username", metavar="TEXT", help="What local programs must give, with --password.")
 @option("--password", metavar="TEXT", help="Better set in the environment.")
 @client_options
-@option(
-    "--status-listen",
-    multiple=True,
-    metavar="[ADDR:]PORT",
-    help="A status page, its feed, /healthz and /metrics on this port; may be given several times.",
-)
+@status_option
 @option("--plain", is_flag=True, help="Single lines instead of the live table (also when the output is no terminal).")
 @log_options
 def proxy(verbose: bool, plain: bool, **options: Any) -> None:
