@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.chromium import Page
+from harness.chromium import START_TIMEOUT, Page
 from harness.curl import fetch
+from harness.firefox import Firefox
 from harness.status import Made, served, status
 from harness.waiting import wait_until
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ech_workers.status.port import StatusPort
+    from harness.authority import Authority
     from harness.processes import Processes
     from harness.tunnel import ProxyProgram, Site
 
@@ -105,6 +107,15 @@ def test_what_strangers_wrote_is_text(serving: StatusPort, made: Made, processes
         page.evaluate(f"document.getElementById('notice').innerHTML = {hostile!r}, null")
         page.evaluate("new Promise(done => setTimeout(done, 300))")
         assert page.evaluate("document.title") == "up - ech-workers"
+
+
+def test_firefox_too_lets_the_page_open_its_feed(
+    serving: StatusPort, made: Made, processes: Processes, authority: Authority, profile: Path
+) -> None:
+    """The policy's 'self' stands for ws: as well there."""
+    firefox = Firefox(processes, authority.path)
+    firefox.open(profile, f"http://127.0.0.1:{serving.addresses[0][1]}/", {})
+    wait_until(lambda: made.looks >= 3, "it reads the feed", START_TIMEOUT)
 
 
 @pytest.mark.parametrize("dark", [False, True])

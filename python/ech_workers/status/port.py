@@ -339,7 +339,7 @@ class _Connection:
             if name not in response.headers:
                 response.headers[name] = value
         self.protocol.send_response(response)
-        self.deadline = None if self.is_watching else time.monotonic() + LINGER
+        self.deadline = None
         if self.is_watching:
             self._took_at = time.monotonic()
             self.protocol.send_text(self.first)
@@ -347,7 +347,7 @@ class _Connection:
     def _refuse_unreadable(self) -> None:
         """What the library cannot read, a body for example, it mostly has no answer to, and ends the connection."""
         self._answered, self._ends = True, True
-        self.deadline = time.monotonic() + LINGER
+        self.deadline = None
         self._out += b"".join(self.protocol.data_to_send())
         if not self._out:
             answer = (
@@ -379,7 +379,8 @@ class _Connection:
         if self._ends and not self._out:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_WR)
-        if not self.is_watching and self._answered and self.deadline is None:
+        if self._answered and not self.is_watching and self.deadline is None:
+            # Answered, or a WebSocket that is closing: the other side has its turn.
             self.deadline = time.monotonic() + LINGER
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0)
         if self._selector.get_key(self._socket).events != events:
