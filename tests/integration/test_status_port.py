@@ -113,6 +113,20 @@ def test_healthz_says_that_the_server_is_gone_and_that_it_is_back(site: Site, ta
     assert fetch(proxy, "socks5", f"http://localhost:{targets['http']}/bytes/10") == pattern(10)[-1]
 
 
+def test_healthz_in_simple_mode_goes_by_the_last_dial(site: Site, targets: dict[str, int]) -> None:
+    server = site.server()
+    proxy = site.proxy(server.port, "--no-yamux", "--status-listen", "0")
+    address = status_address(proxy)
+    assert ask(address, "/healthz") == (200, "ok\n")
+    server.process.kill()
+    url = f"http://localhost:{targets['http']}/bytes/10"
+    assert curl(proxy, "socks5", url).returncode != 0
+    wait_until(lambda: "refused" in ask(address, "/healthz")[1], "it says why")
+    assert ask(address, "/healthz")[0] == 503
+    site.server(listen=f"127.0.0.1:{server.port}")
+    wait_until(lambda: ask(address, "/healthz") == (200, "ok\n"), "it is up again", 40)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_ends_with_the_proxy_at_once_with_somebody_watching(site: Site, number: signal.Signals) -> None:
     proxy = site.proxy(site.server().port, "--status-listen", "0")
