@@ -96,6 +96,17 @@ def test_a_feed_that_falls_silent_is_given_up(
         wait_until(lambda: page.evaluate(NOTICE) == "", "it is back by itself", 40)
 
 
+def test_a_proxy_of_another_version_is_not_misread(
+    serving: StatusPort, processes: Processes, profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that stayed open while the proxy was replaced by one with another schema."""
+    with Page(processes, profile, f"http://127.0.0.1:{serving.addresses[0][1]}/") as page:
+        wait_until(lambda: "hidden.test" in page.evaluate(SEEN), "the first frame is drawn")
+        monkeypatch.setattr("ech_workers.status.feed.VERSION", 2)
+        wait_until(lambda: "another version" in page.evaluate(NOTICE), "it says so")
+        assert page.evaluate(OLD)
+
+
 def test_what_strangers_wrote_is_text(serving: StatusPort, made: Made, processes: Processes, profile: Path) -> None:
     hostile = "<img src=x onerror=\"document.title='taken'\"><b>bold</b>&amp;"
     made.counters = {"last_target_failure": hostile}
