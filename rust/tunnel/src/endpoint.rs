@@ -228,6 +228,11 @@ impl Endpoint {
         pieces: &[IoSlice<'_>],
     ) -> io::Result<usize> {
         let mut pieces = pieces;
+        while let [first, rest @ ..] = pieces
+            && first.is_empty()
+        {
+            pieces = rest;
+        }
         let mut skip = 0;
         let mut written = 0;
         while self.backlog.is_empty() && !pieces.is_empty() {

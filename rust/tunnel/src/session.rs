@@ -159,6 +159,8 @@ struct Stream {
     finished: bool,
     /// The peer's FIN has come.
     remote_finished: bool,
+    /// And the socket has been told of it.
+    end_told: bool,
     active: Instant,
 }
 
@@ -455,6 +457,7 @@ impl Core {
             local_ended: false,
             finished: false,
             remote_finished: false,
+            end_told: false,
             active: self.now,
         };
         self.streams.insert(id, stream);

@@ -65,7 +65,12 @@ impl Core {
         }
         match &stream.state {
             State::Connected(endpoint) if !endpoint.backlog.is_empty() => return,
-            State::Connected(endpoint) => endpoint.socket.finish(),
+            // When our end is sent too, the close says it.
+            State::Connected(endpoint) if !stream.finished && !stream.end_told => {
+                stream.end_told = true;
+                endpoint.socket.finish();
+            }
+            State::Connected(_) => {}
             // The peer ended before its target was known: nothing is left to do for it.
             State::Preamble(_) if !stream.local_ended => {
                 self.remove(id, true);
