@@ -67,8 +67,8 @@ impl Core {
         self.sendable.pop_front()
     }
 
-    /// A bulk stream that nobody waits behind fills several records in one system call. Returns how many; 0: it is not
-    /// that time.
+    /// The bulk stream whose turn it is fills several records in one system call. Returns how many; 0: it is not the turn
+    /// of one, or something has to go before.
     fn fill_many(&mut self, tls: &mut TlsStream) -> std::io::Result<usize> {
         if self.prompt_turns < PROMPT_MAX && !self.prompt.is_empty() {
             return Ok(0);
