@@ -10,7 +10,7 @@ use crate::frame::{Flags, GoAwayCode, HEADER_LEN, Header, Kind, StreamId};
 use crate::identifiers::{IdHash, Use, UsedIds};
 use crate::keepalive::KeepAlive;
 use crate::stream::{Sending, Stream};
-use crate::window::Growth;
+use crate::window::{Bounds, Growth, Latest};
 
 /// Answers to pings that may wait to be sent. A peer that asks more often than it reads loses the oldest.
 const PONGS_MAX: usize = 64;
@@ -25,6 +25,7 @@ pub struct Connection {
     config: Config,
     streams: HashMap<u32, Stream, IdHash>,
     growth: Growth,
+    latest: Latest,
     keep_alive: KeepAlive,
 
     reading: Reading,
@@ -140,6 +141,7 @@ impl Connection {
             side,
             streams: HashMap::default(),
             growth: Growth::new(config.session_window_max, config.budget.clone()),
+            latest: Latest::new(now),
             keep_alive: KeepAlive::new(config.ping_interval, config.ping_timeout, now),
             reading: NEXT_HEADER,
             ending: None,
@@ -309,13 +311,15 @@ impl Connection {
         if stream.sending == Sending::ResetDue {
             return;
         }
-        let update_due = stream.receive.consume(
-            u32::try_from(bytes).unwrap_or(u32::MAX),
+        let bounds = Bounds::new(
+            id.value(),
             self.config.window_max(),
             self.keep_alive.window_round_trip(),
-            &mut self.growth,
+            &mut self.latest,
             now,
         );
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let update_due = stream.receive.consume(bytes, bounds, &mut self.growth, now);
         if stream.receive_ended {
             if stream.is_over() {
                 self.remove(id);

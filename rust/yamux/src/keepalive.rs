@@ -8,11 +8,6 @@ const REFRESH: Duration = Duration::from_secs(1);
 /// A measurement during which fewer bytes than this went over the session is one of the path without our own queue.
 const QUIET: u64 = 64 * 1024;
 
-/// On a shorter path the first 256 KiB allow 2 Gbit/s, and what is measured is mostly how long the two ends take to wake up:
-/// larger windows would only be a longer queue. On loopback, small requests beside a download waited 2.4 ms behind grown
-/// windows, 0.8 ms behind these.
-const SHORT: Duration = Duration::from_millis(1);
-
 /// How many times `ping_timeout` an answer may take while other bytes arrive.
 const PATIENCE: u32 = 4;
 
@@ -127,11 +122,9 @@ impl KeepAlive {
 
     /// The round trip that window sizes are measured against: of the path, with little of the queue that windows of ours
     /// make on it. Windows that followed the queue would only make it deeper, and small requests would wait behind it.
-    ///
-    /// `None` on a path so short that the first window is enough.
     pub(crate) fn window_round_trip(&self) -> Option<Duration> {
         let (latest, base) = (self.latest?, self.base?);
-        Some(latest.min(base + base / 4)).filter(|&path| path >= SHORT)
+        Some(latest.min(base + base / 4))
     }
 
     /// When [`Self::check`] has something to do, given when bytes last arrived. `None` is never.
@@ -249,8 +242,9 @@ mod tests {
         );
         measured(&mut keep_alive, start, ms(60), 10 << 20);
         assert_eq!(keep_alive.window_round_trip(), Some(ms(60)));
-        measured(&mut keep_alive, start, Duration::from_micros(90), 0);
-        assert_eq!(keep_alive.window_round_trip(), None);
+        let short = Duration::from_micros(90);
+        measured(&mut keep_alive, start, short, 0);
+        assert_eq!(keep_alive.window_round_trip(), Some(short));
     }
 
     #[test]

@@ -134,6 +134,76 @@ impl Drop for Growth {
     }
 }
 
+/// On a shorter path the first 256 KiB allow 2 Gbit/s, and what is measured is mostly how long the two ends take to wake up.
+const SHORT: Duration = Duration::from_millis(1);
+
+/// What a window may grow to on a short path while nobody waits behind it. With 256 KiB the two ends mostly wait for each other:
+/// on loopback 1 MiB carried 1.7 times as much for three quarters of the CPU time, and 4 MiB hardly more.
+const ALONE_MAX: u32 = 1 << 20;
+
+/// How long no other stream must have received anything for that.
+const ALONE_AFTER: Duration = Duration::from_millis(100);
+
+/// Which stream of a session data is taken from, and when it is alone if no other comes.
+#[derive(Debug)]
+pub(crate) struct Latest {
+    stream: u32,
+    alone_from: Instant,
+}
+
+impl Latest {
+    /// Nothing was taken yet.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            stream: 0,
+            alone_from: now,
+        }
+    }
+
+    /// Data of `stream` was taken. True if it is alone.
+    fn take(&mut self, stream: u32, now: Instant) -> bool {
+        if self.stream != stream {
+            self.stream = stream;
+            self.alone_from = now + ALONE_AFTER;
+        }
+        now >= self.alone_from
+    }
+}
+
+/// What a window may grow to, and the round trip that says whether it should.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    max: u32,
+    round_trip: Option<Duration>,
+}
+
+impl Bounds {
+    /// The bounds for `stream`, of which data was taken, on a path of `round_trip` if that is known.
+    ///
+    /// On a short path larger windows are a longer queue more than anything: small requests beside a download on loopback waited
+    /// 2.4 ms behind grown windows, 0.8 ms behind the first ones. So there a window grows only while its stream is alone.
+    pub(crate) fn new(
+        stream: u32,
+        max: u32,
+        round_trip: Option<Duration>,
+        latest: &mut Latest,
+        now: Instant,
+    ) -> Self {
+        let alone = latest.take(stream, now);
+        match round_trip {
+            Some(path) if path < SHORT && alone => Self {
+                max: max.min(ALONE_MAX),
+                round_trip: Some(SHORT),
+            },
+            Some(path) if path < SHORT => Self {
+                max: INITIAL_WINDOW,
+                round_trip: None,
+            },
+            _ => Self { max, round_trip },
+        }
+    }
+}
+
 /// A window update is sent for each quarter of the window: often enough that the peer is left with most of it while it
 /// waits, seldom enough to cost nothing.
 const UPDATES_PER_WINDOW: u32 = 4;
@@ -187,15 +257,14 @@ impl ReceiveWindow {
     pub(crate) fn consume(
         &mut self,
         bytes: u32,
-        max: u32,
-        round_trip: Option<Duration>,
+        bounds: Bounds,
         growth: &mut Growth,
         now: Instant,
     ) -> bool {
         let bytes = bytes.min(self.held);
         self.held -= bytes;
-        self.give_back(bytes, growth);
-        if let Some(round_trip) = round_trip {
+        self.give_back(bytes, bounds.max, growth);
+        if let Some(round_trip) = bounds.round_trip {
             let round = self.round.get_or_insert(now);
             if now.saturating_duration_since(*round) >= round_trip {
                 *round = now;
@@ -211,7 +280,7 @@ impl ReceiveWindow {
         // than half of it is consumed in a round grows as long as it is what holds the peer back, and ends between two and
         // three times the product.
         if self.consumed > self.size / 2 {
-            let wanted = (self.size / 2).min(max.saturating_sub(self.size));
+            let wanted = (self.size / 2).min(bounds.max.saturating_sub(self.size));
             self.size += growth.take(self.size - INITIAL_WINDOW, wanted);
         }
         self.update_due = true;
@@ -241,13 +310,15 @@ impl ReceiveWindow {
         self.size - self.credit - self.held
     }
 
-    /// When memory is short, bytes that were taken are not granted anew until the window is down to its share.
-    fn give_back(&mut self, bytes: u32, growth: &mut Growth) {
+    /// Bytes that were taken are not granted anew until the window is down to `max`, and when memory is short to its share.
+    fn give_back(&mut self, bytes: u32, max: u32, growth: &mut Growth) {
         let excess = self.size - INITIAL_WINDOW;
         if excess == 0 {
             return;
         }
-        let share = u32::try_from(growth.fair_share()).unwrap_or(u32::MAX);
+        let share = u32::try_from(growth.fair_share())
+            .unwrap_or(u32::MAX)
+            .min(max.saturating_sub(INITIAL_WINDOW));
         let cut = bytes.min(excess.saturating_sub(share));
         growth.release(excess, cut);
         self.size -= cut;

@@ -559,9 +559,18 @@ fn pump(server: &mut Connection, stream: u32, n: usize, now: Instant) -> u32 {
 
 /// A server whose round trip was measured as 80 ms, with `streams` open.
 fn measured(config: Config, streams: u32, start: Instant) -> (Connection, Instant) {
+    measured_as(Duration::from_millis(80), config, streams, start)
+}
+
+fn measured_as(
+    round_trip: Duration,
+    config: Config,
+    streams: u32,
+    start: Instant,
+) -> (Connection, Instant) {
     let mut server = Connection::new(Side::Server, config, start);
     server.poll_control(start).unwrap();
-    let now = start + Duration::from_millis(80);
+    let now = start + round_trip;
     server
         .receive(&header(Kind::Ping, Flags::ACK, 0, 0), now)
         .unwrap();
@@ -596,6 +605,52 @@ fn windows_do_not_grow_before_a_round_trip_is_known() {
         pump(&mut server, 1, WINDOW, Instant::now());
     }
     assert_eq!(server.streams[&1].receive.size(), INITIAL_WINDOW);
+}
+
+/// A server on a path of 90 microseconds that pumps 16 windows of stream 1, one of stream 3 before each if there is
+/// `company`, half a millisecond between them.
+fn pump_on_a_short_path(server: &mut Connection, company: bool, now: &mut Instant) -> u32 {
+    for _ in 0..16 {
+        if company {
+            pump(server, 3, 100, *now);
+        }
+        pump(server, 1, WINDOW, *now);
+        *now += Duration::from_micros(500);
+    }
+    server.streams[&1].receive.size()
+}
+
+#[test]
+fn on_a_short_path_only_a_stream_that_is_alone_has_more_than_its_first_window() {
+    let short = Duration::from_micros(90);
+    let (mut server, mut now) = measured_as(short, Config::default(), 2, Instant::now());
+    let first = pump_on_a_short_path(&mut server, false, &mut now);
+    assert_eq!(first, INITIAL_WINDOW, "not alone for long enough");
+    now += Duration::from_millis(100);
+    let alone = pump_on_a_short_path(&mut server, false, &mut now);
+    assert_eq!(alone, 1 << 20);
+    let company = pump_on_a_short_path(&mut server, true, &mut now);
+    assert_eq!(company, INITIAL_WINDOW, "what had grown went back");
+    assert_eq!(server.stats().window_growth, 0);
+    now += Duration::from_millis(100);
+    let again = pump_on_a_short_path(&mut server, false, &mut now);
+    assert_eq!(again, 1 << 20);
+}
+
+#[test]
+fn a_limit_below_what_a_short_path_allows_holds() {
+    let short = Duration::from_micros(90);
+    let config = Config {
+        receive_window_max: 512 << 10,
+        ..Config::default()
+    };
+    let (mut server, mut now) = measured_as(short, config, 1, Instant::now());
+    pump_on_a_short_path(&mut server, false, &mut now);
+    now += Duration::from_millis(100);
+    assert_eq!(
+        pump_on_a_short_path(&mut server, false, &mut now),
+        512 << 10
+    );
 }
 
 #[test]
