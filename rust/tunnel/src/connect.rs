@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::failure::{Failure, Layer};
+use crate::link::unpace_loopback;
 
 /// The head start of one address before the next is tried (RFC 8305 section 5).
 const HEAD_START: Duration = Duration::from_millis(250);
@@ -131,5 +132,6 @@ async fn connect_one(address: SocketAddr, limit: Duration) -> io::Result<TcpStre
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     tcp.set_nodelay(true)?;
+    unpace_loopback(&tcp, address);
     Ok(tcp)
 }

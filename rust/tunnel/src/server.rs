@@ -34,7 +34,7 @@ use crate::client::{bind, runtime};
 use crate::counters::{ByConfigId, Counter};
 use crate::events::Events;
 use crate::failure::{Failure, Layer};
-use crate::link::Link;
+use crate::link::{Link, unpace_loopback};
 use crate::local;
 use crate::log;
 use crate::preamble;
@@ -277,9 +277,12 @@ impl Drop for Server {
 
 impl Shared {
     async fn serve(self: Arc<Self>, tcp: TcpStream) {
-        let peer = tcp
-            .peer_addr()
-            .map_or_else(|_| "a client".to_owned(), |address| address.to_string());
+        let Ok(peer) = tcp.peer_addr() else {
+            // It is gone already.
+            self.stats.handshakes_failed.add(1);
+            return;
+        };
+        unpace_loopback(&tcp, peer);
         let tls = match timeout(HANDSHAKE, ech_workers_tls::accept(tcp, &self.tls)).await {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => {
