@@ -338,8 +338,9 @@ impl Driver {
             }
         }
         core.attend_ready();
-        core.keep_time(&mut self.timer, &mut self.timer_at, cx)?;
+        core.heed_time()?;
         more |= core.send(&mut self.tls, cx)?;
+        core.set_timer(&mut self.timer, &mut self.timer_at, cx);
         if self
             .tls
             .poll_flush(cx)
@@ -550,21 +551,23 @@ impl Core {
         }
     }
 
-    fn keep_time(
-        &mut self,
-        timer: &mut Pin<Box<Sleep>>,
-        at: &mut Instant,
-        cx: &mut Context<'_>,
-    ) -> Result<(), Failure> {
+    fn heed_time(&mut self) -> Result<(), Failure> {
         if self.mux.next_timeout().is_some_and(|due| due <= self.now) {
             self.mux
                 .handle_timeout(self.now)
                 .map_err(|error| yamux_failure(&error))?;
+            while let Some(id) = self.mux.poll_rested(self.now) {
+                self.queue(id);
+            }
         }
         if self.sweep_at <= self.now && !self.streams.is_empty() {
             self.sweep();
             self.sweep_at = self.now + SWEEP;
         }
+        Ok(())
+    }
+
+    fn set_timer(&self, timer: &mut Pin<Box<Sleep>>, at: &mut Instant, cx: &mut Context<'_>) {
         let idle_session = self.now + Duration::from_secs(3600);
         let sweep = if self.streams.is_empty() {
             idle_session
@@ -582,7 +585,6 @@ impl Core {
                 cx.waker().wake_by_ref();
             }
         }
-        Ok(())
     }
 
     fn sweep(&mut self) {

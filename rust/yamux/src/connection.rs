@@ -9,7 +9,7 @@ use crate::error::{Error, OpenError};
 use crate::frame::{Flags, GoAwayCode, HEADER_LEN, Header, Kind, StreamId};
 use crate::identifiers::{IdHash, Use, UsedIds};
 use crate::keepalive::KeepAlive;
-use crate::stream::{Sending, Stream};
+use crate::stream::{Room, Sending, Stream};
 use crate::window::{Bounds, Growth, Latest};
 
 /// Answers to pings that may wait to be sent. A peer that asks more often than it reads loses the oldest.
@@ -17,6 +17,11 @@ const PONGS_MAX: usize = 64;
 
 /// Refusals of streams that may wait to be sent. A hashicorp client has at most 256 unacknowledged streams.
 const REFUSALS_MAX: usize = 1024;
+
+/// How long a stream rests for the peer to read what has arrived: what a busy reader takes for it, and a tenth of the shortest path
+/// on which that pays.
+const REST: Duration = Duration::from_millis(2);
+const REST_PATH: Duration = Duration::from_millis(20);
 
 /// One side of a session.
 #[derive(Debug)]
@@ -27,6 +32,8 @@ pub struct Connection {
     growth: Growth,
     latest: Latest,
     keep_alive: KeepAlive,
+    /// Streams at rest, and until when; those at the front are the first.
+    resting: VecDeque<(Instant, StreamId)>,
 
     reading: Reading,
     /// A stream whose FIN came in a frame that made another event first.
@@ -142,6 +149,7 @@ impl Connection {
             streams: HashMap::default(),
             growth: Growth::new(config.session_window_max, config.budget.clone()),
             latest: Latest::new(now),
+            resting: VecDeque::new(),
             keep_alive: KeepAlive::new(config.ping_interval, config.ping_timeout, now),
             reading: NEXT_HEADER,
             ending: None,
@@ -279,6 +287,43 @@ impl Connection {
             .map_or(0, |stream| stream.send_window as usize)
     }
 
+    /// How many bytes may be sent on the stream before a frame has to end. 0: none until [`Event::Writable`] or
+    /// [`Self::poll_rested`] says so.
+    ///
+    /// More may be left then ([`Self::send_window`]): hashicorp peers with large windows are given pauses in which to read up to
+    /// where they give something back.
+    pub fn poll_room(&mut self, id: StreamId, now: Instant) -> usize {
+        let Some(stream) = self.streams.get_mut(&id.value()) else {
+            return 0;
+        };
+        let rests = self
+            .keep_alive
+            .round_trip()
+            .is_some_and(|path| path >= REST_PATH);
+        match stream.room(rests) {
+            Room::Bytes(bytes) => bytes as usize,
+            Room::Rest => {
+                self.resting.push_back((now + REST, id));
+                0
+            }
+        }
+    }
+
+    /// A stream that has rested and may be sent on again, if there is one.
+    pub fn poll_rested(&mut self, now: Instant) -> Option<StreamId> {
+        while let Some(&(until, id)) = self.resting.front()
+            && until <= now
+        {
+            self.resting.pop_front();
+            if let Some(stream) = self.streams.get_mut(&id.value())
+                && stream.rested()
+            {
+                return Some(id);
+            }
+        }
+        None
+    }
+
     /// The header of a data frame with `length` bytes, at most [`Self::send_window`], which must follow directly behind it.
     ///
     /// A frame with payload never carries FIN: hashicorp's implementation takes note of a FIN before it reads the payload,
@@ -389,12 +434,14 @@ impl Connection {
                     || self.keep_alive.is_due())
     }
 
-    /// When [`Self::handle_timeout`] is to be called. Changes with every other call. `None` is never.
+    /// When [`Self::handle_timeout`] and [`Self::poll_rested`] are to be called. Changes with every other call. `None` is never.
     pub fn next_timeout(&self) -> Option<Instant> {
         if self.failed.is_some() {
             return None;
         }
-        self.keep_alive.deadline(self.last_received)
+        let rested = self.resting.front().map(|&(until, _)| until);
+        let ping = self.keep_alive.deadline(self.last_received);
+        [rested, ping].into_iter().flatten().min()
     }
 
     /// Makes a ping due when it is time for one.
@@ -477,7 +524,8 @@ impl Connection {
             // The peer may not know yet that the stream is gone.
             return Ok(None);
         };
-        if std::mem::take(&mut stream.unacknowledged) {
+        let introduction = std::mem::take(&mut stream.unacknowledged);
+        if introduction {
             self.unacknowledged -= 1;
         }
         if header.flags.contains(Flags::RST) {
@@ -505,8 +553,11 @@ impl Connection {
             }
         } else if event.is_none() {
             let was_empty = stream.send_window == 0;
-            // More than 4 GiB is never used: to count less than was granted is always right.
-            stream.send_window = stream.send_window.saturating_add(header.length);
+            if introduction {
+                stream.introduced(header.length);
+            } else {
+                stream.grant(header.length);
+            }
             if was_empty && stream.send_window > 0 && stream.sending == Sending::Open {
                 event = Some(Event::Writable(id));
             }

@@ -7,9 +7,10 @@
 //!
 //! - Bytes that came in go to [`Connection::receive`] until it returns no event.
 //! - Payload that the application took is reported with [`Connection::consumed`], which is what opens the window again.
-//! - To send, ask [`Connection::send_window`], then put [`Connection::data_header`] in front of the bytes.
+//! - To send, ask [`Connection::poll_room`], then put [`Connection::data_header`] in front of the bytes.
 //! - Whenever there is room to write, [`Connection::poll_control`] is asked until it has nothing more.
-//! - [`Connection::next_timeout`] and [`Connection::handle_timeout`] keep the session alive, or find that it is dead.
+//! - [`Connection::next_timeout`] and [`Connection::handle_timeout`] keep the session alive, or find that it is dead;
+//!   [`Connection::poll_rested`] names streams that may be sent on again.
 //!
 //! Receive windows start at the 256 KiB of the specification and grow with the measured bandwidth and round trip, within
 //! what the stream, the session and a budget of the whole process allow.

@@ -82,7 +82,7 @@ impl Core {
         let State::Connected(endpoint) = &stream.state else {
             return Ok(0);
         };
-        let mut window = self.mux.send_window(id);
+        let mut window = self.mux.poll_room(id, self.now);
         if !stream.bulk
             || !stream.first.is_empty()
             || stream.local_ended
@@ -156,7 +156,7 @@ impl Core {
                 continue;
             };
             stream.queued = false;
-            let room = (space.len() - FRAME_HEADER).min(self.mux.send_window(id));
+            let room = (space.len() - FRAME_HEADER).min(self.mux.poll_room(id, self.now));
             if !stream.first.is_empty() {
                 let n = stream.first.len().min(room);
                 if n < stream.first.len() && self.outgoing.used() > 0 {
@@ -187,7 +187,7 @@ impl Core {
             }
             let draining = matches!(stream.state, State::Draining { .. });
             if room == 0 && !draining {
-                // Event::Writable brings it back.
+                // Event::Writable, or the end of its rest, brings it back.
                 continue;
             }
             let (State::Connected(endpoint)

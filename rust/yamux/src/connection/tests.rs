@@ -202,6 +202,83 @@ fn the_4_mib_window_of_the_deployed_server_is_used_from_its_acknowledgement_on()
     assert_eq!(client.send_window(stream), u32::MAX as usize);
 }
 
+/// A client whose round trip was measured, with a stream to a server with windows of 4 MiB.
+fn to_the_deployed_server(round_trip: Duration, start: Instant) -> (Connection, StreamId, Instant) {
+    let mut client = Connection::new(Side::Client, Config::default(), start);
+    let stream = client.open().unwrap();
+    while client.poll_control(start).is_some() {}
+    let now = start + round_trip;
+    client
+        .receive(&header(Kind::Ping, Flags::ACK, 0, 0), now)
+        .unwrap();
+    let extra = (4 << 20) - INITIAL_WINDOW;
+    let frame = header(Kind::WindowUpdate, Flags::ACK, stream.value(), extra);
+    client.receive(&frame, now).unwrap();
+    (client, stream, now)
+}
+
+#[test]
+fn a_frame_ends_and_a_long_path_rests_where_the_deployed_server_gives_half_a_window_back() {
+    let half = 2 << 20;
+    let (mut client, stream, now) =
+        to_the_deployed_server(Duration::from_millis(80), Instant::now());
+    client.data_header(stream, 1000);
+    assert_eq!(client.poll_room(stream, now), half - 1000);
+    assert_eq!(client.poll_rested(now), None);
+    client.data_header(stream, half - 1000);
+    assert_eq!(client.poll_room(stream, now), 0);
+    assert_eq!(client.poll_room(stream, now), 0, "asked again");
+    let until = client.next_timeout().unwrap();
+    assert_eq!(until, now + Duration::from_millis(2));
+    assert_eq!(client.poll_rested(now), None);
+    assert_eq!(client.poll_rested(until), Some(stream));
+    assert_eq!(client.poll_rested(until), None);
+    assert_eq!(client.poll_room(stream, until), half);
+    client.data_header(stream, half);
+    assert_eq!(client.poll_room(stream, until), 0);
+    let update = header(
+        Kind::WindowUpdate,
+        Flags::NONE,
+        stream.value(),
+        half as u32 + 7,
+    );
+    client.receive(&update, until).unwrap();
+    assert_eq!(client.poll_room(stream, until), 7);
+}
+
+#[test]
+fn what_comes_during_a_rest_ends_it() {
+    let (mut client, stream, now) =
+        to_the_deployed_server(Duration::from_millis(80), Instant::now());
+    client.data_header(stream, 2 << 20);
+    assert_eq!(client.poll_room(stream, now), 0);
+    let update = header(Kind::WindowUpdate, Flags::NONE, stream.value(), 1 << 20);
+    client.receive(&update, now).unwrap();
+    assert_eq!(client.poll_room(stream, now), 1 << 20);
+    client.reset(stream);
+    assert_eq!(client.poll_room(stream, now), 0);
+    assert_eq!(client.poll_rested(now + Duration::from_secs(1)), None);
+}
+
+#[test]
+fn nobody_rests_on_a_short_path_or_towards_a_peer_that_only_gives_back_what_it_read() {
+    let half = 2 << 20;
+    let (mut client, stream, now) =
+        to_the_deployed_server(Duration::from_millis(5), Instant::now());
+    client.data_header(stream, half);
+    assert_eq!(client.poll_room(stream, now), half);
+    let other = client.open().unwrap();
+    client.data_header(other, WINDOW);
+    let update = header(
+        Kind::WindowUpdate,
+        Flags::ACK,
+        other.value(),
+        INITIAL_WINDOW,
+    );
+    client.receive(&update, now).unwrap();
+    assert_eq!(client.poll_room(other, now), WINDOW);
+}
+
 #[test]
 fn the_window_opens_by_quarters_as_the_application_takes_data() {
     let mut server = connection(Side::Server);
