@@ -10,7 +10,7 @@ use crate::frame::{Flags, GoAwayCode, HEADER_LEN, Header, Kind, StreamId};
 use crate::identifiers::{IdHash, Use, UsedIds};
 use crate::keepalive::KeepAlive;
 use crate::stream::{Room, Sending, Stream};
-use crate::window::{Bounds, Growth, Latest};
+use crate::window::{Bounds, Company, Growth};
 
 /// Answers to pings that may wait to be sent. A peer that asks more often than it reads loses the oldest.
 const PONGS_MAX: usize = 64;
@@ -30,7 +30,7 @@ pub struct Connection {
     config: Config,
     streams: HashMap<u32, Stream, IdHash>,
     growth: Growth,
-    latest: Latest,
+    company: Company,
     keep_alive: KeepAlive,
     /// Streams at rest, and until when; those at the front are the first.
     resting: VecDeque<(Instant, StreamId)>,
@@ -148,7 +148,7 @@ impl Connection {
             side,
             streams: HashMap::default(),
             growth: Growth::new(config.session_window_max, config.budget.clone()),
-            latest: Latest::new(now),
+            company: Company::new(now),
             resting: VecDeque::new(),
             keep_alive: KeepAlive::new(config.ping_interval, config.ping_timeout, now),
             reading: NEXT_HEADER,
@@ -360,7 +360,7 @@ impl Connection {
             id.value(),
             self.config.window_max(),
             self.keep_alive.window_round_trip(),
-            &mut self.latest,
+            &mut self.company,
             now,
         );
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
@@ -372,6 +372,7 @@ impl Connection {
         } else if update_due {
             self.totals.receive_window_peak =
                 self.totals.receive_window_peak.max(stream.receive.size());
+            self.company.updated(id.value(), now);
             self.enqueue(id);
             self.keep_alive.refresh(now);
         }

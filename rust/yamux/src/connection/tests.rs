@@ -714,6 +714,27 @@ fn on_a_short_path_only_a_stream_that_is_alone_has_more_than_its_first_window() 
     assert_eq!(again, 1 << 20);
 }
 
+/// What the peer may send when all that it sent was taken, on a path of 90 microseconds where stream 1 receives in bulk and
+/// stream 3 `other` bytes now and then.
+fn credit_beside(other: usize) -> usize {
+    let short = Duration::from_micros(90);
+    let (mut server, mut now) = measured_as(short, Config::default(), 2, Instant::now());
+    let mut credit = WINDOW;
+    for _ in 0..40 {
+        pump(&mut server, 3, other, now);
+        credit -= WINDOW / 4;
+        credit += pump(&mut server, 1, WINDOW / 4, now) as usize;
+        now += Duration::from_millis(5);
+    }
+    credit
+}
+
+#[test]
+fn on_a_short_path_the_only_bulk_stream_leaves_a_part_of_its_window_to_those_beside_it() {
+    assert_eq!(credit_beside(64), WINDOW - 64 * 1024);
+    assert_eq!(credit_beside(WINDOW / 4), WINDOW, "another bulk stream");
+}
+
 #[test]
 fn a_limit_below_what_a_short_path_allows_holds() {
     let short = Duration::from_micros(90);
