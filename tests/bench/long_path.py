@@ -23,6 +23,8 @@ ROUND_TRIP = 0.08
 LINK = 125e6
 # What a side lets the other send on one stream before it reads: our maximum both ways, the deployed server's upwards.
 OWN_WINDOW, DEPLOYED_WINDOW = 16 << 20, 4 << 20
+# It gives back half of its window when all of that half has been read, which takes the link some time to carry.
+HALF_CARRIED = DEPLOYED_WINDOW / 2 / LINK
 DEPLOYED = "yamux, the deployed Go server"
 # Both ends of the comparison get windows that the path needs; the system's defaults end at 6 MB.
 TCP_BUFFERS = {"net.ipv4.tcp_rmem": "4096 131072 67108864", "net.ipv4.tcp_wmem": "4096 65536 67108864"}
@@ -136,8 +138,7 @@ def limit(name: str, direction: str) -> str:
     if name == "direct TCP":
         return ""
     if name == DEPLOYED and direction == "up":
-        # It gives back half of its window when all of that half has been read, which takes the link some time to carry.
-        return f"{DEPLOYED_WINDOW / (ROUND_TRIP + DEPLOYED_WINDOW / 2 / LINK) / 1e6:.0f}"
+        return f"{DEPLOYED_WINDOW / (ROUND_TRIP + HALF_CARRIED) / 1e6:.0f}"
     return f"{OWN_WINDOW / ROUND_TRIP / 1e6:.0f}"
 
 
@@ -168,8 +169,9 @@ def throughput(bench: Bench) -> Table:
         made.notes.append("The deployed Go server could not be built.")
     made.notes.append(
         f"The window's limit is one window in each round trip: ours of {OWN_WINDOW >> 20} MiB / 80 ms, which is more than "
-        f"the link carries; upwards to the deployed server its {DEPLOYED_WINDOW >> 20} MiB / 97 ms, since hashicorp/yamux "
-        "gives half of a window back when that half has been read, and the link takes 17 ms to carry it."
+        f"the link carries; upwards to the deployed server its {DEPLOYED_WINDOW >> 20} MiB / {(ROUND_TRIP + HALF_CARRIED) * 1e3:.0f} ms, "
+        "since hashicorp/yamux gives half of a window back when that half has been read, and the link takes "
+        f"{HALF_CARRIED * 1e3:.0f} ms to carry it."
     )
     return made
 

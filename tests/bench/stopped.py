@@ -271,8 +271,8 @@ def shown(taken: dict[str, list[Result]]) -> Table:
     results = [each for among in taken.values() for each in among]
     made.notes.append(
         "All on one session; the stopped reader is the local program (down) or the target (up). Memory is resident, taken "
-        "while the others rest. A stream's window is at most 256 KiB on a path this short, where it is not alone; what is sent and not read is also in "
-        "the kernel, in the buffers of the tunnel's sockets."
+        "while the others rest. A stream's window is at most 256 KiB on a path this short, where it is not alone; what is "
+        "sent and not read is also in the kernel, in the buffers of the tunnel's sockets."
     )
     made.notes.append(
         f"The reader went on afterwards, and all {SIZE >> 20} MiB of its stream arrived unchanged: "
