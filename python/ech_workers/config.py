@@ -32,6 +32,7 @@ __all__ = [
     "Resolver",
     "ServerAddress",
     "ServerConfig",
+    "UpstreamConfig",
     "authority",
 ]
 
@@ -200,6 +201,30 @@ class ClientOptions(TypedDict, total=False):
     cache_dir: str | Path | None
 
 
+class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One server, and everything that is said of it alone."""
+
+    name: str
+    """For log lines, metrics and rules; the server's authority unless the configuration names it."""
+    server: ServerAddress
+    token: str | None = None
+    ech: bool = True
+    mode: Mode = "yamux"
+    server_ips: tuple[str, ...] = ()
+    ech_domain: str | None = None
+    ech_config: bytes | None = None
+    ech_bootstrap: str | None = None
+    profile: str = DEFAULT_PROFILE
+    alpn: Alpn = "auto"
+    priority: int = 0
+    """The servers with the lowest number carry the traffic; the next ones when none of those can."""
+    weight: int = 1
+    """The share among servers of the same priority."""
+
+    def __repr__(self) -> str:
+        return f"UpstreamConfig({self.name}, {self.server.authority})"  # no secrets in logs
+
+
 class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that ``ech-workers proxy`` and ``Tunnel`` need. Times are seconds, sizes bytes."""
 
@@ -238,6 +263,27 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     log_file: Path | None = None
     cache_dir: Path | None = None
     """Where ECH configurations are kept between runs; None keeps them in memory alone."""
+    servers: tuple[UpstreamConfig, ...] = ()
+    """Several servers; ``server`` and what belongs to it are those of the first then."""
+
+    @property
+    def upstreams(self) -> tuple[UpstreamConfig, ...]:
+        """Every server, at least one."""
+        return self.servers or (
+            UpstreamConfig(
+                name=self.server.authority,
+                server=self.server,
+                token=self.token,
+                ech=self.ech,
+                mode=self.mode,
+                server_ips=self.server_ips,
+                ech_domain=self.ech_domain,
+                ech_config=self.ech_config,
+                ech_bootstrap=self.ech_bootstrap,
+                profile=self.profile,
+                alpn=self.alpn,
+            ),
+        )
 
     def __repr__(self) -> str:
         return f"ClientConfig({self.server}, {self.mode}, {'ECH' if self.ech else 'no ECH'})"  # no secrets in logs

@@ -305,6 +305,15 @@ def test_a_wrong_option_is_named(options: dict[str, Any], option: str) -> None:
     assert caught.value.option == option
 
 
+def test_one_server_is_a_list_of_one() -> None:
+    config = build(token="s3cret", yamux=False, server_ip="192.0.2.1", alpn="http/1.1", profile="firefox-153")
+    (only,) = config.upstreams
+    assert only.name == "tunnel.test:443"
+    for name in ("server", "token", "ech", "mode", "server_ips", "profile", "alpn"):
+        assert getattr(only, name) == getattr(config, name)
+    assert "s3cret" not in repr(only)
+
+
 def test_a_password_needs_a_user() -> None:
     with pytest.raises(ConfigError, match="go together"):
         build(username="ann")
