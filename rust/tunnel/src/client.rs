@@ -1,9 +1,8 @@
 //! The client: local ports, sessions, and who goes where. It dials when told and reports what happens; what to do about it
 //! is decided by its owner.
 
-use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,11 +12,10 @@ use ech_workers_proxy::{self as proxy, Credentials, Target};
 use ech_workers_tls::ClientContext;
 use ech_workers_yamux as yamux;
 use parking_lot::Mutex;
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::Runtime;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tracing::Dispatch;
 use tracing::level_filters::LevelFilter;
 
 use crate::counters::{Counter, Traffic};
@@ -27,17 +25,18 @@ use crate::events::Events;
 use crate::failure::{Failure, Layer};
 use crate::fetch::{self, FetchPlan, Fetched};
 use crate::link::Link;
+use crate::listen::{accept, bind};
 use crate::local::{self, Place};
 use crate::log;
+use crate::pool::{Carrier, Member, Pool, WARM};
 use crate::reply::Reply;
+use crate::runtime::runtime;
 use crate::session::{self, ClientObserver, Command, End, Open, SessionStats};
 use crate::simple;
+use crate::snapshot::Snapshot;
 
 /// Opens that wait for one session's driver to take them.
 const COMMANDS: usize = 256;
-/// How long a warm connection of simple mode may wait for its first use; idle cuts of CDNs begin at 30 s.
-const WARM: Duration = Duration::from_secs(15);
-const BACKLOG: u32 = 1024;
 /// How long the end of the client waits for its sessions' goodbyes.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -121,60 +120,6 @@ pub enum Event {
     },
 }
 
-/// One session at one moment.
-#[derive(Debug, Clone)]
-pub struct SessionSnapshot {
-    /// Its number.
-    pub session: u64,
-    /// The server's address.
-    pub address: SocketAddr,
-    /// It takes no new streams.
-    pub retiring: bool,
-    /// Open streams.
-    pub streams: u64,
-    /// Streams so far.
-    pub streams_total: u64,
-    /// How long it is there.
-    pub age: Duration,
-    /// The last measured round trip.
-    pub rtt: Option<Duration>,
-    /// Bytes to targets.
-    pub bytes_up: u64,
-    /// Bytes from targets.
-    pub bytes_down: u64,
-}
-
-/// The client's counters at one moment.
-#[derive(Debug, Clone)]
-pub struct Snapshot {
-    /// How long the client is there.
-    pub uptime: Duration,
-    /// Local connections now.
-    pub connections: u64,
-    /// Local connections so far.
-    pub connections_total: u64,
-    /// Requests that could not be served.
-    pub connections_failed: u64,
-    /// Those of them whose target the server could not reach.
-    pub targets_failed: u64,
-    /// The last such target, and why.
-    pub last_target_failure: Option<String>,
-    /// Local connections waiting for a session.
-    pub connections_waiting: u64,
-    /// Bytes to targets.
-    pub bytes_up: u64,
-    /// Bytes from targets.
-    pub bytes_down: u64,
-    /// Dials so far.
-    pub dials_total: u64,
-    /// Dials that failed.
-    pub dials_failed: u64,
-    /// ECH rejections met with retry configurations.
-    pub ech_retries: u64,
-    /// The sessions.
-    pub sessions: Vec<SessionSnapshot>,
-}
-
 /// The client end of the tunnel. Owns its threads, which end with it.
 #[derive(Debug)]
 pub struct Client {
@@ -190,9 +135,7 @@ struct Shared {
     tls: ClientContext,
     windows: Arc<yamux::WindowBudget>,
     events: Arc<Events<Event>>,
-    pool: Mutex<Pool>,
-    /// The pool, the plan or the availability changed.
-    changed: Notify,
+    pool: Pool,
     /// Connections in simple mode are to end.
     ending: watch::Sender<bool>,
     next: AtomicU64,
@@ -204,7 +147,6 @@ struct Shared {
     connections_failed: Counter,
     targets_failed: Counter,
     last_target_failure: Mutex<Option<String>>,
-    waiting: Counter,
     dials_total: Counter,
     dials_failed: Counter,
     ech_retries: Counter,
@@ -215,30 +157,6 @@ impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Shared").finish_non_exhaustive()
     }
-}
-
-#[derive(Default)]
-struct Pool {
-    sessions: Vec<Member>,
-    /// Connections of simple mode that wait for their first use.
-    warm: VecDeque<(Instant, Box<Link>)>,
-    /// By which simple mode dials for each connection.
-    plan: Option<Arc<DialPlan>>,
-    unavailable: Option<String>,
-}
-
-struct Member {
-    session: u64,
-    commands: mpsc::Sender<Command>,
-    stats: Arc<SessionStats>,
-    address: SocketAddr,
-    since: Instant,
-    retiring: Arc<AtomicBool>,
-}
-
-enum Carrier {
-    Session(mpsc::Sender<Command>),
-    Simple(Arc<DialPlan>, Option<Box<Link>>),
 }
 
 impl Client {
@@ -263,8 +181,7 @@ impl Client {
             tls,
             windows,
             events,
-            pool: Mutex::default(),
-            changed: Notify::new(),
+            pool: Pool::default(),
             ending: watch::Sender::new(false),
             next: AtomicU64::new(1),
             sessions_total: AtomicU64::new(0),
@@ -275,7 +192,6 @@ impl Client {
             connections_failed: Counter::default(),
             targets_failed: Counter::default(),
             last_target_failure: Mutex::default(),
-            waiting: Counter::default(),
             dials_total: Counter::default(),
             dials_failed: Counter::default(),
             ech_retries: Counter::default(),
@@ -308,7 +224,7 @@ impl Client {
         let listener = bind(host, port)?;
         let address = listener.local_addr()?;
         let shared = Arc::clone(&self.shared);
-        let accepting = local::accept(listener, move |tcp| {
+        let accepting = accept(listener, move |tcp| {
             shared.connections_total.add(1);
             match Place::take(&shared.places, &shared.connections) {
                 Some(place) => {
@@ -326,8 +242,7 @@ impl Client {
 
     /// The plan by which simple mode dials for each connection.
     pub fn set_plan(&self, plan: Option<DialPlan>) {
-        self.shared.pool.lock().plan = plan.map(Arc::new);
-        self.shared.changed.notify_waiters();
+        self.shared.pool.set_plan(plan);
     }
 
     /// Starts a dial; its outcome is reported with the number returned.
@@ -340,15 +255,8 @@ impl Client {
 
     /// No new streams on this session; it ends with its last one.
     pub fn retire(&self, session: u64) {
-        let pool = self.shared.pool.lock();
-        if let Some(member) = pool
-            .sessions
-            .iter()
-            .find(|member| member.session == session)
-        {
-            member.retiring.store(true, Ordering::Relaxed);
+        if let Some(commands) = self.shared.pool.retire(session) {
             // A full queue means that the driver is at work: it is told when there is room.
-            let commands = member.commands.clone();
             self.handle.spawn(async move {
                 let _ = commands.send(Command::Retire).await;
             });
@@ -357,15 +265,12 @@ impl Client {
 
     /// Has every session measure its round trip now; one that does not answer in time is lost.
     pub fn probe(&self) {
-        for member in &self.shared.pool.lock().sessions {
-            let _ = member.commands.try_send(Command::Probe);
-        }
+        self.shared.pool.tell_all(|| Command::Probe);
     }
 
     /// With a reason: connections that find no session fail at once. Without: they wait.
     pub fn set_unavailable(&self, reason: Option<String>) {
-        self.shared.pool.lock().unavailable = reason;
-        self.shared.changed.notify_waiters();
+        self.shared.pool.set_unavailable(reason);
     }
 
     /// Starts an exchange; its outcome is reported with the number returned.
@@ -442,13 +347,6 @@ impl Client {
     /// The counters now.
     pub fn snapshot(&self) -> Snapshot {
         let shared = &self.shared;
-        let sessions = shared
-            .pool
-            .lock()
-            .sessions
-            .iter()
-            .map(Member::snapshot)
-            .collect();
         Snapshot {
             uptime: shared.started.elapsed(),
             connections: shared.connections.value(),
@@ -456,25 +354,22 @@ impl Client {
             connections_failed: shared.connections_failed.value(),
             targets_failed: shared.targets_failed.value(),
             last_target_failure: shared.last_target_failure.lock().clone(),
-            connections_waiting: shared.waiting.value(),
+            connections_waiting: shared.pool.waiting(),
             bytes_up: shared.traffic.up.value(),
             bytes_down: shared.traffic.down.value(),
             dials_total: shared.dials_total.value(),
             dials_failed: shared.dials_failed.value(),
             ech_retries: shared.ech_retries.value(),
-            sessions,
+            sessions: shared.pool.snapshot(),
         }
     }
 
     /// Has every session say goodbye, as far as its server takes it.
     fn part(&self) {
-        for member in &self.shared.pool.lock().sessions {
-            let _ = member.commands.try_send(Command::End);
-        }
+        self.shared.pool.tell_all(|| Command::End);
         self.shared.ending.send_replace(true);
         let deadline = Instant::now() + GOODBYE;
-        let busy =
-            || !self.shared.pool.lock().sessions.is_empty() || self.shared.connections.value() > 0;
+        let busy = || !self.shared.pool.is_empty() || self.shared.connections.value() > 0;
         while busy() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -537,7 +432,7 @@ impl Shared {
     async fn place(self: Arc<Self>, open: Box<Open>) {
         let deadline = open.deadline;
         loop {
-            match self.carrier(deadline).await {
+            match self.pool.carrier(deadline).await {
                 Ok(Carrier::Session(commands)) => {
                     let Ok(permit) =
                         tokio::time::timeout_at(deadline.into(), commands.reserve()).await
@@ -556,26 +451,6 @@ impl Shared {
                 Err(reason) => return self.refuse(*open, &reason),
             }
         }
-    }
-
-    /// What carries the next stream, waiting for it until `deadline`. An error: nothing will.
-    async fn carrier(&self, deadline: Instant) -> Result<Carrier, String> {
-        while Instant::now() < deadline {
-            if let Some(carrier) = self.pool.lock().choose()? {
-                return Ok(carrier);
-            }
-            let mut changed = std::pin::pin!(self.changed.notified());
-            // From here on no change is missed; one may have come since the look.
-            changed.as_mut().enable();
-            if let Some(carrier) = self.pool.lock().choose()? {
-                return Ok(carrier);
-            }
-            self.waiting.add(1);
-            // Whether it came in time, the clock says.
-            let _ = tokio::time::timeout_at(deadline.into(), changed).await;
-            self.waiting.sub(1);
-        }
-        Err("no session came up in time".to_owned())
     }
 
     fn refuse(&self, open: Open, reason: &str) {
@@ -603,18 +478,11 @@ impl Shared {
             dialed: Box::new(dialed.clone()),
         };
         if plan.mode == Mode::Simple {
-            self.pool
-                .lock()
-                .warm
-                .push_back((Instant::now(), Box::new(link)));
-            self.changed.notify_waiters();
+            self.pool.add_warm(link);
             self.events.push(up);
             tokio::time::sleep(WARM).await;
             // Unused: it would be cut soon.
-            self.pool
-                .lock()
-                .warm
-                .retain(|(since, _)| since.elapsed() < WARM);
+            self.pool.discard_cold();
             return;
         }
         let (commands, receiver) = mpsc::channel(COMMANDS);
@@ -638,7 +506,7 @@ impl Shared {
             half_closed_idle: self.config.half_closed_timeout,
         };
         let driver = session::Driver::new(link, end, limits, receiver, Arc::clone(&stats));
-        self.pool.lock().sessions.push(Member {
+        self.pool.add(Member {
             session,
             commands,
             stats,
@@ -647,12 +515,9 @@ impl Shared {
             retiring: Arc::clone(&retiring),
         });
         self.events.push(up);
-        self.changed.notify_waiters();
+        self.pool.wake();
         let (failure, unbegun) = driver.run().await;
-        self.pool
-            .lock()
-            .sessions
-            .retain(|member| member.session != session);
+        self.pool.remove(session);
         self.report_lost(session, failure, since, &retiring, true);
         for open in unbegun {
             tokio::spawn(Arc::clone(&self).place(open));
@@ -752,49 +617,6 @@ impl Shared {
     }
 }
 
-impl Pool {
-    /// The least loaded session, or how simple mode goes. `Ok(None)`: wait. An error: do not.
-    fn choose(&mut self) -> Result<Option<Carrier>, String> {
-        if let Some(plan) = &self.plan
-            && plan.mode == Mode::Simple
-        {
-            let plan = Arc::clone(plan);
-            while let Some((since, mut link)) = self.warm.pop_front() {
-                if since.elapsed() < WARM && link.is_quiet() {
-                    return Ok(Some(Carrier::Simple(plan, Some(link))));
-                }
-            }
-            return Ok(Some(Carrier::Simple(plan, None)));
-        }
-        let open = self.sessions.iter().filter(|member| {
-            !member.retiring.load(Ordering::Relaxed) && !member.commands.is_closed()
-        });
-        match open.min_by_key(|member| member.stats.streams.value()) {
-            Some(member) => Ok(Some(Carrier::Session(member.commands.clone()))),
-            None => self.unavailable.clone().map_or(Ok(None), Err),
-        }
-    }
-}
-
-impl Member {
-    fn snapshot(&self) -> SessionSnapshot {
-        let stats = &self.stats;
-        SessionSnapshot {
-            session: self.session,
-            address: self.address,
-            retiring: self.retiring.load(Ordering::Relaxed),
-            streams: stats.streams.value(),
-            streams_total: stats.streams_total.value(),
-            age: self.since.elapsed(),
-            rtt: Some(stats.rtt_us.value())
-                .filter(|&rtt| rtt > 0)
-                .map(Duration::from_micros),
-            bytes_up: stats.traffic.up.value(),
-            bytes_down: stats.traffic.down.value(),
-        }
-    }
-}
-
 /// Hears what a session has to say while it runs.
 struct Observer {
     shared: Arc<Shared>,
@@ -812,48 +634,4 @@ impl ClientObserver for Observer {
     fn target_failed(&self, reason: &str) {
         self.shared.target_failed(reason);
     }
-}
-
-/// A runtime whose threads carry `name`.
-pub(crate) fn runtime(workers: usize, name: &str, log: Dispatch) -> io::Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(workers.max(1))
-        // A driver under load is always ready, and tokio looks at the sockets only every so many polls (61 unless told):
-        // everybody else would wait for dozens of its turns.
-        .event_interval(1)
-        .on_thread_start(move || log::adopt_thread(&log))
-        // Name look-ups of the server end, which wait for the system's resolver.
-        .max_blocking_threads(16)
-        .thread_name(name)
-        .enable_all()
-        .build()
-}
-
-/// A listening socket, on the first address of `host` that can be had.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "an address to listen on, given by the user: `localhost` is the name in use"
-)]
-pub(crate) fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "the host has no address");
-    for address in (host, port).to_socket_addrs()? {
-        match bind_one(address) {
-            Ok(listener) => return Ok(listener),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()
-    } else {
-        TcpSocket::new_v6()
-    }?;
-    // A port whose connections linger from the last run can be had again (not one that is in use).
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
 }

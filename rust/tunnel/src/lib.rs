@@ -5,6 +5,7 @@
 //! A [`Client`] dials when its owner says so and reports what happens as [`Event`]s; what to do about it is the
 //! owner's to decide. A [`Server`] is the other end.
 
+mod accept;
 mod client;
 mod connect;
 mod counters;
@@ -14,18 +15,25 @@ mod events;
 mod failure;
 mod fetch;
 mod link;
+mod listen;
 mod local;
 mod log;
 mod opening;
+mod pool;
 mod preamble;
 mod readiness;
 mod reply;
+mod runtime;
 mod server;
 mod session;
+mod sessions;
 mod simple;
+mod snapshot;
+mod sniff;
 mod target;
+mod web;
 
-pub use client::{Client, ClientConfig, Event, SessionSnapshot, Snapshot};
+pub use client::{Client, ClientConfig, Event};
 pub use counters::{ByConfigId, Counter, Traffic};
 pub use dial::{DialPlan, Dialed, Learned, Mode};
 pub use events::{Events, LogLine, Next};
@@ -33,3 +41,4 @@ pub use failure::{Failure, Layer};
 pub use fetch::{FetchPlan, Fetched};
 pub use server::{Server, ServerConfig, ServerStats};
 pub use session::SessionStats;
+pub use snapshot::{SessionSnapshot, Snapshot};

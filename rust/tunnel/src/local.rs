@@ -1,18 +1,16 @@
-//! The local port: accepts programs, learns where they want to go, and hands their sockets on.
+//! Conversations with local programs, up to the point where it is known where they want to go.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use ech_workers_proxy::{Credentials, Negotiation, Progress, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::counters::Counter;
 
-/// How long an accept loop waits when the system has no file descriptor left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a refused program may take to read the refusal.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -37,23 +35,6 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.counter.sub(1);
-    }
-}
-
-/// Accepts connections without end and gives each to `accepted`.
-pub(crate) async fn accept(listener: TcpListener, mut accepted: impl FnMut(TcpStream)) {
-    loop {
-        match listener.accept().await {
-            Ok((tcp, _)) => {
-                // Nothing depends on it but latency.
-                let _ = tcp.set_nodelay(true);
-                accepted(tcp);
-            }
-            Err(error) => {
-                tracing::warn!("accepting a connection: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
     }
 }
 

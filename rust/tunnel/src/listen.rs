@@ -1,0 +1,57 @@
+//! Listening sockets: opening them, and accepting what comes.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+const BACKLOG: u32 = 1024;
+/// How long an accept loop waits when the system has no file descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A listening socket, on the first address of `host` that can be had.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "an address to listen on, given by the user: `localhost` is the name in use"
+)]
+pub(crate) fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "the host has no address");
+    for address in (host, port).to_socket_addrs()? {
+        match bind_one(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    }?;
+    // A port whose connections linger from the last run can be had again (not one that is in use).
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Accepts connections without end and gives each to `accepted`.
+pub(crate) async fn accept(listener: TcpListener, mut accepted: impl FnMut(TcpStream)) {
+    loop {
+        match listener.accept().await {
+            Ok((tcp, _)) => {
+                // Nothing depends on it but latency.
+                let _ = tcp.set_nodelay(true);
+                accepted(tcp);
+            }
+            Err(error) => {
+                tracing::warn!("accepting a connection: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
