@@ -78,6 +78,16 @@ impl RecordError {
     }
 }
 
+/// A record could not be sealed, and neither can the next ones with the same key.
+#[derive(Debug)]
+pub(crate) struct SealError;
+
+impl From<ErrorStack> for SealError {
+    fn from(_: ErrorStack) -> Self {
+        Self
+    }
+}
+
 /// One direction's traffic key.
 pub(crate) struct TrafficKey {
     suite: Suite,
@@ -91,13 +101,12 @@ impl TrafficKey {
     /// The key of a traffic secret, with `sequence` records already used up.
     pub(crate) fn new(suite: Suite, secret: Secret, sequence: u64) -> Result<Self, ErrorStack> {
         let digest = (suite.digest)();
-        let mut key = [0; 32];
-        let key = &mut key[..suite.algorithm.key_len()];
-        expand_label(digest, &secret, "key", key)?;
+        let mut key = Secret::zeroed(suite.algorithm.key_len());
+        expand_label(digest, &secret, "key", key.as_mut_slice())?;
         let mut iv = [0; 12];
         expand_label(digest, &secret, "iv", &mut iv)?;
         Ok(Self {
-            key: AeadKey::new(suite.algorithm, key)?,
+            key: AeadKey::new(suite.algorithm, key.as_slice())?,
             suite,
             secret,
             iv,
@@ -136,31 +145,27 @@ impl TrafficKey {
         record: &mut [u8],
         length: usize,
         content_type: u8,
-    ) -> Result<usize, ErrorStack> {
-        let body = length + 1 + TAG;
-        let header = [
-            content_type::APPLICATION_DATA,
-            3,
-            3,
-            (body >> 8) as u8,
-            body as u8,
-        ];
-        record[..HEADER].copy_from_slice(&header);
-        record[HEADER + length] = content_type;
+    ) -> Result<usize, SealError> {
+        let (header, body) = record.split_first_chunk_mut().ok_or(SealError)?;
+        let body = body.get_mut(..length + 1 + TAG).ok_or(SealError)?;
+        let [high, low] = u16::try_from(body.len())
+            .map_err(|_| SealError)?
+            .to_be_bytes();
+        *header = [content_type::APPLICATION_DATA, 3, 3, high, low];
+        *body.get_mut(length).ok_or(SealError)? = content_type;
         let nonce = self.nonce();
-        self.key
-            .seal_in_place(&nonce, &header, &mut record[HEADER..HEADER + body])?;
+        self.key.seal_in_place(&nonce, header, body)?;
         self.sequence += 1;
-        Ok(HEADER + body)
+        Ok(HEADER + body.len())
     }
 
     /// The length of the record that begins `input`, header included; `None` while not all of it is there.
     pub(crate) fn whole_record(input: &[u8]) -> Result<Option<usize>, RecordError> {
-        let Some(header) = input.first_chunk::<HEADER>() else {
+        let Some(&[kind, major, _, high, low]) = input.first_chunk::<HEADER>() else {
             return Ok(None);
         };
-        let body = usize::from(u16::from_be_bytes([header[3], header[4]]));
-        if header[0] != content_type::APPLICATION_DATA || header[1] != 3 {
+        let body = usize::from(u16::from_be_bytes([high, low]));
+        if kind != content_type::APPLICATION_DATA || major != 3 {
             return Err(RecordError::UnexpectedMessage);
         }
         if body > MAX_CIPHERTEXT {
@@ -172,7 +177,9 @@ impl TrafficKey {
     /// Opens one whole record in place: the inner content type, and the length of the content, which begins at
     /// [`HEADER`].
     pub(crate) fn open(&mut self, record: &mut [u8]) -> Result<(u8, usize), RecordError> {
-        let (header, body) = record.split_at_mut(HEADER);
+        let (header, body) = record
+            .split_first_chunk_mut::<HEADER>()
+            .ok_or(RecordError::BadRecordMac)?;
         let nonce = self.nonce();
         let inner = self
             .key
@@ -180,14 +187,15 @@ impl TrafficKey {
             .map_err(|_| RecordError::BadRecordMac)?;
         self.sequence += 1;
         // The content type is the last byte that is not padding (RFC 8446 section 5.4).
-        let end = inner
+        let (end, kind) = inner
             .iter()
-            .rposition(|&byte| byte != 0)
+            .enumerate()
+            .rfind(|(_, byte)| **byte != 0)
             .ok_or(RecordError::UnexpectedMessage)?;
         if end > MAX_PLAINTEXT {
             return Err(RecordError::RecordOverflow);
         }
-        Ok((inner[end], end))
+        Ok((*kind, end))
     }
 
     /// RFC 8446 section 5.3.
@@ -200,7 +208,7 @@ impl TrafficKey {
     }
 }
 
-/// A traffic secret: 32 or 48 bytes, wiped when dropped.
+/// A traffic secret or a key derived from one: at most 48 bytes, wiped when dropped.
 pub(crate) struct Secret {
     bytes: [u8; 48],
     length: usize,
@@ -221,20 +229,21 @@ impl Secret {
             return None;
         }
         let mut secret = Self::zeroed(hex.len() / 2);
-        for (byte, digits) in secret.as_mut_slice().iter_mut().zip(hex.chunks_exact(2)) {
-            let high = char::from(digits[0]).to_digit(16)?;
-            let low = char::from(digits[1]).to_digit(16)?;
+        let (digits, _) = hex.as_chunks();
+        for (byte, [high, low]) in secret.as_mut_slice().iter_mut().zip(digits) {
+            let high = char::from(*high).to_digit(16)?;
+            let low = char::from(*low).to_digit(16)?;
             *byte = (high << 4 | low) as u8;
         }
         Some(secret)
     }
 
     fn as_slice(&self) -> &[u8] {
-        &self.bytes[..self.length]
+        self.bytes.get(..self.length).unwrap_or_default()
     }
 
     fn as_mut_slice(&mut self) -> &mut [u8] {
-        &mut self.bytes[..self.length]
+        self.bytes.get_mut(..self.length).unwrap_or_default()
     }
 }
 

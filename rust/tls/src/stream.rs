@@ -63,7 +63,8 @@ impl TlsStream {
     /// Sends records that were sealed already; what the socket does not take goes before the first write.
     pub(crate) fn begin_with(&mut self, records: &[u8]) {
         let written = self.tcp.try_write(records).unwrap_or(0);
-        self.writer.begin_with(&records[written..]);
+        self.writer
+            .begin_with(records.get(written..).unwrap_or_default());
     }
 
     /// What the handshake came to.
@@ -175,8 +176,9 @@ impl TlsStream {
         self.writer.unsealed()
     }
 
-    /// The plaintexts of the next records, at most `most` and as many as there is room for: the first is that of
-    /// [`record`](Self::record). Each must be sealed in full for the next one to be where it is; the last one need not be.
+    /// The plaintexts of the next records, at most `most` and as many as can be sealed one after the other: the first is
+    /// that of [`record`](Self::record). Each must be sealed in full for the next one to be where it is; the last one need
+    /// not be. Behind a shorter record, [`seal`](Self::seal) refuses the rest.
     pub fn records(&mut self, most: usize) -> impl Iterator<Item = &mut [u8]> {
         self.writer.plaintexts(most)
     }

@@ -247,7 +247,7 @@ async fn a_few_empty_records_are_passed_over_and_a_flood_is_not() {
 #[tokio::test]
 async fn shorter_records_are_sent_to_a_peer_that_asked_for_them() {
     let (mut client, mut server) = pair().await;
-    client.writer.max_plaintext = 1000;
+    client.writer.limit_plaintext(1000);
     assert_eq!(client.record().len(), 1000);
     assert!(client.seal(1001).is_err());
     client.write_all(&[5; 2500]).await.unwrap();
