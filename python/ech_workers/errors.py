@@ -1,19 +1,26 @@
-"""What can go wrong, one class a layer.
+# ruff: noqa: N818 (what a deadline or a reset ends is named for it, as httpx does)
+"""What can go wrong, one class a layer. They fit the standard hierarchy as well, so that programs written for sockets
+need not know them: all are ``OSError``, connections and targets that cannot be had or break are ``ConnectionError``, and
+deadlines that passed are ``TimeoutError``.
 
-    Exception
+    OSError
     └── TunnelError              exit code
         ├── ConfigError          2   an option, an environment variable, a file that an option names
         ├── ResolverError        3   the look-up over DoH
-        ├── ConnectError         4   TCP to the server
-        ├── TlsError             5   the TLS handshake, or the connection later on
+        ├── ConnectError         4   TCP to the server (ConnectionError)
+        ├── TlsError             5   the TLS handshake, or the connection later on (ConnectionError)
         ├── EchError             6   no ECH configuration, a bad one, or one that the server rejects
         ├── CertificateError     7   the server's certificate
-        ├── WebSocketError       8   the upgrade, or the WebSocket connection
+        ├── WebSocketError       8   the upgrade, or the WebSocket connection (ConnectionError)
         ├── TokenError           9   the server does not accept the token
-        ├── SessionError         10  yamux, or no session to be had
-        ├── TargetError          11  the target behind the server
+        ├── SessionError         10  yamux, or no session to be had (ConnectionError)
+        │   └── StreamReset          a stream that was open was reset, or its session was lost (ConnectionResetError)
+        ├── TargetError          11  the target behind the server (ConnectionError)
         ├── ListenError          12  the local port
-        └── EngineClosed         1   the tunnel was closed while in use
+        └── EngineClosed         1   the tunnel was closed while in use (ConnectionError)
+
+ResolverTimeout, ConnectTimeout, TlsTimeout, WebSocketTimeout, SessionTimeout and TargetTimeout are those of their layer
+whose reason is a deadline that passed; they are ``TimeoutError`` too.
 
 Every one carries the same attributes, so a caller may branch on the class, on ``layer`` or on ``code``:
 
@@ -22,41 +29,86 @@ Every one carries the same attributes, so a caller may branch on the class, on `
 * ``message``: what failed and why, one line;
 * ``advice``: what to do about it, or None;
 * ``detail``: what a developer would want beside it, or None (``-v`` prints it);
-* ``exit_code``: what the command line ends with.
+* ``exit_code``: what the command line ends with;
+* ``cause``: all of that as a value, which may be kept: ``cause.error()`` makes an exception to raise. An exception that
+  was raised should not be kept to be raised again: each raise makes its traceback longer.
 """
 
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from ech_workers._native import Failure
 
 __all__ = [
+    "Cause",
     "CertificateError",
     "ConfigError",
     "ConnectError",
+    "ConnectTimeout",
     "EchError",
     "EngineClosed",
     "ListenError",
     "ResolverError",
+    "ResolverTimeout",
     "SessionError",
+    "SessionTimeout",
+    "StreamReset",
     "TargetError",
+    "TargetTimeout",
     "TlsError",
+    "TlsTimeout",
     "TokenError",
     "TunnelError",
     "WebSocketError",
+    "WebSocketTimeout",
     "from_failure",
 ]
 
 
-class TunnelError(Exception):
+class Cause(NamedTuple):
+    """What a ``TunnelError`` says, as a value: it can be kept, compared and handed on, and is never raised itself."""
+
+    kind: type[TunnelError]
+    """The class of the exception."""
+    layer: str
+    code: str
+    message: str
+    advice: str | None
+    detail: str | None
+    more: tuple[tuple[str, object], ...] = ()
+    """What the class has beside these (``option``, ``retry_configs``)."""
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line ends with."""
+        return self.kind.exit_code
+
+    def line(self) -> str:
+        """The whole of it in one line: ``layer: what failed: why; what to do``."""
+        line = f"{self.layer}: {self.message}"
+        return f"{line}; {self.advice}" if self.advice else line
+
+    def error(self) -> TunnelError:
+        """A new exception that says this."""
+        error = self.kind(self.message)
+        error.code, error.layer, error.message = self.code, self.layer, self.message
+        error.advice, error.detail = self.advice, self.detail
+        for name, value in self.more:
+            setattr(error, name, value)
+        return error
+
+
+class TunnelError(OSError):
     """Any failure of the tunnel. ``str(error)`` is ``error.line()``."""
 
     default_layer: ClassVar[str] = "internal"
     default_code: ClassVar[str] = "internal"
     exit_code: ClassVar[int] = 1
+    _more: ClassVar[tuple[str, ...]] = ()
+    """Attributes of the class that are part of its cause."""
 
     def __init__(
         self,
@@ -75,10 +127,15 @@ class TunnelError(Exception):
         self.detail = detail
         self.advice = _ADVICE.get(self.code) if advice is None else (advice or None)
 
+    @property
+    def cause(self) -> Cause:
+        """What this says, as a value."""
+        more = tuple((name, getattr(self, name)) for name in self._more)
+        return Cause(type(self), self.layer, self.code, self.message, self.advice, self.detail, more)
+
     def line(self) -> str:
         """The whole of it in one line: ``layer: what failed: why; what to do``."""
-        line = f"{self.layer}: {self.message}"
-        return f"{line}; {self.advice}" if self.advice else line
+        return self.cause.line()
 
     def __str__(self) -> str:
         return self.line()
@@ -90,6 +147,7 @@ class ConfigError(TunnelError):
     default_layer = "config"
     default_code = "config-invalid"
     exit_code = 2
+    _more = ("option",)
 
     def __init__(
         self,
@@ -112,7 +170,7 @@ class ResolverError(TunnelError):
     exit_code = 3
 
 
-class ConnectError(TunnelError):
+class ConnectError(TunnelError, ConnectionError):
     """TCP to the server could not be had, or broke."""
 
     default_layer = "tcp"
@@ -120,7 +178,7 @@ class ConnectError(TunnelError):
     exit_code = 4
 
 
-class TlsError(TunnelError):
+class TlsError(TunnelError, ConnectionError):
     """The TLS handshake or connection failed for a reason other than ECH and the certificate."""
 
     default_layer = "tls"
@@ -137,6 +195,7 @@ class EchError(TunnelError):
     default_layer = "ech"
     default_code = "ech-config-invalid"
     exit_code = 6
+    _more = ("retry_configs",)
     retry_configs: bytes | None = None
 
 
@@ -148,7 +207,7 @@ class CertificateError(TunnelError):
     exit_code = 7
 
 
-class WebSocketError(TunnelError):
+class WebSocketError(TunnelError, ConnectionError):
     """The upgrade was refused, or the WebSocket connection ended wrongly."""
 
     default_layer = "websocket"
@@ -164,7 +223,7 @@ class TokenError(TunnelError):
     exit_code = 9
 
 
-class SessionError(TunnelError):
+class SessionError(TunnelError, ConnectionError):
     """A yamux session failed, or there is none to open a stream on."""
 
     default_layer = "yamux"
@@ -172,7 +231,7 @@ class SessionError(TunnelError):
     exit_code = 10
 
 
-class TargetError(TunnelError):
+class TargetError(TunnelError, ConnectionError):
     """The server could not reach the target, or was not willing to."""
 
     default_layer = "target"
@@ -195,7 +254,7 @@ class ListenError(TunnelError):
         return cls(f"cannot listen on {address}: {why}", code=code, detail=str(error), advice=advice)
 
 
-class EngineClosed(TunnelError):  # noqa: N818 (an end, not always an error)
+class EngineClosed(TunnelError, ConnectionError):
     """The tunnel was closed."""
 
     default_layer = "local"
@@ -212,6 +271,39 @@ class EngineClosed(TunnelError):  # noqa: N818 (an end, not always an error)
         advice: str | None = None,
     ) -> None:
         super().__init__(message, code=code, layer=layer, detail=detail, advice=advice)
+
+
+class ResolverTimeout(ResolverError, TimeoutError):
+    """No resolver answered in time."""
+
+
+class ConnectTimeout(ConnectError, TimeoutError):
+    """The server's address did not answer in time."""
+
+
+class TlsTimeout(TlsError, TimeoutError):
+    """The TLS handshake took too long."""
+
+
+class WebSocketTimeout(WebSocketError, TimeoutError):
+    """The upgrade was not answered in time."""
+
+
+class SessionTimeout(SessionError, TimeoutError):
+    """No session came up before the deadline, or the session answered no ping in time."""
+
+
+class TargetTimeout(TargetError, TimeoutError):
+    """The target, or the server's word about it, did not come before the deadline."""
+
+
+class StreamReset(SessionError, ConnectionResetError):
+    """A stream that was open ended in the middle: the target's connection was reset, or the session was lost.
+
+    What was received before is all there is, and less than what was sent.
+    """
+
+    default_code = "stream-reset"
 
 
 BLAMED_ON_ADDRESS = frozenset({"tcp-refused", "tcp-timeout", "tcp-unreachable", "tcp-reset", "tcp-failed"})
@@ -245,7 +337,7 @@ def from_failure(
     if subject and subject not in message:
         message = f"{subject}: {message}"
     if resolver is not None:
-        return ResolverError(
+        return _timed(ResolverError, failure.code)(
             message,
             code=failure.code,
             detail=failure.detail,
@@ -255,6 +347,7 @@ def from_failure(
         # It is the public name's certificate then, and the configuration that named it is the first suspect.
         advice = _FOREIGN_CONFIGURATION
     kind = _CLASS_OF_CODE.get(failure.code) or _CLASS_OF_LAYER.get(failure.layer, TunnelError)
+    kind = _timed(kind, failure.code)
     error: TunnelError
     if kind is ConfigError:
         error = ConfigError(message, code=failure.code, detail=failure.detail, advice=advice)
@@ -276,6 +369,21 @@ _CLASS_OF_LAYER: dict[str, type[TunnelError]] = {
     "yamux": SessionError,
     "target": TargetError,
 }
+
+_TIMEOUTS: dict[type[TunnelError], type[TunnelError]] = {
+    ResolverError: ResolverTimeout,
+    ConnectError: ConnectTimeout,
+    TlsError: TlsTimeout,
+    WebSocketError: WebSocketTimeout,
+    SessionError: SessionTimeout,
+    TargetError: TargetTimeout,
+}
+
+
+def _timed(kind: type[TunnelError], code: str) -> type[TunnelError]:
+    """The class for a code of this class's layer: a deadline's own, if that is what the code tells of."""
+    return _TIMEOUTS.get(kind, kind) if code.endswith("-timeout") else kind
+
 
 # Codes whose class is not that of their layer.
 _CLASS_OF_CODE: dict[str, type[TunnelError]] = {

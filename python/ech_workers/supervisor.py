@@ -31,10 +31,11 @@ from ech_workers.errors import (
     BLAMED_ON_ADDRESS,
     BLAMED_ON_ENDPOINT,
     BLAMED_ON_TARGET,
+    Cause,
     EchError,
     EngineClosed,
     ResolverError,
-    SessionError,
+    SessionTimeout,
     TunnelError,
     from_failure,
 )
@@ -153,7 +154,7 @@ class SupervisorStatus(msgspec.Struct, frozen=True):
     server: str
     mode: str
     phase: Phase
-    cause: TunnelError | None
+    cause: Cause | None
     """Why there is no session, or fewer than wanted."""
     cause_age: float | None
     sessions: tuple[SessionStatus, ...]
@@ -296,7 +297,7 @@ class Supervisor:
 
         An attempt is the whole of it: every resolver, every address, the retry after an ECH rejection, and a second
         dial when the first one went by what the cache had. Raises the TunnelError that explains the failure,
-        SessionError when ``timeout`` (seconds) passes first, EngineClosed when the tunnel is stopped.
+        SessionTimeout when ``timeout`` (seconds) passes first, EngineClosed when the tunnel is stopped.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
@@ -304,10 +305,12 @@ class Supervisor:
                 if self._stopping or self._ended:
                     raise EngineClosed
                 if self._settled is not None:
-                    raise self._settled
+                    raise self._settled.cause.error()
                 remaining = None if deadline is None else deadline - time.monotonic()
                 if remaining is not None and remaining <= 0:
-                    raise self._cause or SessionError(
+                    if self._cause is not None:
+                        raise self._cause.cause.error()
+                    raise SessionTimeout(
                         f"no session to {self._server} within {timeout:g} s: still {self._phase()}", code="no-session"
                     )
                 self._changed.wait(remaining)
@@ -321,7 +324,7 @@ class Supervisor:
                 server=str(self._config.server),
                 mode=self._config.mode,
                 phase=self._phase(),
-                cause=self._cause,
+                cause=self._cause.cause if self._cause else None,
                 cause_age=max(0.0, now - self._cause_at) if self._cause else None,
                 sessions=tuple(session.status(now) for session in self._sessions.values()),
                 wanted=self._wanted(),

@@ -104,7 +104,7 @@ class Tunnel:
             cause = supervisor.status().cause if error.code == "no-session" else None
             if cause is not None:
                 # Why there is no session says more than that there is none.
-                raise cause from error
+                raise cause.error() from error
             raise
         except ValueError as error:
             raise TargetError(str(error), code="target-invalid") from None

@@ -15,16 +15,21 @@ from ech_workers.errors import (
     CertificateError,
     ConfigError,
     ConnectError,
+    ConnectTimeout,
     EchError,
     EngineClosed,
     ListenError,
     ResolverError,
     SessionError,
+    SessionTimeout,
     TargetError,
+    TargetTimeout,
     TlsError,
+    TlsTimeout,
     TokenError,
     TunnelError,
     WebSocketError,
+    WebSocketTimeout,
     from_failure,
 )
 
@@ -45,7 +50,7 @@ def failure(
 PROMISED = [
     ("resolver", "http-status", ResolverError, 3),
     ("tcp", "tcp-refused", ConnectError, 4),
-    ("tcp", "tcp-timeout", ConnectError, 4),
+    ("tcp", "tcp-timeout", ConnectTimeout, 4),
     ("tls", "tls-reset", TlsError, 5),
     ("tls", "tls-version", TlsError, 5),
     ("tls", "tls-not-spoken", TlsError, 5),
@@ -56,7 +61,10 @@ PROMISED = [
     ("certificate", "certificate-unknown-issuer", CertificateError, 7),
     ("websocket", "websocket-status", WebSocketError, 8),
     ("token", "token-rejected", TokenError, 9),
-    ("yamux", "yamux-ping-timeout", SessionError, 10),
+    ("tls", "tls-timeout", TlsTimeout, 5),
+    ("websocket", "websocket-timeout", WebSocketTimeout, 8),
+    ("target", "target-timeout", TargetTimeout, 11),
+    ("yamux", "yamux-ping-timeout", SessionTimeout, 10),
     ("local", "no-session", SessionError, 10),
     ("target", "target-refused", TargetError, 11),
     ("local", "shutdown", EngineClosed, 1),
@@ -72,6 +80,24 @@ def test_a_native_failure_becomes_the_class_of_its_layer(
     assert error.code == code
     assert error.layer == layer
     assert error.exit_code == exit_code
+
+
+@pytest.mark.parametrize(("layer", "code", "kind", "exit_code"), PROMISED)
+def test_failures_fit_the_standard_hierarchy(layer: str, code: str, kind: type[TunnelError], exit_code: int) -> None:
+    error = from_failure(failure(layer, code))
+    assert isinstance(error, OSError)
+    assert isinstance(error, ConnectionError) == (layer not in ("resolver", "ech", "certificate", "token"))
+    assert isinstance(error, TimeoutError) == code.endswith("-timeout")
+
+
+def test_a_cause_makes_an_exception_for_each_raise() -> None:
+    cause = from_failure(failure("ech", "ech-rejected", detail="d", retry_configs=b"x")).cause
+    first, second = cause.error(), cause.error()
+    assert first is not second
+    assert isinstance(second, EchError)
+    assert (second.line(), second.detail, second.retry_configs) == (first.line(), "d", b"x")
+    assert second.cause == cause
+    assert ConfigError("is missing", option="--server").cause.error().line() == "config: --server: is missing"
 
 
 def test_every_layer_has_its_own_exit_code() -> None:

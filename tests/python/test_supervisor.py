@@ -479,7 +479,8 @@ def test_an_alias_loop_is_an_error_and_not_a_loop(world: World) -> None:
     world.zone["one.test", "HTTPS"] = ["300 0 secret.test."]
     supervisor = start(world)
     status = world.run(3)
-    assert isinstance(status.cause, ResolverError)
+    assert status.cause is not None
+    assert issubclass(status.cause.kind, ResolverError)
     assert "aliases" in status.cause.message
     assert all(resolver.failures == 0 for resolver in status.resolvers)
     with pytest.raises(ResolverError):
@@ -771,7 +772,8 @@ def test_all_resolvers_down_is_said_with_each_ones_reason_and_ends_when_one_is_b
         resolver.failure = ("tcp", "tcp-unreachable")
     supervisor = start(world)
     status = world.run(1)
-    assert isinstance(status.cause, ResolverError)
+    assert status.cause is not None
+    assert issubclass(status.cause.kind, ResolverError)
     for name in "abc":
         assert f"{name}.dns" in status.cause.message
     assert status.phase == "waiting"
@@ -795,7 +797,8 @@ def test_no_https_record_is_an_error_and_never_a_connection_in_clear(world: Worl
     del world.zone["secret.test", "HTTPS"]
     supervisor = start(world)
     status = world.run(5)
-    assert isinstance(status.cause, EchError)
+    assert status.cause is not None
+    assert issubclass(status.cause.kind, EchError)
     assert status.cause.code == "ech-no-config"
     assert "--ech-domain" in status.cause.line()
     assert world.dials == []
@@ -817,7 +820,8 @@ def test_a_configuration_that_cannot_be_used_is_an_error(world: World, text: str
     world.zone["secret.test", "HTTPS"] = [https(text)]
     start(world)
     status = world.run(1)
-    assert isinstance(status.cause, EchError)
+    assert status.cause is not None
+    assert issubclass(status.cause.kind, EchError)
     assert status.cause.code == "ech-config-invalid"
     assert world.dials == []
 
@@ -851,7 +855,8 @@ def test_a_published_configuration_that_no_plan_accepts_is_an_error(world: World
     world.zone["secret.test", "HTTPS"] = [https("bad for plan")]
     supervisor = start(world)
     status = world.run(5)
-    assert isinstance(status.cause, EchError)
+    assert status.cause is not None
+    assert issubclass(status.cause.kind, EchError)
     with pytest.raises(EchError):
         supervisor.wait_ready(1)
     asked = sum(kind == "HTTPS" for resolver in world.resolvers.values() for _, _, kind in resolver.asked)
@@ -1052,7 +1057,8 @@ def test_a_server_that_always_rejects_is_not_hammered(world: World) -> None:
     supervisor = start(world)
     status = world.run(60)
     assert len(world.dials) < 12
-    assert isinstance(status.cause, EchError)
+    assert status.cause is not None
+    assert issubclass(status.cause.kind, EchError)
     with pytest.raises(EchError):
         supervisor.wait_ready(1)
 
@@ -1092,7 +1098,8 @@ def test_each_cause_is_raised_shown_given_to_programs_and_logged_once(
         with pytest.raises(kind) as caught:
             supervisor.wait_ready(5)
         assert caught.value.code == code
-        assert isinstance(status.cause, kind)
+        assert status.cause is not None
+        assert issubclass(status.cause.kind, kind)
         assert status.phase in ("waiting", "connecting")
         assert "secret.test" in status.cause.message
         assert world.reason == status.cause.line()
@@ -1460,7 +1467,8 @@ def test_simple_mode_finds_out_whether_one_failed_connection_means_all(
             world.post(0.0, DialFailed(0, REFUSED))
         status = world.run(2)
     assert status.phase in ("waiting", "connecting")
-    assert isinstance(status.cause, ConnectError)
+    assert status.cause is not None
+    assert issubclass(status.cause.kind, ConnectError)
     assert world.reason is not None
     assert len(caplog.records) == 2
     world.answer = lambda plan: "up"

@@ -162,6 +162,8 @@ def _write(directory: Path, public_name: str, maximum_name_length: int) -> tuple
             os.link(aside, file)
         finally:
             aside.unlink()
+    except ConfigError:
+        raise
     except OSError as error:
         raise ConfigError(f"cannot write to {directory}: {error.strerror}", option="--out") from None
     except ValueError as error:

@@ -14,9 +14,9 @@ from ech_workers.supervisor import EchStatus, SupervisorStatus
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ech_workers import errors
     from ech_workers._native import SessionSnapshot, Snapshot
     from ech_workers.config import ClientConfig
-    from ech_workers.errors import TunnelError
     from ech_workers.supervisor import SessionStatus
 
 __all__ = ["Cause", "Connections", "Facts", "Observed", "Observer", "Rates", "Session"]
@@ -53,7 +53,7 @@ class Rates(msgspec.Struct, frozen=True):
 
 
 class Cause(msgspec.Struct, frozen=True):
-    """Why there is no session, or fewer than wanted: a ``TunnelError`` in words."""
+    """Why there is no session, or fewer than wanted: an ``errors.Cause`` in words."""
 
     layer: str
     code: str
@@ -65,8 +65,8 @@ class Cause(msgspec.Struct, frozen=True):
     """Seconds since it is known."""
 
     @classmethod
-    def of(cls, error: TunnelError, age: float) -> Cause:
-        return cls(error.layer, error.code, error.message, error.advice, error.line(), age)
+    def of(cls, cause: errors.Cause, age: float) -> Cause:
+        return cls(cause.layer, cause.code, cause.message, cause.advice, cause.line(), age)
 
 
 class Connections(msgspec.Struct, frozen=True):
