@@ -27,7 +27,7 @@ class Failure:
         tls-version, tls-not-spoken, tls-unsupported, tls-server-name, tls-timeout, tls-failed, ech-rejected (with retry_configs if any were authenticated), ech-disabled (rejected, none handed over),
         ech-not-accepted, ech-config-invalid, certificate-unknown-issuer, certificate-expired, certificate-not-yet-valid, certificate-name,
         certificate-invalid, websocket-status, websocket-protocol, websocket-closed, websocket-timeout, token-rejected, yamux-ping-timeout, yamux-go-away,
-        yamux-protocol, closed (clean end by the peer), retired, http-status, http-failed, http-too-large, shutdown,
+        yamux-protocol, closed (clean end by the peer), retired, internal (an error in this program; the log says where), http-status, http-failed, http-too-large, shutdown,
         target-refused, target-unreachable, target-not-found, target-timeout, target-not-allowed, target-failed (the server answered ERROR:..., the text is in message), no-session."""
     @property
     def message(self) -> str:
@@ -131,6 +131,8 @@ class SessionUp:
 
 @final
 class SessionLost:
+    """A session ended, or takes no new streams any more (code yamux-go-away; a loss of its open streams is reported after that)."""
+
     @property
     def session(self) -> int: ...
     @property

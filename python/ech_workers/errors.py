@@ -461,6 +461,7 @@ _ADVICE: dict[str, str] = {
     "websocket-timeout": "the server accepts TLS but does not answer the upgrade: check the path in --server",
     "token-rejected": "check --token and the path in --server",
     "yamux-protocol": "the server may not speak yamux: try --no-yamux",
+    "internal": "report it, with the lines of the log around it",
     "no-session": "the log says why the server cannot be reached",
     "target-not-allowed": (
         "the server refuses private addresses; its operator can allow them with --allow-private-targets"

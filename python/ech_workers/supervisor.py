@@ -791,7 +791,12 @@ class Supervisor:
     def _session_lost(self, event: _native.SessionLost) -> None:
         session = self._sessions.pop(event.session, None)
         failure = event.failure
-        if session is None or session.retiring or failure.code in ("retired", "shutdown"):
+        if failure.code in ("retired", "shutdown"):
+            return
+        if session is None or session.retiring:
+            # It took no new streams any more: no session is missing, but the streams that it still had were cut.
+            if failure.code != "yamux-go-away":
+                _log.info("a session that was to end with its last stream was lost: %s", failure.message)
             return
         if failure.code == "yamux-go-away":
             self._server_stops(event)

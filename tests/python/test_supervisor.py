@@ -202,6 +202,7 @@ class World:
         self.verbs: list[tuple[Any, ...]] = []
         self.plan: Plan | None = None
         self.reason: str | None = None
+        self.retired_end = Failure("yamux", "retired", "retired")
         self.live: dict[int, float] = {}
         self.supervisor: Supervisor | None = None
         self.thread: threading.Thread | None = None
@@ -243,7 +244,7 @@ class World:
 
     def retire(self, session: int) -> None:
         self.verbs.append(("retire", session, self.now, len(self.live)))
-        self.post(1.0, lambda: self.lose(session, Failure("yamux", "retired", "retired")))
+        self.post(1.0, lambda: self.lose(session, self.retired_end))
 
     def probe(self) -> None:
         self.verbs.append(("probe", self.now))
@@ -1381,6 +1382,17 @@ def test_a_retired_session_that_ends_starts_nothing(world: World) -> None:
     world.run(700)
     assert len(world.dials) == 2
     assert len(world.live) == 1
+
+
+def test_a_retired_session_that_is_cut_is_told_in_the_log_and_starts_nothing(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    world.retired_end = Failure("tcp", "tcp-reset", "the connection was reset")
+    start(world, timing=Timing(session_age=600))
+    world.run(700)
+    assert len(world.dials) == 2
+    assert "a session that was to end with its last stream was lost: the connection was reset" in caplog.messages
 
 
 # ---------------------------------------------------------------- sleep

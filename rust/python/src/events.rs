@@ -228,13 +228,13 @@ pub(crate) fn event(py: Python<'_>, event: Event) -> PyResult<Py<PyAny>> {
         .into_any(),
         Event::SessionLost {
             session,
-            failure,
+            ended,
             age,
         } => Py::new(
             py,
             SessionLost {
                 session,
-                failure: Failure(failure),
+                failure: Failure(ended.into()),
                 age: age.as_secs_f64(),
             },
         )?

@@ -18,7 +18,7 @@ impl Failure {
 
     #[getter]
     fn code(&self) -> &'static str {
-        self.0.code
+        self.0.code.as_str()
     }
 
     #[getter]

@@ -6,7 +6,9 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::counters::Counted;
 use crate::link::unpace_loopback;
+use crate::panics::caught;
 use crate::server::Shared;
 use crate::{sessions, web};
 
@@ -50,11 +52,11 @@ pub(crate) async fn serve(shared: Arc<Shared>, tcp: TcpStream) {
     let Some((tls, early)) = web::serve(&shared, tls, peer).await else {
         return;
     };
-    shared.stats.sessions.add(1);
+    let counted = Counted::new(&shared.stats.sessions);
     shared.stats.sessions_total.add(1);
-    let ended = sessions::run(&shared, tls, &early).await;
-    shared.stats.sessions.sub(1);
-    if let Err(failure) = ended {
+    let ended = caught(sessions::run(&shared, tls, &early)).await;
+    drop(counted);
+    if let Err(failure) = ended.and_then(|ended| ended) {
         tracing::debug!("the session of {peer} ended: {failure}");
     }
 }

@@ -22,12 +22,13 @@ use crate::counters::{Counter, Traffic};
 use crate::dial::{self, DialPlan, Dialed, Learned, Mode};
 use crate::endpoint::{Endpoint, Socket};
 use crate::events::Events;
-use crate::failure::{Failure, Layer};
+use crate::failure::{Code, Ended, Failure, Layer};
 use crate::fetch::{self, FetchPlan, Fetched};
 use crate::link::Link;
 use crate::listen::{accept, bind};
 use crate::local::{self, Place};
 use crate::log;
+use crate::panics::caught;
 use crate::pool::{Carrier, Member, Pool, WARM};
 use crate::reply::Reply;
 use crate::runtime::runtime;
@@ -85,8 +86,8 @@ pub enum Event {
     SessionLost {
         /// Its number.
         session: u64,
-        /// Why.
-        failure: Failure,
+        /// How it ended, or that the server takes no new streams on it.
+        ended: Ended,
         /// How long it was there.
         age: Duration,
     },
@@ -278,7 +279,8 @@ impl Client {
         let fetch = self.shared.number();
         let shared = Arc::clone(&self.shared);
         self.handle.spawn(async move {
-            let event = match fetch::fetch(&plan, &shared.tls).await {
+            let fetched = caught(fetch::fetch(&plan, &shared.tls)).await;
+            let event = match fetched.and_then(|fetched| fetched) {
                 Ok(fetched) => Event::Fetched { fetch, fetched },
                 Err(failure) => Event::FetchFailed { fetch, failure },
             };
@@ -300,12 +302,14 @@ impl Client {
         let broken = |error: io::Error| {
             Failure::new(
                 Layer::Local,
-                "local",
+                Code::Local,
                 format!("the stream's socket: {error}"),
             )
         };
-        let place = Place::take(&self.shared.places, &self.shared.connections)
-            .ok_or_else(|| Failure::new(Layer::Local, "local", "there are too many connections"))?;
+        let place =
+            Place::take(&self.shared.places, &self.shared.connections).ok_or_else(|| {
+                Failure::new(Layer::Local, Code::Local, "there are too many connections")
+            })?;
         self.shared.connections_total.add(1);
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(broken)?;
         ours.set_nonblocking(true).map_err(broken)?;
@@ -332,12 +336,12 @@ impl Client {
                 Ok(Ok(outcome)) => outcome.map(|()| theirs.into()),
                 Ok(Err(_)) => Err(Failure::new(
                     Layer::Yamux,
-                    "shutdown",
+                    Code::Shutdown,
                     "the session ended before the stream was open",
                 )),
                 Err(_) => Err(Failure::new(
                     Layer::Target,
-                    "target-timeout",
+                    Code::TargetTimeout,
                     "no answer in time",
                 )),
             }
@@ -494,10 +498,11 @@ impl Shared {
             session,
             since,
             retiring: Arc::clone(&retiring),
+            told: Mutex::new(Told::Nothing),
         });
         let end = End::Client {
             extended: dialed.extended(),
-            observer,
+            observer: Arc::clone(&observer) as Arc<dyn ClientObserver>,
             all: Arc::clone(&self.traffic),
         };
         let limits = session::Limits {
@@ -506,47 +511,42 @@ impl Shared {
             half_closed_idle: self.config.half_closed_timeout,
         };
         let driver = session::Driver::new(link, end, limits, receiver, Arc::clone(&stats));
-        self.pool.add(Member {
+        let member = Member {
             session,
             commands,
             stats,
             address: dialed.address,
             since,
-            retiring: Arc::clone(&retiring),
-        });
+            retiring,
+        };
         self.events.push(up);
-        self.pool.wake();
-        let (failure, unbegun) = driver.run().await;
-        self.pool.remove(session);
-        self.report_lost(session, failure, since, &retiring, true);
-        for open in unbegun {
-            tokio::spawn(Arc::clone(&self).place(open));
-        }
+        self.keep_session(member, &observer, driver.run()).await;
     }
 
-    fn report_lost(
-        &self,
-        session: u64,
-        failure: Failure,
-        since: Instant,
-        retiring: &AtomicBool,
-        ended: bool,
+    /// Keeps a session in the pool while it runs, tells how it ended, and places elsewhere what it had not begun.
+    async fn keep_session(
+        self: Arc<Self>,
+        member: Member,
+        observer: &Observer,
+        running: impl Future<Output = (Ended, Vec<Box<Open>>)>,
     ) {
-        // A session that refused new streams was reported then.
-        let reported = retiring.swap(true, Ordering::Relaxed) && failure.code != "retired";
-        if !(ended && reported) {
-            self.events.push(Event::SessionLost {
-                session,
-                failure,
-                age: since.elapsed(),
-            });
+        let session = member.session;
+        self.pool.add(member);
+        self.pool.wake();
+        let (ended, unbegun) = caught(running)
+            .await
+            .unwrap_or_else(|failure| (Ended::Lost(failure), Vec::new()));
+        self.pool.remove(session);
+        observer.tell(ended);
+        for open in unbegun {
+            tokio::spawn(Arc::clone(&self).place(open));
         }
     }
 
     /// One dial, counted, with what it learned reported.
     async fn dial(&self, number: u64, plan: &DialPlan) -> Result<(Link, Dialed), Failure> {
         self.dials_total.add(1);
-        let outcome = dial::dial(plan, &self.tls, |what| {
+        let dialing = dial::dial(plan, &self.tls, |what| {
             if matches!(what, Learned::Ech(_)) {
                 self.ech_retries.add(1);
             }
@@ -554,8 +554,8 @@ impl Shared {
                 server_name: plan.server_name.clone(),
                 what,
             });
-        })
-        .await;
+        });
+        let outcome = caught(dialing).await.and_then(|outcome| outcome);
         if let Err(failure) = &outcome {
             self.dials_failed.add(1);
             tracing::debug!("dial {number}: {failure}");
@@ -617,21 +617,173 @@ impl Shared {
     }
 }
 
-/// Hears what a session has to say while it runs.
+/// Hears what a session has to say while it runs, and tells the client's owner.
 struct Observer {
     shared: Arc<Shared>,
     session: u64,
     since: Instant,
     retiring: Arc<AtomicBool>,
+    told: Mutex<Told>,
+}
+
+/// What the client's owner knows of the end of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    /// It takes no new streams, by the server's wish.
+    GoneAway,
+    Ended,
+}
+
+impl Observer {
+    /// Tells how the session ended, once. A go-away is no end: only a loss is told after it, since it cuts streams.
+    fn tell(&self, ended: Ended) {
+        {
+            let mut told = self.told.lock();
+            let is_loss = matches!(ended, Ended::Lost(_));
+            if *told == Told::Ended || *told == Told::GoneAway && !is_loss {
+                return;
+            }
+            *told = match ended {
+                Ended::GoneAway => Told::GoneAway,
+                _ => Told::Ended,
+            };
+        }
+        self.shared.events.push(Event::SessionLost {
+            session: self.session,
+            ended,
+            age: self.since.elapsed(),
+        });
+    }
 }
 
 impl ClientObserver for Observer {
-    fn refused(&self, failure: Failure) {
-        self.shared
-            .report_lost(self.session, failure, self.since, &self.retiring, false);
+    fn refused(&self, ended: Ended) {
+        self.retiring.store(true, Ordering::Relaxed);
+        self.tell(ended);
     }
 
     fn target_failed(&self, reason: &str) {
         self.shared.target_failed(reason);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ech_workers_tls::Trust;
+    use ech_workers_tls::authority::CertificateAuthority;
+
+    use super::*;
+    use crate::events::Next;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    fn client() -> Client {
+        let config = ClientConfig {
+            max_connections: 16,
+            local_handshake_timeout: LIMIT,
+            open_timeout: LIMIT,
+            idle_timeout: LIMIT,
+            half_closed_timeout: LIMIT,
+            ping_interval: LIMIT,
+            ping_timeout: LIMIT,
+            receive_window_max: 1 << 20,
+            memory_limit: 1 << 20,
+            confirmed: false,
+            workers: 1,
+            log_level: LevelFilter::DEBUG,
+        };
+        let trust = Trust {
+            system: false,
+            extra_pem: vec![CertificateAuthority::new().unwrap().root_pem().unwrap()],
+        };
+        Client::new(config, ClientContext::new(&trust).unwrap()).unwrap()
+    }
+
+    fn member(session: u64) -> Member {
+        Member {
+            session,
+            commands: mpsc::channel(1).0,
+            stats: Arc::default(),
+            address: "192.0.2.1:443".parse().unwrap(),
+            since: Instant::now(),
+            retiring: Arc::default(),
+        }
+    }
+
+    fn observer(client: &Client, session: u64) -> Observer {
+        Observer {
+            shared: Arc::clone(&client.shared),
+            session,
+            since: Instant::now(),
+            retiring: Arc::default(),
+            told: Mutex::new(Told::Nothing),
+        }
+    }
+
+    /// The ends of sessions and the log lines that are reported until `enough` ends are there.
+    fn reported(client: &Client, enough: usize) -> (Vec<Ended>, Vec<String>) {
+        let (mut ends, mut lines) = (Vec::new(), Vec::new());
+        let deadline = Instant::now() + LIMIT;
+        while ends.len() < enough {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match client.events().next(Some(left)) {
+                Next::Event(Event::SessionLost { ended, .. }) => ends.push(ended),
+                Next::Log(line) => lines.push(line.message),
+                Next::Event(_) | Next::Woken => {}
+                Next::TimedOut | Next::Closed => break,
+            }
+        }
+        (ends, lines)
+    }
+
+    #[test]
+    fn a_session_whose_driver_panics_leaves_the_pool_and_is_reported_with_the_reason_in_the_log() {
+        let client = client();
+        let observer = observer(&client, 7);
+        let shared = Arc::clone(&client.shared);
+        let session = client.handle.spawn(async move {
+            let running = async {
+                tokio::task::yield_now().await;
+                let nothing: [u8; 0] = [];
+                let byte = nothing[std::hint::black_box(3)];
+                (Ended::Retired, Vec::with_capacity(byte.into()))
+            };
+            shared.keep_session(member(7), &observer, running).await;
+        });
+        client.handle.block_on(session).unwrap();
+        let (ends, lines) = reported(&client, 1);
+        assert!(
+            matches!(&ends[..], [Ended::Lost(failure)] if failure.code == Code::Internal
+                && failure.message.contains("index out of bounds")),
+            "{ends:?}"
+        );
+        assert!(
+            lines
+                .iter()
+                .any(|line| line.contains("index out of bounds") && line.contains("client.rs")),
+            "{lines:?}"
+        );
+        assert!(client.snapshot().sessions.is_empty());
+    }
+
+    #[test]
+    fn a_go_away_is_told_and_a_loss_after_it_too_but_nothing_twice() {
+        let client = client();
+        let lost = Ended::Lost(Failure::new(Layer::Tcp, Code::TcpReset, "cut"));
+        for (said, told) in [
+            (vec![Ended::GoneAway, Ended::Retired], 1),
+            (vec![Ended::GoneAway, lost.clone(), lost.clone()], 2),
+            (vec![lost.clone(), Ended::GoneAway, lost.clone()], 1),
+            (vec![Ended::Retired], 1),
+        ] {
+            let observer = observer(&client, 1);
+            for ended in &said {
+                observer.tell(ended.clone());
+            }
+            assert_eq!(reported(&client, told).0, said[..told]);
+            client.events().wake();
+            assert!(matches!(client.events().next(None), Next::Woken));
+        }
     }
 }

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::failure::{Failure, Layer};
+use crate::failure::{Code, Failure, Layer};
 use crate::link::unpace_loopback;
 
 /// The head start of one address before the next is tried (RFC 8305 section 5).
@@ -78,7 +78,7 @@ pub(crate) async fn connect(
             }
             Err(_) => Err(Failure::new(
                 Layer::Tls,
-                "tls-timeout",
+                Code::TlsTimeout,
                 format!(
                     "handshake with {address}: no end within {} s",
                     route.handshake_timeout.as_secs_f32()
@@ -95,7 +95,11 @@ async fn connect_tcp(route: Route<'_>) -> Result<(TcpStream, SocketAddr), Failur
         .addresses
         .iter()
         .map(|&address| SocketAddr::new(address, route.port));
-    let mut last = Failure::new(Layer::Tcp, "tcp-unreachable", "the server has no address");
+    let mut last = Failure::new(
+        Layer::Tcp,
+        Code::TcpUnreachable,
+        "the server has no address",
+    );
     let mut more = true;
     loop {
         if more {

@@ -1,5 +1,6 @@
 //! Counters: relaxed atomics on the hot path, summed when somebody looks.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// A number that many tasks change and few read.
@@ -25,6 +26,23 @@ impl Counter {
     /// The value now.
     pub fn value(&self) -> u64 {
         self.0.load(Relaxed)
+    }
+}
+
+/// One of those that a counter counts, from its creation to its drop.
+#[derive(Debug)]
+pub(crate) struct Counted(Arc<Counter>);
+
+impl Counted {
+    pub(crate) fn new(counter: &Arc<Counter>) -> Self {
+        counter.add(1);
+        Self(Arc::clone(counter))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.sub(1);
     }
 }
 

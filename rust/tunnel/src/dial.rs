@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::connect::{Connected, Route, connect};
-use crate::failure::{Failure, Layer};
+use crate::failure::{Code, Failure, Layer};
 use crate::link::Link;
 use crate::preamble;
 
@@ -180,7 +180,7 @@ pub(crate) async fn dial(
             if websocket_hello {
                 return Err(Failure::new(
                     Layer::Tls,
-                    "tls-failed",
+                    Code::TlsFailed,
                     format!("{address} chose h2, which was not offered"),
                 ));
             }
@@ -194,7 +194,7 @@ pub(crate) async fn dial(
             Err(_) => {
                 return Err(Failure::new(
                     Layer::WebSocket,
-                    "websocket-timeout",
+                    Code::WebSocketTimeout,
                     format!(
                         "{address} did not answer the WebSocket upgrade within {} s",
                         plan.handshake_timeout.as_secs_f32()
@@ -229,13 +229,14 @@ async fn upgrade(mut tls: TlsStream, plan: &DialPlan) -> Result<(Link, Vec<Strin
     let template = RequestTemplate::new(plan.profile.websocket_headers).map_err(|error| {
         Failure::new(
             Layer::WebSocket,
-            "websocket-protocol",
+            Code::WebSocketProtocol,
             format!("profile {}: {error}", plan.profile.name),
         )
     })?;
     let mut key = [0; 16];
-    getrandom::fill(&mut key)
-        .map_err(|error| Failure::new(Layer::WebSocket, "websocket-protocol", error.to_string()))?;
+    getrandom::fill(&mut key).map_err(|error| {
+        Failure::new(Layer::WebSocket, Code::WebSocketProtocol, error.to_string())
+    })?;
     let request = handshake::Request {
         host: &plan.host(),
         path: &plan.path,
@@ -244,7 +245,7 @@ async fn upgrade(mut tls: TlsStream, plan: &DialPlan) -> Result<(Link, Vec<Strin
     let mut handshake = ClientHandshake::new(&template, request, key).map_err(|error| {
         Failure::new(
             Layer::WebSocket,
-            "websocket-protocol",
+            Code::WebSocketProtocol,
             format!("the upgrade request: {error}"),
         )
     })?;
@@ -261,7 +262,7 @@ async fn upgrade(mut tls: TlsStream, plan: &DialPlan) -> Result<(Link, Vec<Strin
             Ok(n) => n,
             // A server that refuses may cut the connection behind its answer.
             Err(error) => match refused(handshake.end()) {
-                failure if failure.code == "websocket-protocol" => return Err(broken(error)),
+                failure if failure.code == Code::WebSocketProtocol => return Err(broken(error)),
                 failure => return Err(failure),
             },
         };
@@ -298,14 +299,14 @@ fn refused(error: handshake::HandshakeError) -> Failure {
                 // A deployed server shows its decoy page, a Worker says 4xx.
                 200 | 400 | 401 | 403 | 404 | 405 => Failure::new(
                     Layer::Token,
-                    "token-rejected",
+                    Code::TokenRejected,
                     format!(
                         "the server does not accept this token (or this path): it answered {what}"
                     ),
                 ),
                 _ => Failure::new(
                     Layer::WebSocket,
-                    "websocket-status",
+                    Code::WebSocketStatus,
                     format!("the server answered the upgrade with {what}"),
                 ),
             };
@@ -317,12 +318,12 @@ fn refused(error: handshake::HandshakeError) -> Failure {
         }
         HandshakeError::ProtocolNotConfirmed => Failure::new(
             Layer::Token,
-            "token-rejected",
+            Code::TokenRejected,
             "the server upgraded the connection without confirming the token",
         ),
         other => Failure::new(
             Layer::WebSocket,
-            "websocket-protocol",
+            Code::WebSocketProtocol,
             format!("the WebSocket upgrade: {other}"),
         ),
     }

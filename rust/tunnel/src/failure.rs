@@ -38,14 +38,116 @@ impl Layer {
     }
 }
 
+/// What failed, as a word that stays the same over versions. [`as_str`](Self::as_str) gives it as programs and users know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Code {
+    TcpRefused,
+    TcpTimeout,
+    TcpUnreachable,
+    TcpReset,
+    TcpFailed,
+    TlsAlert,
+    TlsReset,
+    TlsVersion,
+    TlsNotSpoken,
+    TlsUnsupported,
+    TlsServerName,
+    TlsTimeout,
+    TlsFailed,
+    EchRejected,
+    EchDisabled,
+    EchNotAccepted,
+    EchConfigInvalid,
+    CertificateUnknownIssuer,
+    CertificateExpired,
+    CertificateNotYetValid,
+    CertificateName,
+    CertificateInvalid,
+    WebSocketStatus,
+    WebSocketProtocol,
+    WebSocketClosed,
+    WebSocketTimeout,
+    TokenRejected,
+    YamuxPingTimeout,
+    YamuxGoAway,
+    YamuxProtocol,
+    Closed,
+    Retired,
+    Shutdown,
+    Internal,
+    HttpFailed,
+    HttpTooLarge,
+    TargetRefused,
+    TargetUnreachable,
+    TargetNotFound,
+    TargetTimeout,
+    TargetNotAllowed,
+    TargetFailed,
+    NoSession,
+    Local,
+}
+
+impl Code {
+    /// The word used in messages and in the Python API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::TcpRefused => "tcp-refused",
+            Self::TcpTimeout => "tcp-timeout",
+            Self::TcpUnreachable => "tcp-unreachable",
+            Self::TcpReset => "tcp-reset",
+            Self::TcpFailed => "tcp-failed",
+            Self::TlsAlert => "tls-alert",
+            Self::TlsReset => "tls-reset",
+            Self::TlsVersion => "tls-version",
+            Self::TlsNotSpoken => "tls-not-spoken",
+            Self::TlsUnsupported => "tls-unsupported",
+            Self::TlsServerName => "tls-server-name",
+            Self::TlsTimeout => "tls-timeout",
+            Self::TlsFailed => "tls-failed",
+            Self::EchRejected => "ech-rejected",
+            Self::EchDisabled => "ech-disabled",
+            Self::EchNotAccepted => "ech-not-accepted",
+            Self::EchConfigInvalid => "ech-config-invalid",
+            Self::CertificateUnknownIssuer => "certificate-unknown-issuer",
+            Self::CertificateExpired => "certificate-expired",
+            Self::CertificateNotYetValid => "certificate-not-yet-valid",
+            Self::CertificateName => "certificate-name",
+            Self::CertificateInvalid => "certificate-invalid",
+            Self::WebSocketStatus => "websocket-status",
+            Self::WebSocketProtocol => "websocket-protocol",
+            Self::WebSocketClosed => "websocket-closed",
+            Self::WebSocketTimeout => "websocket-timeout",
+            Self::TokenRejected => "token-rejected",
+            Self::YamuxPingTimeout => "yamux-ping-timeout",
+            Self::YamuxGoAway => "yamux-go-away",
+            Self::YamuxProtocol => "yamux-protocol",
+            Self::Closed => "closed",
+            Self::Retired => "retired",
+            Self::Shutdown => "shutdown",
+            Self::Internal => "internal",
+            Self::HttpFailed => "http-failed",
+            Self::HttpTooLarge => "http-too-large",
+            Self::TargetRefused => "target-refused",
+            Self::TargetUnreachable => "target-unreachable",
+            Self::TargetNotFound => "target-not-found",
+            Self::TargetTimeout => "target-timeout",
+            Self::TargetNotAllowed => "target-not-allowed",
+            Self::TargetFailed => "target-failed",
+            Self::NoSession => "no-session",
+            Self::Local => "local",
+        }
+    }
+}
+
 /// Why something failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
     /// Where.
     pub layer: Layer,
-    /// A stable word for programs, for example `tcp-refused`.
-    pub code: &'static str,
+    /// What failed.
+    pub code: Code,
     /// One line: what failed and why, without advice.
     pub message: String,
     /// What a developer would want beside it.
@@ -58,7 +160,7 @@ pub struct Failure {
 
 impl Failure {
     /// A failure without detail.
-    pub fn new(layer: Layer, code: &'static str, message: impl Into<String>) -> Self {
+    pub fn new(layer: Layer, code: Code, message: impl Into<String>) -> Self {
         Self {
             layer,
             code,
@@ -79,13 +181,13 @@ impl Failure {
     /// A TCP connection to `address` that could not be made.
     pub fn tcp(address: &str, error: &io::Error) -> Self {
         let (code, why) = match error.kind() {
-            io::ErrorKind::ConnectionRefused => ("tcp-refused", "connection refused".to_owned()),
-            io::ErrorKind::TimedOut => ("tcp-timeout", "no answer in time".to_owned()),
+            io::ErrorKind::ConnectionRefused => (Code::TcpRefused, "connection refused".to_owned()),
+            io::ErrorKind::TimedOut => (Code::TcpTimeout, "no answer in time".to_owned()),
             io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {
-                ("tcp-unreachable", "no route to it".to_owned())
+                (Code::TcpUnreachable, "no route to it".to_owned())
             }
-            io::ErrorKind::ConnectionReset => ("tcp-reset", "connection reset".to_owned()),
-            _ => ("tcp-failed", error.to_string()),
+            io::ErrorKind::ConnectionReset => (Code::TcpReset, "connection reset".to_owned()),
+            _ => (Code::TcpFailed, error.to_string()),
         };
         Self::new(Layer::Tcp, code, format!("connecting to {address}: {why}"))
     }
@@ -101,34 +203,34 @@ impl Failure {
             HandshakeError::EchRejected {
                 retry_configs: Some(configs),
                 ..
-            } => (Layer::Ech, "ech-rejected", Some(configs)),
+            } => (Layer::Ech, Code::EchRejected, Some(configs)),
             HandshakeError::EchRejected {
                 retry_configs: None,
                 ..
-            } => (Layer::Ech, "ech-disabled", None),
-            HandshakeError::EchConfigInvalid { .. } => (Layer::Ech, "ech-config-invalid", None),
-            HandshakeError::EchNotAccepted => (Layer::Ech, "ech-not-accepted", None),
+            } => (Layer::Ech, Code::EchDisabled, None),
+            HandshakeError::EchConfigInvalid { .. } => (Layer::Ech, Code::EchConfigInvalid, None),
+            HandshakeError::EchNotAccepted => (Layer::Ech, Code::EchNotAccepted, None),
             HandshakeError::Certificate { ref problem, .. } => (
                 Layer::Certificate,
                 match problem {
-                    CertificateProblem::UnknownIssuer => "certificate-unknown-issuer",
-                    CertificateProblem::Expired => "certificate-expired",
-                    CertificateProblem::NotYetValid => "certificate-not-yet-valid",
-                    CertificateProblem::NameMismatch => "certificate-name",
-                    _ => "certificate-invalid",
+                    CertificateProblem::UnknownIssuer => Code::CertificateUnknownIssuer,
+                    CertificateProblem::Expired => Code::CertificateExpired,
+                    CertificateProblem::NotYetValid => Code::CertificateNotYetValid,
+                    CertificateProblem::NameMismatch => Code::CertificateName,
+                    _ => Code::CertificateInvalid,
                 },
                 None,
             ),
-            HandshakeError::Alert(_) => (Layer::Tls, "tls-alert", None),
+            HandshakeError::Alert(_) => (Layer::Tls, Code::TlsAlert, None),
             HandshakeError::ResetAfterHello | HandshakeError::Closed => {
-                (Layer::Tls, "tls-reset", None)
+                (Layer::Tls, Code::TlsReset, None)
             }
-            HandshakeError::TlsVersion => (Layer::Tls, "tls-version", None),
-            HandshakeError::NotTls => (Layer::Tls, "tls-not-spoken", None),
-            HandshakeError::Unsupported(_) => (Layer::Tls, "tls-unsupported", None),
-            HandshakeError::ServerName => (Layer::Tls, "tls-server-name", None),
+            HandshakeError::TlsVersion => (Layer::Tls, Code::TlsVersion, None),
+            HandshakeError::NotTls => (Layer::Tls, Code::TlsNotSpoken, None),
+            HandshakeError::Unsupported(_) => (Layer::Tls, Code::TlsUnsupported, None),
+            HandshakeError::ServerName => (Layer::Tls, Code::TlsServerName, None),
             // The connection broke, or BoringSSL has another word for it.
-            _ => (Layer::Tls, "tls-failed", None),
+            _ => (Layer::Tls, Code::TlsFailed, None),
         };
         Self {
             layer,
@@ -144,14 +246,54 @@ impl Failure {
     pub fn transport(error: &io::Error) -> Self {
         let (code, why) = match error.kind() {
             io::ErrorKind::UnexpectedEof => (
-                "tcp-reset",
+                Code::TcpReset,
                 "the connection was cut without a close".to_owned(),
             ),
-            io::ErrorKind::ConnectionReset => ("tcp-reset", "the connection was reset".to_owned()),
-            io::ErrorKind::TimedOut => ("tcp-timeout", "the connection timed out".to_owned()),
-            _ => ("tcp-failed", error.to_string()),
+            io::ErrorKind::ConnectionReset => {
+                (Code::TcpReset, "the connection was reset".to_owned())
+            }
+            io::ErrorKind::TimedOut => (Code::TcpTimeout, "the connection timed out".to_owned()),
+            _ => (Code::TcpFailed, error.to_string()),
         };
         Self::new(Layer::Tcp, code, why)
+    }
+}
+
+/// How a session ended, or that it takes no new streams any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// It took no new streams any more, and its last one has ended.
+    Retired,
+    /// It was ended on this side.
+    Shutdown,
+    /// The server takes no new streams on it; those that are open go on.
+    GoneAway,
+    /// It broke, and its streams with it.
+    Lost(Failure),
+}
+
+impl From<Failure> for Ended {
+    fn from(failure: Failure) -> Self {
+        Self::Lost(failure)
+    }
+}
+
+impl From<Ended> for Failure {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Retired => Self::new(Layer::Yamux, Code::Retired, "the session was retired"),
+            Ended::Shutdown => Self::new(
+                Layer::Local,
+                Code::Shutdown,
+                "the session was ended on this side",
+            ),
+            Ended::GoneAway => Self::new(
+                Layer::Yamux,
+                Code::YamuxGoAway,
+                "the server takes no new streams on this session",
+            ),
+            Ended::Lost(failure) => failure,
+        }
     }
 }
 
@@ -172,37 +314,37 @@ mod tests {
             outer: false,
         };
         for (error, layer, code) in [
-            (rejected(Some(vec![1])), Layer::Ech, "ech-rejected"),
-            (rejected(None), Layer::Ech, "ech-disabled"),
+            (rejected(Some(vec![1])), Layer::Ech, Code::EchRejected),
+            (rejected(None), Layer::Ech, Code::EchDisabled),
             (
                 HandshakeError::EchNotAccepted,
                 Layer::Ech,
-                "ech-not-accepted",
+                Code::EchNotAccepted,
             ),
             (
                 certificate(CertificateProblem::Expired),
                 Layer::Certificate,
-                "certificate-expired",
+                Code::CertificateExpired,
             ),
             (
                 certificate(CertificateProblem::Other("odd".to_owned())),
                 Layer::Certificate,
-                "certificate-invalid",
+                Code::CertificateInvalid,
             ),
-            (HandshakeError::Alert(Alert(40)), Layer::Tls, "tls-alert"),
-            (HandshakeError::ResetAfterHello, Layer::Tls, "tls-reset"),
-            (HandshakeError::TlsVersion, Layer::Tls, "tls-version"),
-            (HandshakeError::NotTls, Layer::Tls, "tls-not-spoken"),
+            (HandshakeError::Alert(Alert(40)), Layer::Tls, Code::TlsAlert),
+            (HandshakeError::ResetAfterHello, Layer::Tls, Code::TlsReset),
+            (HandshakeError::TlsVersion, Layer::Tls, Code::TlsVersion),
+            (HandshakeError::NotTls, Layer::Tls, Code::TlsNotSpoken),
             (
                 HandshakeError::Unsupported(Unsupported::DelegatedCredential),
                 Layer::Tls,
-                "tls-unsupported",
+                Code::TlsUnsupported,
             ),
-            (HandshakeError::ServerName, Layer::Tls, "tls-server-name"),
+            (HandshakeError::ServerName, Layer::Tls, Code::TlsServerName),
             (
                 HandshakeError::Tls("odd".to_owned()),
                 Layer::Tls,
-                "tls-failed",
+                Code::TlsFailed,
             ),
         ] {
             let configs = matches!(
@@ -217,7 +359,7 @@ mod tests {
             assert_eq!(failure.retry_configs.is_some(), configs);
             assert_eq!(
                 failure.is_ech_rejected,
-                code.starts_with("ech-re") || code == "ech-disabled"
+                matches!(code, Code::EchRejected | Code::EchDisabled)
             );
         }
     }

@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
 use crate::connect::{Connected, Route, connect};
-use crate::failure::{Failure, Layer};
+use crate::failure::{Code, Failure, Layer};
 use crate::opening::Opening;
 
 /// What a connection's window begins with (RFC 9113 section 6.9.2).
@@ -67,7 +67,7 @@ pub(crate) async fn fetch(plan: &FetchPlan, context: &ClientContext) -> Result<F
         Ok(outcome) => outcome,
         Err(_) => Err(Failure::new(
             Layer::Resolver,
-            "http-failed",
+            Code::HttpFailed,
             format!(
                 "{} did not answer within {} s",
                 plan.server_name,
@@ -109,7 +109,7 @@ async fn exchange(plan: &FetchPlan, context: &ClientContext) -> Result<Fetched, 
     let (status, headers, body) = response.map_err(|error| match error {
         Trouble::TooLarge => Failure::new(
             Layer::Resolver,
-            "http-too-large",
+            Code::HttpTooLarge,
             format!(
                 "{} answered with more than {} bytes",
                 plan.server_name, plan.max_body
@@ -117,7 +117,7 @@ async fn exchange(plan: &FetchPlan, context: &ClientContext) -> Result<Fetched, 
         ),
         Trouble::Failed(why) => Failure::new(
             Layer::Resolver,
-            "http-failed",
+            Code::HttpFailed,
             format!("the exchange with {} failed: {why}", plan.server_name),
         ),
     })?;

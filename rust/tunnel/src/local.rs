@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use crate::counters::Counter;
+use crate::counters::{Counted, Counter};
 
 /// How long a refused program may take to read the refusal.
 const LINGER: Duration = Duration::from_secs(1);
@@ -17,24 +17,17 @@ const LINGER: Duration = Duration::from_secs(1);
 /// A place among the limited local connections, given up when the connection ends.
 #[derive(Debug)]
 pub(crate) struct Place {
-    counter: Arc<Counter>,
+    _counted: Counted,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Place {
     pub(crate) fn take(places: &Arc<Semaphore>, counter: &Arc<Counter>) -> Option<Self> {
         let permit = Arc::clone(places).try_acquire_owned().ok()?;
-        counter.add(1);
         Some(Self {
-            counter: Arc::clone(counter),
+            _counted: Counted::new(counter),
             _permit: permit,
         })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.counter.sub(1);
     }
 }
 

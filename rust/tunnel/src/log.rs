@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::fmt::Write;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -11,6 +11,10 @@ use tracing::subscriber::DefaultGuard;
 use tracing::{Dispatch, Event, Metadata, Subscriber};
 
 use crate::events::{Events, LogLine};
+use crate::panics;
+
+/// Panics of the tunnel's threads become log lines; those of all other threads go where they went before.
+static PANICS: Once = Once::new();
 
 thread_local! {
     static GUARD: RefCell<Option<DefaultGuard>> = const { RefCell::new(None) };
@@ -18,6 +22,19 @@ thread_local! {
 
 /// Sends what is logged on this thread from now on to `dispatch`.
 pub(crate) fn adopt_thread(dispatch: &Dispatch) {
+    PANICS.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if GUARD.with(|guard| guard.try_borrow().is_ok_and(|guard| guard.is_none())) {
+                return before(panic);
+            }
+            let place = panic
+                .location()
+                .map_or_else(String::new, |place| format!(" ({place})"));
+            let what = panics::text(panic.payload());
+            tracing::error!("an error in this program: {what}{place}");
+        }));
+    });
     GUARD.set(Some(tracing::dispatcher::set_default(dispatch)));
 }
 

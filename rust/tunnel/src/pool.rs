@@ -44,6 +44,7 @@ pub(crate) struct Member {
     pub(crate) stats: Arc<SessionStats>,
     pub(crate) address: SocketAddr,
     pub(crate) since: Instant,
+    /// It is given no new streams.
     pub(crate) retiring: Arc<AtomicBool>,
 }
 

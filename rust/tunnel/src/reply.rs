@@ -7,7 +7,7 @@ use ech_workers_proxy::{self as proxy, Request};
 use tokio::sync::oneshot;
 
 use crate::endpoint::Endpoint;
-use crate::failure::{Failure, Layer};
+use crate::failure::{Code, Failure, Layer};
 use crate::preamble::Status;
 
 /// The one who asked.
@@ -54,25 +54,27 @@ fn api_failure(failure: proxy::Failure, reason: &str) -> Failure {
     let (layer, code, why) = match failure {
         proxy::Failure::NotAllowed => (
             Layer::Target,
-            "target-not-allowed",
+            Code::TargetNotAllowed,
             "the server does not allow it",
         ),
         proxy::Failure::NetworkUnreachable | proxy::Failure::HostUnreachable => {
-            (Layer::Target, "target-unreachable", "no route to it")
+            (Layer::Target, Code::TargetUnreachable, "no route to it")
         }
         proxy::Failure::ConnectionRefused => {
-            (Layer::Target, "target-refused", "connection refused")
+            (Layer::Target, Code::TargetRefused, "connection refused")
         }
-        proxy::Failure::TimedOut => (Layer::Target, "target-timeout", "no answer in time"),
-        proxy::Failure::NameNotFound => {
-            (Layer::Target, "target-not-found", "the name does not exist")
-        }
+        proxy::Failure::TimedOut => (Layer::Target, Code::TargetTimeout, "no answer in time"),
+        proxy::Failure::NameNotFound => (
+            Layer::Target,
+            Code::TargetNotFound,
+            "the name does not exist",
+        ),
         proxy::Failure::TunnelDown => (
             Layer::Local,
-            "no-session",
+            Code::NoSession,
             "there is no session to the server",
         ),
-        _ => (Layer::Target, "target-failed", "it failed"),
+        _ => (Layer::Target, Code::TargetFailed, "it failed"),
     };
     Failure::new(layer, code, if reason.is_empty() { why } else { reason })
 }

@@ -25,9 +25,10 @@ use tokio::time::Sleep;
 
 use crate::counters::{Counter, Traffic};
 use crate::endpoint::{Backlog, Endpoint, Socket};
-use crate::failure::{Failure, Layer};
+use crate::failure::{Code, Ended, Failure, Layer};
 use crate::link::{Link, Outgoing};
 use crate::local::Place;
+use crate::panics::{self, caught};
 use crate::preamble::{self, Status};
 use crate::readiness::{Readiness, SocketWaker};
 use crate::reply::Reply;
@@ -42,7 +43,7 @@ const SWEEP: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub struct SessionStats {
     /// Open streams.
-    pub streams: Counter,
+    pub streams: Arc<Counter>,
     /// Streams opened so far.
     pub streams_total: Counter,
     /// Round trip in microseconds; 0 while none was measured.
@@ -101,7 +102,7 @@ pub(crate) enum End {
 /// What a client session tells its owner while it runs.
 pub(crate) trait ClientObserver: Send + Sync {
     /// The server takes no new streams.
-    fn refused(&self, failure: Failure);
+    fn refused(&self, ended: Ended);
     /// A stream's target could not be reached (extended servers only).
     fn target_failed(&self, reason: &str);
 }
@@ -257,11 +258,14 @@ impl Driver {
     }
 
     /// Runs the session to its end. Returns why it ended, and the opens that it had not begun.
-    pub(crate) async fn run(mut self) -> (Failure, Vec<Box<Open>>) {
+    pub(crate) async fn run(mut self) -> (Ended, Vec<Box<Open>>) {
         // The driver divides its own time; tokio's budget would only add polls.
-        let failure = tokio::task::unconstrained(std::future::poll_fn(|cx| self.poll(cx))).await;
-        // Best effort: the connection may be broken already.
-        let _ = self.core.part(&mut self.tls);
+        let ended =
+            tokio::task::unconstrained(caught(std::future::poll_fn(|cx| self.poll(cx)))).await;
+        if ended.is_ok() {
+            // Best effort: the connection may be broken already.
+            let _ = self.core.part(&mut self.tls);
+        }
         self.commands.close();
         let mut unbegun: Vec<Box<Open>> = self.core.deferred.take().into_iter().collect();
         while let Ok(command) = self.commands.try_recv() {
@@ -271,17 +275,18 @@ impl Driver {
         }
         let left: Vec<StreamId> = self.core.streams.keys().copied().collect();
         for id in left {
-            self.core.remove(id, false);
+            // After a panic another one may follow: it is in the log, and the other streams are reset all the same.
+            let _ = panics::catch(|| self.core.remove(id, false));
         }
         let _ = tokio::time::timeout(
             Duration::from_secs(1),
             std::future::poll_fn(|cx| self.tls.poll_close(cx)),
         )
         .await;
-        (failure, unbegun)
+        (ended.unwrap_or_else(Ended::Lost), unbegun)
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         let outcome = self.turn(cx);
         self.core.publish();
         match outcome {
@@ -290,12 +295,12 @@ impl Driver {
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            Err(failure) => Poll::Ready(failure),
+            Err(ended) => Poll::Ready(ended),
         }
     }
 
     /// One turn: everything that can be done now, up to a limit. `Ok(true)` when there is more.
-    fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, Failure> {
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, Ended> {
         let core = &mut self.core;
         core.now = Instant::now();
         core.readiness.register(cx.waker());
@@ -306,11 +311,7 @@ impl Driver {
             && let Poll::Ready(Some(command)) = self.commands.poll_recv(cx)
         {
             if matches!(command, Command::End) {
-                return Err(Failure::new(
-                    Layer::Local,
-                    "shutdown",
-                    "the session was ended on this side",
-                ));
+                return Err(Ended::Shutdown);
             }
             core.obey(command);
         }
@@ -330,11 +331,12 @@ impl Driver {
                 Poll::Ready(Ok(None)) => {
                     return Err(Failure::new(
                         Layer::Tls,
-                        "closed",
+                        Code::Closed,
                         "the other end closed the connection",
-                    ));
+                    )
+                    .into());
                 }
-                Poll::Ready(Err(error)) => return Err(Failure::transport(&error)),
+                Poll::Ready(Err(error)) => return Err(Failure::transport(&error).into()),
             }
         }
         core.attend_ready();
@@ -349,11 +351,7 @@ impl Driver {
             && core.retiring
             && core.streams.is_empty()
         {
-            return Err(Failure::new(
-                Layer::Yamux,
-                "retired",
-                "the session was retired",
-            ));
+            return Err(Ended::Retired);
         }
         Ok(more)
     }
@@ -642,12 +640,12 @@ fn yamux_failure(error: &yamux::Error) -> Failure {
     match error {
         yamux::Error::PingTimeout => Failure::new(
             Layer::Yamux,
-            "yamux-ping-timeout",
+            Code::YamuxPingTimeout,
             "the other end has not answered a ping in time",
         ),
         other => Failure::new(
             Layer::Yamux,
-            "yamux-protocol",
+            Code::YamuxProtocol,
             format!("the peer broke the yamux protocol: {other}"),
         ),
     }

@@ -11,7 +11,8 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::failure::{Failure, Layer};
+use crate::counters::Counted;
+use crate::failure::{Code, Failure, Layer};
 use crate::link::Link;
 use crate::preamble;
 use crate::server::{Shared, Stopping};
@@ -35,7 +36,7 @@ pub(crate) async fn run(
         .map_err(|_| {
             Failure::new(
                 Layer::WebSocket,
-                "websocket-timeout",
+                Code::WebSocketTimeout,
                 "nothing came behind the upgrade",
             )
         })??;
@@ -106,7 +107,7 @@ async fn run_simple(shared: &Arc<Shared>, link: Link) {
     };
     let mut stopping = shared.stopping.clone();
     let streams = &shared.stats.streams;
-    streams.streams.add(1);
+    let _counted = Counted::new(&streams.streams);
     streams.streams_total.add(1);
     let driver = simple::Driver::server(link, connect, limits, Arc::clone(&streams.traffic));
     driver
@@ -114,7 +115,6 @@ async fn run_simple(shared: &Arc<Shared>, link: Link) {
             tracing::debug!("a connection in simple mode ended: {failure}");
         })
         .await;
-    streams.streams.sub(1);
 }
 
 async fn reach(shared: &Shared, target: &Target) -> Result<TcpStream, (preamble::Status, String)> {

@@ -15,8 +15,9 @@ use tokio::time::Sleep;
 
 use crate::counters::Traffic;
 use crate::endpoint::{Endpoint, Socket};
-use crate::failure::{Failure, Layer};
+use crate::failure::{Code, Failure, Layer};
 use crate::link::{Link, Outgoing};
+use crate::panics::caught;
 use crate::preamble::Status;
 use crate::reply::Reply;
 use crate::session::Open;
@@ -158,8 +159,10 @@ impl Driver {
     /// Runs to the end, or until `stop`. If it was not a clean end, `failed` hears why before anybody else.
     pub(crate) async fn run(mut self, stop: impl Future, failed: impl FnOnce(&Failure)) {
         let outcome = tokio::select! {
-            outcome = tokio::task::unconstrained(std::future::poll_fn(|cx| self.poll(cx))) => outcome,
-            _ = stop => Err(Failure::new(Layer::Local, "shutdown", "the connection was ended on this side")),
+            outcome = tokio::task::unconstrained(caught(std::future::poll_fn(|cx| self.poll(cx)))) => {
+                outcome.unwrap_or_else(Err)
+            }
+            _ = stop => Err(Failure::new(Layer::Local, Code::Shutdown, "the connection was ended on this side")),
         };
         if let Err(failure) = &outcome {
             failed(failure);
@@ -287,7 +290,7 @@ impl Core {
             let (used, event) = self.decoder.decode(&mut bytes[at..]).map_err(|error| {
                 Failure::new(
                     Layer::WebSocket,
-                    "websocket-protocol",
+                    Code::WebSocketProtocol,
                     format!("the peer broke RFC 6455: {error}"),
                 )
             })?;
@@ -309,7 +312,7 @@ impl Core {
                     if self.partial.len() > TEXT_MAX {
                         return Err(Failure::new(
                             Layer::WebSocket,
-                            "websocket-protocol",
+                            Code::WebSocketProtocol,
                             "the peer sent a text of over 4 KiB",
                         ));
                     }
@@ -355,12 +358,16 @@ impl Core {
                 }
                 self.phase = Phase::Answer(endpoint, reply);
                 if let Some(reason) = text.strip_prefix("ERROR:") {
-                    return Err(Failure::new(Layer::Target, "target-failed", reason.trim()));
+                    return Err(Failure::new(
+                        Layer::Target,
+                        Code::TargetFailed,
+                        reason.trim(),
+                    ));
                 }
                 if text == "CLOSE" {
                     return Err(Failure::new(
                         Layer::WebSocket,
-                        "websocket-closed",
+                        Code::WebSocketClosed,
                         "the server ended the connection",
                     ));
                 }
@@ -479,7 +486,7 @@ impl Core {
             cx.waker().wake_by_ref();
             return Ok(now + limit.max(Duration::from_secs(1)));
         }
-        Err(Failure::new(Layer::WebSocket, "websocket-timeout", what))
+        Err(Failure::new(Layer::WebSocket, Code::WebSocketTimeout, what))
     }
 
     /// Says goodbye: CLOSE, as the deployed servers and Workers know it, then the WebSocket's own close.
@@ -511,7 +518,7 @@ fn uncontrolled(bytes: &[u8]) -> usize {
 fn local_failure(error: &std::io::Error) -> Failure {
     Failure::new(
         Layer::Local,
-        "local",
+        Code::Local,
         format!("the local connection broke: {error}"),
     )
 }

@@ -4,7 +4,7 @@ use ech_workers_tls::TlsStream;
 use ech_workers_websocket::{self as websocket, Decoder, MessageKind, Role};
 use tokio::io::AsyncReadExt;
 
-use crate::failure::{Failure, Layer};
+use crate::failure::{Code, Failure, Layer};
 
 /// What may come before the first byte of the first message.
 const FIRST_MESSAGE_MAX: usize = 4096;
@@ -25,7 +25,7 @@ pub(crate) async fn first_message(tls: &mut TlsStream, early: &[u8]) -> Result<F
             Some((MessageKind::Binary, first)) if first != 0 => {
                 return Err(Failure::new(
                     Layer::WebSocket,
-                    "websocket-protocol",
+                    Code::WebSocketProtocol,
                     "the first message is neither yamux nor CONNECT",
                 ));
             }
@@ -33,7 +33,7 @@ pub(crate) async fn first_message(tls: &mut TlsStream, early: &[u8]) -> Result<F
             None if bytes.len() > FIRST_MESSAGE_MAX => {
                 return Err(Failure::new(
                     Layer::WebSocket,
-                    "websocket-protocol",
+                    Code::WebSocketProtocol,
                     "there is no first message",
                 ));
             }
@@ -43,7 +43,7 @@ pub(crate) async fn first_message(tls: &mut TlsStream, early: &[u8]) -> Result<F
             Ok(0) => {
                 return Err(Failure::new(
                     Layer::WebSocket,
-                    "closed",
+                    Code::Closed,
                     "the client left before its first message",
                 ));
             }
@@ -62,7 +62,7 @@ fn peek(bytes: &[u8]) -> Result<Option<(MessageKind, u8)>, Failure> {
         let (used, event) = decoder.decode(&mut copy[at..]).map_err(|error| {
             Failure::new(
                 Layer::WebSocket,
-                "websocket-protocol",
+                Code::WebSocketProtocol,
                 format!("the client broke RFC 6455: {error}"),
             )
         })?;
@@ -73,7 +73,7 @@ fn peek(bytes: &[u8]) -> Result<Option<(MessageKind, u8)>, Failure> {
             Some(websocket::Event::Close(_)) => {
                 return Err(Failure::new(
                     Layer::WebSocket,
-                    "closed",
+                    Code::Closed,
                     "the client left before its first message",
                 ));
             }

@@ -9,10 +9,10 @@
 mod site;
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,9 @@ use ech_workers_proxy::Target;
 use ech_workers_tls::ServerContext;
 use ech_workers_tls::authority::{CertificateAuthority, Validity};
 use ech_workers_tls::ech::{EchKey, config_list};
-use ech_workers_tunnel::{Client, DialPlan, Event, Learned, Mode, Next, Server, ServerConfig};
+use ech_workers_tunnel::{
+    Client, Code, DialPlan, Ended, Event, Learned, Mode, Next, Server, ServerConfig,
+};
 use tracing::level_filters::LevelFilter;
 
 const TOKEN: &str = "a-token-of-this-test";
@@ -125,6 +127,43 @@ fn target(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Target {
         }
     });
     address.to_string().parse().unwrap()
+}
+
+/// A relay in front of a server, whose connections can be cut.
+struct Relay {
+    address: SocketAddr,
+    connections: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Relay {
+    fn to(server: SocketAddr) -> Self {
+        let connections = Arc::<Mutex<Vec<TcpStream>>>::default();
+        let held = Arc::clone(&connections);
+        let relay = target(move |client| {
+            let server = TcpStream::connect(server).unwrap();
+            let ends = [&client, &server].map(|end| end.try_clone().unwrap());
+            held.lock().unwrap().extend(ends);
+            for (mut from, mut to) in [
+                (client.try_clone().unwrap(), server.try_clone().unwrap()),
+                (server, client),
+            ] {
+                thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Write);
+                });
+            }
+        });
+        Self {
+            address: relay.authority().parse().unwrap(),
+            connections,
+        }
+    }
+
+    fn cut(&self) {
+        for end in self.connections.lock().unwrap().drain(..) {
+            end.shutdown(Shutdown::Both).unwrap();
+        }
+    }
 }
 
 fn open(client: &Client, target: &Target) -> UnixStream {
@@ -284,8 +323,8 @@ fn a_target_that_cannot_be_reached_is_told_with_its_reason() {
         .parse()
         .unwrap();
     for (mode, code) in [
-        (Mode::Yamux, "target-refused"),
-        (Mode::Simple, "target-failed"),
+        (Mode::Yamux, Code::TargetRefused),
+        (Mode::Simple, Code::TargetFailed),
     ] {
         let client = site.joined(mode);
         let failure = client.open(Target::clone(&closed), None).unwrap_err();
@@ -407,7 +446,7 @@ fn a_wrong_token_and_a_wrong_path_see_a_decoy() {
         client.dial(plan);
         let failed = wait(&client, |event| matches!(event, Event::DialFailed { .. }));
         assert!(
-            matches!(failed, Event::DialFailed { failure, .. } if failure.code == "token-rejected")
+            matches!(failed, Event::DialFailed { failure, .. } if failure.code == Code::TokenRejected)
         );
     }
     assert_eq!(site.server.stats().tokens_rejected.value(), 1);
@@ -427,7 +466,40 @@ fn a_retired_session_ends_with_its_last_stream() {
     assert_eq!(&received, b"still here");
     stream.shutdown(Shutdown::Write).unwrap();
     let lost = wait(&client, |event| matches!(event, Event::SessionLost { .. }));
-    assert!(matches!(lost, Event::SessionLost { failure, .. } if failure.code == "retired"));
+    assert!(matches!(
+        lost,
+        Event::SessionLost {
+            ended: Ended::Retired,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn a_retired_session_that_is_cut_is_reported_as_lost() {
+    let site = Site::new();
+    let relay = Relay::to(site.server.address());
+    let client = site.client();
+    client.dial(DialPlan {
+        port: relay.address.port(),
+        ..site.plan(Mode::Yamux)
+    });
+    wait(&client, |event| matches!(event, Event::SessionUp { .. }));
+    let stream = open(&client, &target(echo));
+    client.retire(client.snapshot().sessions[0].session);
+    relay.cut();
+    let lost = wait(&client, |event| matches!(event, Event::SessionLost { .. }));
+    assert!(
+        matches!(
+            lost,
+            Event::SessionLost {
+                ended: Ended::Lost(_),
+                ..
+            }
+        ),
+        "{lost:?}"
+    );
+    drop(stream);
 }
 
 #[test]
@@ -439,13 +511,13 @@ fn without_a_session_a_stream_waits_and_then_fails_with_the_reason() {
     let failure = client
         .open(target.clone(), Some(Duration::from_millis(200)))
         .unwrap_err();
-    assert_eq!(failure.code, "no-session");
+    assert_eq!(failure.code, Code::NoSession);
     assert!(started.elapsed() >= Duration::from_millis(200));
     client.set_unavailable(Some("the server is gone".to_owned()));
     let failure = client.open(target, Some(LIMIT)).unwrap_err();
     assert_eq!(
         (failure.code, failure.message.as_str()),
-        ("no-session", "the server is gone")
+        (Code::NoSession, "the server is gone")
     );
 }
 

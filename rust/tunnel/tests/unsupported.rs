@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use ech_workers_tls::Profile;
 use ech_workers_tls::authority::{CertificateAuthority, Validity};
-use ech_workers_tunnel::{Client, DialPlan, Event, FetchPlan, Layer, Next};
+use ech_workers_tunnel::{Client, Code, DialPlan, Event, FetchPlan, Layer, Next};
 
 #[test]
 fn a_server_that_prefers_a_finite_field_group_is_met_by_one_more_try_and_a_log_line() {
@@ -53,7 +53,7 @@ fn a_server_that_can_do_nothing_else_is_given_up_after_one_more_try() {
     let (event, log) = outcome(&client);
     match event {
         Event::DialFailed { failure, .. } => {
-            assert_eq!(failure.code, "tls-alert", "{failure}");
+            assert_eq!(failure.code, Code::TlsAlert, "{failure}");
             assert!(
                 failure
                     .detail

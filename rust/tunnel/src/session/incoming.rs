@@ -9,7 +9,7 @@ use ech_workers_yamux::{self as yamux, StreamId};
 
 use super::{Core, End, State, yamux_failure};
 use crate::endpoint::Backlog;
-use crate::failure::{Failure, Layer};
+use crate::failure::{Code, Ended, Failure, Layer};
 use crate::preamble::{self, Preamble, Status};
 use crate::reply::Reply;
 
@@ -40,7 +40,7 @@ impl Core {
                     .map_err(|error| {
                         Failure::new(
                             Layer::WebSocket,
-                            "websocket-protocol",
+                            Code::WebSocketProtocol,
                             format!("the peer broke RFC 6455: {error}"),
                         )
                     })?;
@@ -286,18 +286,14 @@ impl Core {
 }
 
 /// A go-away: the server stops, or it has found fault with us.
-fn gone_away(code: yamux::GoAwayCode) -> Failure {
+fn gone_away(code: yamux::GoAwayCode) -> Ended {
     match code {
-        yamux::GoAwayCode::Normal => Failure::new(
+        yamux::GoAwayCode::Normal => Ended::GoneAway,
+        broken => Ended::Lost(Failure::new(
             Layer::Yamux,
-            "yamux-go-away",
-            "the server takes no new streams on this session",
-        ),
-        broken => Failure::new(
-            Layer::Yamux,
-            "yamux-protocol",
+            Code::YamuxProtocol,
             format!("the server gave up the session: {broken:?}"),
-        ),
+        )),
     }
 }
 
@@ -306,5 +302,5 @@ fn closed_by_peer(reason: Option<&websocket::CloseReason>) -> Failure {
         Some(reason) => format!("the other end closed the WebSocket: {reason}"),
         None => "the other end closed the WebSocket".to_owned(),
     };
-    Failure::new(Layer::WebSocket, "websocket-closed", message)
+    Failure::new(Layer::WebSocket, Code::WebSocketClosed, message)
 }
