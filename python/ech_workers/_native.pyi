@@ -403,6 +403,10 @@ def generate_ech_key(config_id: int, public_name: str, maximum_name_length: int 
 def read_ech_pem(pem: bytes) -> tuple[bool, bytes]:
     """Whether an RFC 9934 file has a private key, and its ECHConfigList. Raises ValueError."""
 
+def inspect_certificate(chain_pem: bytes, key_pem: bytes) -> tuple[list[str], int, int]:
+    """The DNS names of a server's certificate, and from when to when it is valid (seconds since the epoch). Raises ValueError: the pair cannot be read, or does not belong
+    together, or the chain does not begin with the server's own certificate."""
+
 @final
 class CertificateAuthority:
     """A private authority for demonstrations and tests (P-256)."""

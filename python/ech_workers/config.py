@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import ipaddress
-import os
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
@@ -18,6 +18,8 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
+from ech_workers import files
+from ech_workers.certificates import CertificatePair
 from ech_workers.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ __all__ = [
     "UpstreamConfig",
     "authority",
 ]
+
+log = logging.getLogger("ech_workers")
 
 DEFAULT_PROFILE = "firefox-120"
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -345,7 +349,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("--ech-config already says it", option="--ech-domain", advice="leave one of them out")
         if (username is None) != (password is None):
             raise ConfigError("--username and --password go together")
-        ca = Path(ca_file).expanduser() if ca_file else None
+        ca = files.expand(ca_file, "--ca-file") if ca_file else None
         return cls(
             server=address,
             token=_token(token, token_file),
@@ -357,7 +361,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
             ech_bootstrap=_public_name(ech_bootstrap) if ech_bootstrap else None,
             resolvers=_resolvers(_several(doh_server), _several(doh_ip)),
             ca_file=ca,
-            ca_pem=_certificates(ca, "--ca-file") if ca else None,
+            ca_pem=_authorities(ca, "--ca-file") if ca else None,
             profile=_profile(profile),
             alpn=cast("Alpn", _one_of(alpn, ("auto", "http/1.1"), "--alpn")),
             sessions=_within(sessions, 1, 64, "--sessions"),
@@ -371,7 +375,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
             memory_limit=_within(memory_limit, 16 << 20, 1 << 40, "--memory-limit"),
             status_listen=tuple(ListenAddress.parse(text, "--status-listen") for text in _several(status_listen)),
             log_level=_one_of(log_level.lower(), LOG_LEVELS, "--log-level"),
-            log_file=Path(log_file).expanduser() if log_file else None,
+            log_file=files.expand(log_file, "--log-file") if log_file else None,
             cache_dir=_cache_dir(cache_dir),
         )
 
@@ -380,8 +384,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that ``ech-workers server`` needs. Times are seconds."""
 
     listen: ListenAddress
-    certificates: tuple[tuple[bytes, bytes], ...]
-    """PEM chain and PEM key; the first pair is the default, the others are chosen by server name."""
+    certificates: tuple[CertificatePair, ...]
+    """The first pair is the default, the others are chosen by server name."""
     tokens: tuple[str, ...]
     ech_keys: Path | None = None
     """The directory of RFC 9934 files; None serves without ECH."""
@@ -424,7 +428,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         log_file: str | Path | None = None,
     ) -> ServerConfig:
         """Validates the options of ``ech-workers server``. Raises ConfigError."""
-        chains, keys = _paths(cert), _paths(key)
+        chains, keys = _paths(cert, "--cert"), _paths(key, "--key")
         if not chains:
             raise ConfigError("a server needs a certificate", option="--cert")
         if len(chains) != len(keys):
@@ -435,14 +439,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
             )
         tokens = tuple(_check_token(text, "--token") for text in _several(token))
         if token_file:
-            tokens += _tokens_of(Path(token_file).expanduser())
+            tokens += _tokens_of(files.expand(token_file, "--token-file"))
         if not tokens:
             raise ConfigError(
                 "a server without a token would be open to everyone",
                 option="--token",
                 advice="give --token or --token-file",
             )
-        directory = Path(ech_keys).expanduser() if ech_keys else None
+        directory = files.expand(ech_keys, "--ech-keys") if ech_keys else None
         if directory is not None and not directory.is_dir():
             raise ConfigError(
                 f"there is no directory {directory}",
@@ -452,13 +456,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             listen=ListenAddress.parse(listen),
             certificates=tuple(
-                (_certificates(chain, "--cert"), _read(private, "--key"))
-                for chain, private in zip(chains, keys, strict=True)
+                CertificatePair.read(chain, private) for chain, private in zip(chains, keys, strict=True)
             ),
             tokens=tuple(dict.fromkeys(tokens)),
             ech_keys=directory,
             path=_path(path, "--path"),
-            decoy=_read(Path(decoy).expanduser(), "--decoy") if decoy else None,
+            decoy=files.read(files.expand(decoy, "--decoy"), "--decoy") if decoy else None,
             allow_private_targets=allow_private_targets,
             max_sessions=_within(max_sessions, 1, 10_000_000, "--max-sessions"),
             max_streams=_within(max_streams, 1, 1_000_000, "--max-streams"),
@@ -467,7 +470,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
             drain=_seconds(drain, "--drain", zero=True),
             workers=_within(workers, 1, 256, "--workers"),
             log_level=_one_of(log_level.lower(), LOG_LEVELS, "--log-level"),
-            log_file=Path(log_file).expanduser() if log_file else None,
+            log_file=files.expand(log_file, "--log-file") if log_file else None,
         )
 
 
@@ -555,27 +558,32 @@ def _path(text: str, option: str) -> str:
     return quote(path, safe="/?%:@!$&'()*+,;=-._~[]")
 
 
-def _check_token(text: str, option: str) -> str:
+def _check_token(text: str, option: str, where: str = "") -> str:
     token = text.strip()
+    if len(token) > 2 and token[0] == token[-1] and token[0] in "\"'":
+        raise ConfigError(
+            f"{where}the token is in quotes", option=option, code="token-invalid", advice="write it without them"
+        )
     if not token or len(token) > 512 or any(not 0x21 <= ord(character) <= 0x7E for character in token) or "," in token:
         # The token travels as the one value of Sec-WebSocket-Protocol: a comma or a space would make it a list.
         raise ConfigError(
-            "a token is 1 to 512 visible ASCII characters without space and comma", option=option, code="token-invalid"
+            f"{where}a token is 1 to 512 visible ASCII characters without space and comma",
+            option=option,
+            code="token-invalid",
         )
     return token
 
 
 def _tokens_of(file: Path) -> tuple[str, ...]:
-    text = _read(file, "--token-file").decode("utf-8", errors="replace")
-    lines = [line.strip() for line in text.splitlines()]
-    return tuple(_check_token(line, "--token-file") for line in lines if line and not line.startswith("#"))
+    option = "--token-file"
+    return tuple(_check_token(line, option, f"{file}, line {number}: ") for number, line in files.lines(file, option))
 
 
 def _token(token: str | None, file: str | Path | None) -> str | None:
     if token and file:
         raise ConfigError("--token is given too", option="--token-file", advice="leave one of them out")
     if file:
-        tokens = _tokens_of(Path(file).expanduser())
+        tokens = _tokens_of(files.expand(file, "--token-file"))
         if len(tokens) != 1:
             raise ConfigError(f"{file} has {len(tokens)} tokens", option="--token-file", advice="put one token in it")
         return tokens[0]
@@ -587,7 +595,12 @@ def _ech_config(value: str | bytes) -> bytes:
     if isinstance(value, bytes):
         data, source = value, "the given bytes"
     elif value.startswith("@"):
-        data, source = _read(Path(value[1:]).expanduser(), option), value[1:]
+        file = files.expand(value[1:], option)
+        data, source = files.read(file, option), str(file)
+        if not _looks_like_list(data):
+            data = files.text_of(data, file, option).encode()
+            if b"-----BEGIN" in data:
+                files.check_pem(data, file, option)
     else:
         data, source = value.encode("ascii", errors="replace"), "the given text"
         if b"-----BEGIN" not in data:
@@ -596,6 +609,13 @@ def _ech_config(value: str | bytes) -> bytes:
 
     try:
         if b"-----BEGIN" in data:
+            if b"PRIVATE KEY-----" in data:
+                raise ConfigError(
+                    f"{source} has the server's private key in it, which no client may have",
+                    option=option,
+                    code="ech-private-key",
+                    advice="take the ID.ech file that `ech-workers keygen` writes beside it, and make a new key",
+                )
             _, data = read_ech_pem(data)
         elif not _looks_like_list(data):
             data = _base64(data, option, source)
@@ -616,7 +636,7 @@ def _looks_like_list(data: bytes) -> bool:
 
 def _base64(data: bytes, option: str, source: str) -> bytes:
     try:
-        return base64.b64decode(b"".join(data.strip().strip(b'"').split()), validate=True)
+        return base64.b64decode(b"".join(data.strip().strip(b"\"'").split()), validate=True)
     except binascii.Error:
         raise ConfigError(
             f"{source} is neither base64 nor an ECHConfigList",
@@ -652,11 +672,22 @@ def _profile(name: str) -> str:
 
 
 def _cache_dir(value: str | Path | None) -> Path | None:
-    if value is None:
-        import platformdirs
+    if value is not None:
+        return files.expand(value, "--cache-dir") if str(value) else None
+    import platformdirs
 
+    try:
         return platformdirs.user_cache_path("ech-workers", appauthor=False)
-    return Path(value).expanduser() if str(value) else None
+    except RuntimeError:
+        # A user without HOME and without an entry in the system's list of users.
+        global _told_of_no_home
+        if not _told_of_no_home:
+            _told_of_no_home = True
+            log.warning("there is no home directory: ECH configurations are kept in memory alone (--cache-dir DIR)")
+        return None
+
+
+_told_of_no_home = False
 
 
 def _several(value: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -665,9 +696,9 @@ def _several(value: str | Sequence[str] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def _paths(value: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
+def _paths(value: str | Path | Sequence[str | Path], option: str) -> tuple[Path, ...]:
     values = (value,) if isinstance(value, str | Path) else value
-    return tuple(Path(path).expanduser() for path in values)
+    return tuple(files.expand(path, option) for path in values)
 
 
 def _text(value: object, option: str) -> str:
@@ -706,25 +737,9 @@ def _seconds(value: float, option: str, *, zero: bool = False) -> float:
     return float(value)
 
 
-def _certificates(file: Path, option: str) -> bytes:
-    pem = _read(file, option)
+def _authorities(file: Path, option: str) -> bytes:
+    pem = files.read(file, option)
     if b"-----BEGIN CERTIFICATE-----" not in pem:
         raise ConfigError(f"{file} has no certificate in it", option=option, advice="give a PEM file")
+    files.check_pem(pem, file, option)
     return pem
-
-
-# Larger than any certificate bundle in use (the Mozilla set is about 230 KB).
-_FILE_LIMIT = 4 << 20
-
-
-def _read(file: Path, option: str) -> bytes:
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(_FILE_LIMIT + 1)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read {file}: {error.strerror or os.strerror(error.errno or 0)}", option=option
-        ) from None
-    if len(data) > _FILE_LIMIT:
-        raise ConfigError(f"{file} is larger than {_FILE_LIMIT >> 20} MiB", option=option)
-    return data

@@ -32,6 +32,7 @@ import dns.rcode
 import dns.rrset
 
 from ech_workers import _native
+from ech_workers.certificates import CertificatePair
 from ech_workers.config import ClientConfig, ListenAddress, ServerConfig
 from ech_workers.errors import TunnelError
 from ech_workers.server import TunnelServer
@@ -48,6 +49,9 @@ HIDDEN_NAME = "hidden.test"
 PUBLIC_NAME = "public.test"
 RESOLVER_NAME = "resolver.test"
 PATH = "/ws"
+
+# Seconds from now that the certificates are valid: longer than a demonstration, and than the server warns of.
+LIFETIME = 30 * 86400
 
 # Big enough to need many frames and a window update each way, small enough to take no time.
 SAMPLE = 1 << 20
@@ -81,7 +85,10 @@ class Demo:
                     listen=ListenAddress("127.0.0.1", 0),
                     # One for each name: what the network sees is proved by one certificate, what it hides by the other. A
                     # scanner that asks for neither gets the first.
-                    certificates=(authority.issue([PUBLIC_NAME]), authority.issue([HIDDEN_NAME])),
+                    certificates=(
+                        CertificatePair(*authority.issue([PUBLIC_NAME], not_after=LIFETIME)),
+                        CertificatePair(*authority.issue([HIDDEN_NAME], not_after=LIFETIME)),
+                    ),
                     tokens=(self.token,),
                     ech_keys=self.keys,
                     path=PATH,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ech_workers import _native
 from ech_workers._logging import forward
+from ech_workers.certificates import validity_problem
 from ech_workers.errors import ConfigError, EngineClosed, ListenError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from ech_workers.config import ServerConfig
@@ -30,7 +30,10 @@ STATUS_INTERVAL = 3600.0
 # A key file holds one key and its configuration, a few hundred bytes.
 KEY_FILE_LIMIT = 65536
 
-Stamp = tuple[int, int, int]
+# How often certificates are looked at for their end.
+VALIDITY_INTERVAL = 86400.0
+
+Stamp = tuple[int, int, int, int]
 
 
 class KeyFile(NamedTuple):
@@ -50,34 +53,63 @@ class KeyDirectory:
 
     The newest file (by its time of modification) of each public name is handed out as the retry configuration of that
     name; the older ones only decrypt, for clients that still remember them. RFC 9934 files have no mark for this, so
-    the rule goes by what every maker's file has. A file that cannot be used is said once and left out.
+    the rule goes by what every maker's file has. A file that cannot be used is said once and left out; one that could not
+    be read is tried again at every look, until it can be.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.keys: tuple[KeyFile, ...] = ()
-        self._stamps: Mapping[str, Stamp] | None = None
+        self._seen: dict[str, tuple[Stamp, KeyFile | None]] = {}
+        """What each file was found to be, None: of no use."""
+        self._unread: dict[str, str] = {}
+        """Files that could not be read the last time, and why."""
+        self._clashes: dict[Path, Path] = {}
 
     def refresh(self) -> bool:
         """Looks for changes; True when ``keys`` changed. Raises OSError when the directory cannot be read."""
         stamps = self._look()
-        if stamps == self._stamps:
+        if not self._unread and stamps == {name: stamp for name, (stamp, _) in self._seen.items()}:
             return False
-        self._stamps = stamps
-        found = [key for name in stamps if (key := _read_key(self.path / name)) is not None]
+        seen: dict[str, tuple[Stamp, KeyFile | None]] = {}
+        unread: dict[str, str] = {}
+        for name, stamp in stamps.items():
+            before = self._seen.get(name)
+            if before is not None and before[0] == stamp and name not in self._unread:
+                seen[name] = before
+                continue
+            try:
+                seen[name] = stamp, _read_key(self.path / name)
+            except OSError as error:
+                # Often not for good: a key before its chown, a process that is out of descriptors.
+                why = error.strerror or str(error)
+                if self._unread.get(name) != why:
+                    log.warning("%s cannot be read: %s; it is tried again", self.path / name, why)
+                unread[name] = why
+                if before is not None:
+                    seen[name] = before
+            except ValueError as error:
+                log.warning("%s is left out: %s", self.path / name, error)
+                seen[name] = stamp, None
+        self._seen, self._unread = seen, unread
+        found = [key for _, key in seen.values() if key is not None]
         found.sort(key=lambda key: (-key.modified, key.path.name))
         keys: list[KeyFile] = []
         owners: dict[int, KeyFile] = {}
         names: set[str] = set()
+        clashes: dict[Path, Path] = {}
         for key in found:
             other = next((owners[number] for number in key.config_ids if number in owners), None)
             if other is not None:
                 # The config_id is how the server finds the key (RFC 9849 section 7.1): two of a kind cannot be told apart.
-                log.warning("%s is left out: its config id is that of %s", key.path.name, other.path.name)
+                if self._clashes.get(key.path) != other.path:
+                    log.warning("%s is left out: its config id is that of %s", key.path, other.path.name)
+                clashes[key.path] = other.path
                 continue
             owners.update(dict.fromkeys(key.config_ids, key))
             keys.append(key._replace(retry=not names.issuperset(key.public_names)))
             names.update(key.public_names)
+        self._clashes = clashes
         changed = [(key.pem, key.retry) for key in keys] != [(key.pem, key.retry) for key in self.keys]
         self.keys = tuple(keys)
         return changed
@@ -89,7 +121,7 @@ class KeyDirectory:
                 status = file.stat()
             except OSError:
                 continue  # gone in between, or a dangling link
-            stamps[file.name] = (status.st_mtime_ns, status.st_size, status.st_ino)
+            stamps[file.name] = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
         return dict(sorted(stamps.items()))
 
 
@@ -100,6 +132,7 @@ class TunnelServer:
         """Opens the port and begins to serve. Raises ConfigError and ListenError."""
         self.config = config
         self._told: str | None = None
+        self._key_trouble: str | None = None
         self._keys = KeyDirectory(config.ech_keys) if config.ech_keys else None
         if self._keys is not None:
             _first_look(self._keys)
@@ -107,7 +140,7 @@ class TunnelServer:
             self._native = _native.Server(
                 host=config.listen.host,
                 port=config.listen.port,
-                certificates=config.certificates,
+                certificates=[(pair.chain, pair.key) for pair in config.certificates],
                 tokens=config.tokens,
                 path=config.path,
                 decoy=config.decoy,
@@ -130,6 +163,7 @@ class TunnelServer:
             # The constructor takes all as retry configurations.
             self._native.set_ech_keys([(key.pem, key.retry) for key in self._keys.keys])
             log.info("serving with %s", _names(self._keys.keys))
+        self._check_validity()
         self._thread = threading.Thread(target=self._attend, name="ech-workers-server", daemon=True)
         self._thread.start()
 
@@ -152,6 +186,13 @@ class TunnelServer:
         """What happened so far, in one line: sessions, and what ECH configurations the clients used."""
         return _summary(self.snapshot(), self._keys.keys if self._keys else ())
 
+    def _check_validity(self) -> None:
+        """Reports certificates that clients refuse, or will before long."""
+        for pair in self.config.certificates:
+            problem = validity_problem(pair)
+            if problem is not None:
+                log.warning("%s", problem)
+
     def _tell(self) -> None:
         summary = self.summary()
         if summary != self._told:
@@ -161,6 +202,7 @@ class TunnelServer:
     def _attend(self) -> None:
         look = time.monotonic() + WATCH_INTERVAL
         tell = time.monotonic() + STATUS_INTERVAL
+        validity = time.monotonic() + VALIDITY_INTERVAL
         while True:
             try:
                 event = self._native.next_event(max(0.0, look - time.monotonic()))
@@ -172,6 +214,9 @@ class TunnelServer:
                 look = time.monotonic() + WATCH_INTERVAL
                 if self._keys is not None:
                     self._swap(self._keys)
+                if look >= validity:
+                    validity = look + VALIDITY_INTERVAL
+                    self._check_validity()
                 if look >= tell:
                     tell = look + STATUS_INTERVAL
                     self._tell()
@@ -186,8 +231,12 @@ class TunnelServer:
                 return
             self._native.set_ech_keys([(key.pem, key.retry) for key in directory.keys])
         except (OSError, ValueError) as error:
-            log.error("the ECH keys in use stay: %s", error)
+            # Once for each cause: this is looked at every second.
+            if str(error) != self._key_trouble:
+                self._key_trouble = str(error)
+                log.error("the ECH keys in use stay: %s", error)
         else:
+            self._key_trouble = None
             log.info("now serving with %s", _names(directory.keys))
             self._tell()
 
@@ -205,20 +254,17 @@ def _first_look(directory: KeyDirectory) -> None:
         )
 
 
-def _read_key(file: Path) -> KeyFile | None:
-    try:
-        with file.open("rb") as stream:
-            modified = file.stat().st_mtime_ns
-            pem = stream.read(KEY_FILE_LIMIT + 1)
-        if len(pem) > KEY_FILE_LIMIT:
-            raise ValueError(f"it is larger than {KEY_FILE_LIMIT >> 10} KiB")
-        has_key, configs = _native.read_ech_pem(pem)
-        if not has_key:
-            raise ValueError("it has no private key")
-        entries = _native.parse_ech_config_list(configs)
-    except (OSError, ValueError) as error:
-        log.warning("%s is left out: %s", file.name, error)
-        return None
+def _read_key(file: Path) -> KeyFile:
+    """Raises OSError, or ValueError for a file that is no key."""
+    with file.open("rb") as stream:
+        modified = file.stat().st_mtime_ns
+        pem = stream.read(KEY_FILE_LIMIT + 1)
+    if len(pem) > KEY_FILE_LIMIT:
+        raise ValueError(f"it is larger than {KEY_FILE_LIMIT >> 10} KiB")
+    has_key, configs = _native.read_ech_pem(pem)
+    if not has_key:
+        raise ValueError("it has no private key")
+    entries = _native.parse_ech_config_list(configs)
     return KeyFile(
         file,
         pem,

@@ -28,6 +28,19 @@ def test_the_demo_has_a_status_page_if_it_is_asked_for(processes: Processes) -> 
     assert demo.wait() == 0, demo.output
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1])
+def test_the_demo_leaves_no_file_behind_whatever_ends_it(
+    processes: Processes, tmp_path: Path, number: signal.Signals
+) -> None:
+    demo = processes.start(COMMAND, "demo", "--plain", "--listen", "127.0.0.1:0", env={"TMPDIR": str(tmp_path)})
+    demo.wait_line("listening on")
+    assert list(tmp_path.iterdir())
+    demo.signal(number)
+    demo.wait()
+    assert list(tmp_path.iterdir()) == []
+    assert "Traceback" not in demo.output
+
+
 @pytest.mark.parametrize("option", ["--version", "--help"])
 def test_command_line_says_what_it_is(option: str) -> None:
     done = run(COMMAND, option)

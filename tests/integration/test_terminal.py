@@ -1,5 +1,6 @@
 """The live table as a person sees it, in a real terminal."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def free_port() -> int:
 def test_live_table_shows_the_session_and_ctrl_c_ends_it(site: Site, targets: dict[str, int], tmp_path: Path) -> None:
     server, listen = site.server(), free_port()
     with Terminal(tmp_path, proxy_command(site, server.port, listen), env=site.environment) as terminal:
-        terminal.wait_for("up")
+        wait_until(lambda: re.search(r"state +up", terminal.screen()), "the session")
         with socks.connect(("127.0.0.1", listen), "localhost", targets["http"]) as connection:
             connection.sendall(b"GET /bytes/3000000 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             assert len(socks.until_end(connection)) > 3000000
@@ -53,9 +54,10 @@ def test_table_says_why_there_is_no_session(site: Site, tmp_path: Path) -> None:
 def test_table_survives_other_sizes(site: Site, tmp_path: Path, size: tuple[int, int]) -> None:
     server = site.server()
     with Terminal(tmp_path, proxy_command(site, server.port, free_port()), env=site.environment) as terminal:
-        terminal.wait_for("up")
+        terminal.wait_for("state ")
+        wait_until(lambda: re.search(r"state +up", terminal.screen()), "the session")
         terminal.resize(*size)
-        wait_until(lambda: "up" in terminal.screen(), "the table in its new size")
+        wait_until(lambda: re.search(r"state +up", terminal.screen()), "the table in its new size")
         terminal.press("C-c")
         assert "Traceback" not in terminal.wait_for("exit=0")
 
@@ -67,6 +69,26 @@ def test_demo_in_a_terminal_says_which_curl_to_try_and_ends_with_ctrl_c(tmp_path
         assert "curl" in terminal.wait_for("curl", 30)
         terminal.press("C-c")
         assert "Traceback" not in terminal.wait_for("exit=0")
+
+
+def test_a_dumb_terminal_gets_lines(tmp_path: Path) -> None:
+    """Emacs' shell, some CI systems: a terminal that cannot move its cursor."""
+    listen = f"127.0.0.1:{free_port()}"
+    with Terminal(tmp_path, [COMMAND, "demo", "--listen", listen], env={"TERM": "dumb", "HOME": str(tmp_path)}) as dumb:
+        dumb.wait_for(f"curl --proxy socks5h://{listen}", 30)
+        screen = dumb.wait_for("session up")
+        assert f"listening on {listen}" in screen
+        dumb.press("C-c")
+        assert "Traceback" not in dumb.wait_for("exit=0")
+
+
+def test_check_breaks_no_word_on_a_narrow_terminal(tmp_path: Path) -> None:
+    with Terminal(tmp_path, [COMMAND, "demo", "--check"], env={"HOME": str(tmp_path)}, width=80, height=90) as narrow:
+        screen = narrow.wait_for("exit=", 100)
+    assert "exit=0" in screen
+    assert all(len(line) <= 80 for line in screen.splitlines())
+    assert "TLS_AES_128_GCM_SHA256," in screen.split()
+    assert "firefox-120" in screen.split()
 
 
 def test_stopped_proxy_leaves_a_usable_terminal(site: Site, tmp_path: Path) -> None:

@@ -17,5 +17,8 @@ def untouched_logging() -> Iterator[None]:
     logger = logging.getLogger("ech_workers")
     level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
     yield
+    for handler in logger.handlers:
+        if handler not in handlers:
+            handler.close()
     logger.setLevel(level)
     logger.propagate, logger.handlers = propagate, handlers

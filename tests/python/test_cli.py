@@ -43,6 +43,43 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert re.search(rf"^  {command} ", shown, re.MULTILINE)
 
 
+def test_the_bare_command_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert re.search(r"^  proxy  ", said.out, re.MULTILINE)
+    assert "ech-workers demo" in said.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["proxy", "--username", "J\udcfcrgen"], "the value of --username"),
+        (["proxy", "--token=\udcff"], "--token"),
+        (["completion", "\udcff"], "argument 2"),
+    ],
+)
+def test_arguments_in_another_encoding_are_named(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    said = capsys.readouterr().err
+    assert said == f"ech-workers: usage: {named} is not in the encoding of this terminal (utf-8)\n"
+
+
+def test_a_full_disk_under_the_output_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ech_workers", "--version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "ech-workers: local: cannot write the output: No space left on device\n"
+
+
 def commands() -> Iterator[tuple[str, click.Command]]:
     context = click.Context(cli.commands)
     for name in cli.commands.list_commands(context):
@@ -203,7 +240,10 @@ def test_keygen_writes_what_the_server_reads(tmp_path: Path, capsys: pytest.Capt
     assert base64.b64encode(configs).decode() == made["ech_config_list"]
     entries = _native.parse_ech_config_list(configs)
     assert [(entry.config_id, entry.public_name) for entry in entries] == [(made["config_id"], "public.test")]
-    assert [path.name for path in folder.iterdir()] == [file.name]
+    public = folder / f"{made['config_id']}.ech"
+    assert str(public) == made["client_file"]
+    assert _native.read_ech_pem(public.read_bytes()) == (False, configs)
+    assert {path.name for path in folder.iterdir()} == {file.name, public.name}
 
 
 @pytest.mark.parametrize(
@@ -247,7 +287,7 @@ def test_keygen_takes_an_id_that_is_free(tmp_path: Path, capsys: pytest.CaptureF
 def test_keygen_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("keygen", "--public-name", "public.test", "--out", str(tmp_path)) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:17].strip() for line in lines] == ["key file", "ECH configuration", "DNS record"]
+    assert [line[:17].strip() for line in lines] == ["key file", "client file", "ECH configuration", "DNS record"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -269,9 +309,10 @@ def test_completion_completes_options() -> None:
 
 def test_output_into_a_closed_pipe_is_no_traceback() -> None:
     done = subprocess.run(
-        ["/bin/sh", "-c", f"'{sys.executable}' -m ech_workers --help | true"],
+        ["/bin/bash", "-c", f"'{sys.executable}' -m ech_workers --help | true; echo ${{PIPESTATUS[0]}}"],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.stderr == ""
+    assert done.stdout == "0\n"

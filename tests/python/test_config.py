@@ -21,8 +21,10 @@ from ech_workers.config import (
     ServerConfig,
 )
 from ech_workers.errors import ConfigError
+from ech_workers.tunnel import Tunnel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -226,13 +228,12 @@ def key() -> tuple[bytes, bytes]:
 
 
 def test_ech_configurations_are_taken_in_every_form(key: tuple[bytes, bytes], tmp_path: Path) -> None:
-    pem, raw = key
+    raw = key[1]
     encoded = base64.b64encode(raw).decode()
     forms: dict[str, bytes] = {
         "raw": raw,
         "base64": encoded.encode(),
         "base64 with lines": "\n".join(encoded[i : i + 20] for i in range(0, len(encoded), 20)).encode() + b"\n",
-        "key file": pem,
         "configuration alone": b"-----BEGIN ECHCONFIG-----\n" + base64.encodebytes(raw) + b"-----END ECHCONFIG-----\n",
     }
     assert build(ech_config=encoded).ech_config == raw
@@ -241,6 +242,108 @@ def test_ech_configurations_are_taken_in_every_form(key: tuple[bytes, bytes], tm
         file = tmp_path / name
         file.write_bytes(content)
         assert build(ech_config=f"@{file}").ech_config == raw, name
+
+
+def test_a_client_refuses_the_servers_private_key(key: tuple[bytes, bytes], tmp_path: Path) -> None:
+    file = tmp_path / "17.pem"
+    # As `sed` copies it when the directory holds two keys: the private key stands in the middle.
+    public = b"-----BEGIN ECHCONFIG-----\n" + base64.encodebytes(key[1]) + b"-----END ECHCONFIG-----\n"
+    for content in (key[0], public + key[0]):
+        file.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"17\.pem has the server's private key in it") as caught:
+            build(ech_config=f"@{file}")
+        assert caught.value.option == "--ech-config"
+        assert caught.value.code == "ech-private-key"
+
+
+EDITORS = {
+    "Windows": ("\ufeff{}\r\n", "utf-8"),
+    "PowerShell": ("\ufeff{}\r\n", "utf-16-le"),
+    "big-endian": ("\ufeff{}\n", "utf-16-be"),
+    "without an end": ("{}", "utf-8"),
+}
+
+
+@pytest.mark.parametrize("editor", EDITORS)
+def test_files_are_read_as_editors_save_them(editor: str, key: tuple[bytes, bytes], tmp_path: Path) -> None:
+    form, encoding = EDITORS[editor]
+    file = tmp_path / "file"
+    file.write_bytes(form.format("# mine\r\ns3cret").encode(encoding))
+    assert build(token_file=file).token == "s3cret"
+    file.write_bytes(form.format(base64.b64encode(key[1]).decode()).encode(encoding))
+    assert build(ech_config=f"@{file}").ech_config == key[1]
+    pem = "-----BEGIN ECHCONFIG-----\r\n" + base64.b64encode(key[1]).decode() + "\r\n-----END ECHCONFIG-----"
+    file.write_bytes(form.format(pem).encode(encoding))
+    assert build(ech_config=f"@{file}").ech_config == key[1]
+
+
+def test_a_token_in_quotes_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("# mine\n\n'abc'\n")
+    with pytest.raises(ConfigError, match=r"token, line 3: the token is in quotes; write it without them"):
+        build(token_file=file)
+    with pytest.raises(ConfigError, match=r"--token: the token is in quotes"):
+        build(token='"abc"')
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"good\nb ad\n", "line 2: a token is 1 to 512"),
+        (b"good\n\xff\xfe\n", "line 2: this is no text in UTF-8"),
+    ],
+)
+def test_a_wrong_line_of_a_token_file_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"{file}, {message}"):
+        build(token_file=file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda lines: [*lines[:3], "%%%%", *lines[3:]], "line 4: this is no base64"),
+        (lambda lines: lines[:-1], "the CERTIFICATE of line 1 has no end"),
+        (lambda lines: [*lines[:3], *lines], "line 4: the CERTIFICATE of line 1 has no end"),
+        (lambda lines: [*lines[:-2], lines[-2][:-1] + "A", lines[-1]], "ca.pem"),
+    ],
+)
+def test_a_damaged_authority_is_named_by_file_and_line(
+    damage: Callable[[list[str]], list[str]], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "ca.pem"
+    lines = _native.CertificateAuthority().pem.decode().splitlines()
+    build(ca_file=_written(file, lines))
+    damaged = _written(file, damage(lines))
+    with pytest.raises(ConfigError, match=message) as caught:
+        Tunnel.from_config(build(ca_file=damaged)).start()
+    assert caught.value.option == "--ca-file"
+
+
+def _written(file: Path, lines: list[str]) -> Path:
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def test_a_user_without_a_home_keeps_everything_in_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_home(*arguments: object, **options: object) -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("platformdirs.user_cache_path", no_home)
+    monkeypatch.setattr("ech_workers.config._told_of_no_home", False)
+    for _ in range(2):
+        assert build(cache_dir=None).cache_dir is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "there is no home directory: ECH configurations are kept in memory alone (--cache-dir DIR)"
+    ]
+
+
+def test_the_home_of_nobody_is_a_clear_error() -> None:
+    with pytest.raises(ConfigError, match=r"--ca-file: the home directory in '~nobody-like-this/ca.pem' is not known"):
+        build(ca_file="~nobody-like-this/ca.pem")
 
 
 @pytest.mark.parametrize("text", ["%%%", "aGVsbG8=", "@/nonexistent", "AAA", "-----BEGIN ECHCONFIG-----"])

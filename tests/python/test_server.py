@@ -77,8 +77,53 @@ def test_a_file_that_is_no_key_is_said_once_and_left_out(tmp_path: Path, caplog:
         directory.refresh()
     assert [key.path.name for key in directory.keys] == ["good.pem"]
     said = [record.getMessage() for record in caplog.records]
-    assert sorted(line.split(" ")[0] for line in said) == ["large.pem", "noise.pem", "public.pem"]
+    assert sorted(Path(line.split(" ")[0]).name for line in said) == ["large.pem", "noise.pem", "public.pem"]
     assert any("public.pem is left out: it has no private key" in line for line in said)
+
+
+def test_a_file_that_cannot_be_read_is_taken_as_soon_as_it_can_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that root made, before its chown: nothing about the file changes but who may read it."""
+    write(tmp_path, "old.pem", 1, modified=1_000)
+    write(tmp_path, "new.pem", 2, modified=2_000)
+    locked = True
+    real = Path.open
+
+    def refuse(self: Path, *arguments: Any, **options: Any) -> Any:
+        if locked and self.name == "new.pem":
+            raise PermissionError(13, "Permission denied")
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    directory = KeyDirectory(tmp_path)
+    with caplog.at_level(logging.WARNING, "ech_workers"):
+        assert directory.refresh()
+        assert not directory.refresh()
+        assert [key.path.name for key in directory.keys] == ["old.pem"]
+        locked = False
+        assert directory.refresh()
+    assert [key.path.name for key in directory.keys] == ["new.pem", "old.pem"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'new.pem'} cannot be read: Permission denied; it is tried again"
+    ]
+
+
+def test_a_key_in_use_stays_while_it_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "a.pem", 1)
+    directory = KeyDirectory(tmp_path)
+    assert directory.refresh()
+    (tmp_path / "a.pem").chmod(0o640)
+    real = Path.open
+
+    def refuse(self: Path, *arguments: Any, **options: Any) -> Any:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert not directory.refresh()
+    assert [key.config_ids for key in directory.keys] == [(1,)]
+    monkeypatch.setattr(Path, "open", real)
+    assert not directory.refresh()
 
 
 def test_two_keys_with_one_id_cannot_both_serve(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

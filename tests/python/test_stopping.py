@@ -23,6 +23,19 @@ def test_a_signal_ends_the_wait_at_once(number: signal.Signals) -> None:
         assert stopping.wait(30)
 
 
+def test_a_signal_that_comes_before_the_wait_is_seen_by_it() -> None:
+    with Stopping() as stopping:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopping.wait(30)
+
+
+def test_another_thread_can_ask() -> None:
+    with Stopping() as stopping:
+        threading.Timer(0.1, stopping.ask).start()
+        assert stopping.wait(30)
+        assert stopping.asked
+
+
 def test_handlers_are_given_back() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with Stopping():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -55,6 +56,7 @@ def _version(ctx: click.Context, parameter: click.Parameter, value: bool) -> Non
 
 @click.group(
     cls=Commands,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit codes: 0 well, 1 internal, 2 usage, then one a layer: 3 resolver, 4 tcp, 5 tls, 6 ech, 7 certificate,"
     " 8 websocket, 9 token, 10 yamux, 11 target, 12 local port.",
@@ -62,8 +64,12 @@ def _version(ctx: click.Context, parameter: click.Parameter, value: bool) -> Non
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version and exit."
 )
-def commands() -> None:
+@click.pass_context
+def commands(ctx: click.Context) -> None:
     """Local programs' traffic through WebSocket sessions over TLS 1.3 with Encrypted Client Hello."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+        click.echo("\nTo see all of it at work on this machine: ech-workers demo")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -74,6 +80,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Runs the command line; returns the exit code. A failure is one line on standard error."""
     verbose = any(_is_verbose_flag(argument) for argument in arguments)
+    undecodable = _undecodable(arguments)
+    if undecodable is not None:
+        _complain(f"usage: {undecodable} is not in the encoding of this terminal ({sys.getfilesystemencoding()})")
+        return click.UsageError.exit_code
     try:
         result = commands.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
     except TunnelError as error:
@@ -90,18 +100,51 @@ def run(arguments: list[str]) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130  # 128 + SIGINT, as shells count
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; nothing more may be written at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
+    except SystemExit:
+        if "_ECH_WORKERS_COMPLETE" in os.environ:
+            raise
+        # How click ends when the output is a pipe that nobody reads any more: whoever read it has seen enough.
+        return _without_output(0)
+    except OSError as error:
+        if error.errno not in _OUTPUT_FAILURES:
+            return _defect(error, verbose)
+        if error.errno == errno.EPIPE:
+            return _without_output(0)
+        _complain(f"local: cannot write the output: {error.strerror}")
+        return _without_output(1)
     except Exception as error:
-        _complain(f"internal: {type(error).__name__}: {_flat(str(error))}; this is a defect, -v shows where")
-        if verbose:
-            import traceback
-
-            click.echo(traceback.format_exc(), err=True)
-        return 1
+        return _defect(error, verbose)
     return result if isinstance(result, int) else 0
+
+
+_OUTPUT_FAILURES = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+
+
+def _defect(error: Exception, verbose: bool) -> int:
+    _complain(f"internal: {type(error).__name__}: {_flat(str(error))}; this is a defect, -v shows where")
+    if verbose:
+        import traceback
+
+        click.echo("".join(traceback.format_exception(error)), err=True)
+    return 1
+
+
+def _without_output(code: int) -> int:
+    """The exit code; what is still in the output's buffer is dropped, so that the interpreter's end cannot fail on it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return code
+
+
+def _undecodable(arguments: list[str]) -> str | None:
+    """The option whose value, or the argument which, holds bytes that are no text here; None: there is none."""
+    for number, argument in enumerate(arguments):
+        if not any("\udc80" <= character <= "\udcff" for character in argument):
+            continue
+        if argument.startswith("-"):
+            return argument.partition("=")[0].encode("ascii", "backslashreplace").decode()
+        before = arguments[number - 1] if number else ""
+        return f"the value of {before}" if before.startswith("-") else f"argument {number + 1}"
+    return None
 
 
 def _is_verbose_flag(argument: str) -> bool:

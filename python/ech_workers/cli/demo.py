@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +12,8 @@ from ech_workers.cli.options import log_options, option, status_option
 from ech_workers.config import authority
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from ech_workers.config import Mode
     from ech_workers.demo import Demo
 
@@ -41,11 +44,9 @@ def demo(
     Nothing needs to be installed or set up, and nothing is left behind. --check exits with 0, or with 1 after naming the
     layer that failed.
     """
-    import signal
     from pathlib import Path
 
-    # The temporary folder goes with SIGTERM too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _end_in_order()
     # The check says itself what happened; the log only disturbs it unless asked for.
     quiet = check and not verbose and log_level == "info"
     logs.configure("error" if quiet else log_level, Path(log_file) if log_file else None, verbose=verbose)
@@ -57,6 +58,31 @@ def demo(
         config = running.client(mode="yamux", listen=listen, status_listen=status_listen)
         proxy.run(config, plain=plain, notes=lambda ports: notes(running, ports[0]))
     return 0
+
+
+_ENDING = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+)
+
+
+def _end_in_order() -> None:
+    """Has every signal that would end the process end it by KeyboardInterrupt, so that the temporary folder goes."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        # Once: what winds things up is not to be interrupted.
+        for other in _ENDING:
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in _ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, interrupt)
 
 
 def notes(running: Demo, port: tuple[str, int]) -> list[str]:

@@ -7,16 +7,19 @@ import itertools
 import json
 import os
 import secrets
+import textwrap
 import time
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from ech_workers import _native
+from ech_workers import _native, files
 from ech_workers.cli.options import SECONDS, option
 from ech_workers.config import ServerAddress
 from ech_workers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command()
@@ -54,12 +57,12 @@ def keygen(
     overlap: float,
     as_json: bool,
 ) -> None:
-    """Make an ECH key: a file DIR/ID.pem (RFC 9934, for the server alone), and what to publish in DNS.
+    """Make an ECH key: DIR/ID.pem (RFC 9934) for the server alone, DIR/ID.ech for clients, and what to publish in DNS.
 
     The server hands out the newest key of a public name at once; older ones go on to decrypt while their files are there.
     """
-    directory = Path(out).expanduser()
-    number, configs, file = _write(directory, public_name, maximum_name_length)
+    directory = files.expand(out, "--out")
+    number, configs, file, public_file = _write(directory, public_name, maximum_name_length)
     rotation = _rotate(directory, public_name, overlap) if rotate else None
     encoded = base64.b64encode(configs).decode()
     record = _record(name, encoded)
@@ -68,6 +71,7 @@ def keygen(
             "config_id": number,
             "public_name": public_name,
             "file": str(file),
+            "client_file": str(public_file),
             "ech_config_list": encoded,
             "https_record": record,
         }
@@ -76,7 +80,9 @@ def keygen(
             made["removed"] = [str(path) for path in rotation.removed]
         click.echo(json.dumps(made))
         return
-    click.echo(f"key file           {file}\nECH configuration  {encoded}\nDNS record         {record}")
+    click.echo(f"key file           {file} (for the server alone)")
+    click.echo(f"client file        {public_file} (--ech-config @FILE)")
+    click.echo(f"ECH configuration  {encoded}\nDNS record         {record}")
     if rotation is not None:
         for path, left in rotation.kept:
             when = f"removed by a rotation in {_duration(left)} or later" if left > 0 else "yours to remove"
@@ -104,6 +110,7 @@ def _rotate(directory: Path, public_name: str, overlap: float) -> _Rotation:
             left = overlap - (now - replaced / 1e9)
             if left <= 0 and path.stem.isdecimal():
                 path.unlink(missing_ok=True)
+                path.with_suffix(".ech").unlink(missing_ok=True)
                 rotation.removed.append(path)
             else:
                 rotation.kept.append((path, left))
@@ -133,7 +140,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def _write(directory: Path, public_name: str, maximum_name_length: int) -> tuple[int, bytes, Path]:
+def _write(directory: Path, public_name: str, maximum_name_length: int) -> tuple[int, bytes, Path, Path]:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         taken = {path.stem for path in directory.glob("*.pem")} | _config_ids(directory)
@@ -159,6 +166,9 @@ def _write(directory: Path, public_name: str, maximum_name_length: int) -> tuple
             newest = max((modified for _, modified in _keys_of(directory, public_name)), default=0)
             if aside.stat().st_mtime_ns <= newest:
                 os.utime(aside, ns=(newest + 1, newest + 1))
+            # First what is harmless alone: from the link on the server uses the key.
+            public_file = directory / f"{number}.ech"
+            public_file.write_bytes(_public_half(configs))
             os.link(aside, file)
         finally:
             aside.unlink()
@@ -168,7 +178,13 @@ def _write(directory: Path, public_name: str, maximum_name_length: int) -> tuple
         raise ConfigError(f"cannot write to {directory}: {error.strerror}", option="--out") from None
     except ValueError as error:
         raise ConfigError(str(error), option="--public-name") from None
-    return number, configs, file
+    return number, configs, file, public_file
+
+
+def _public_half(configs: bytes) -> bytes:
+    """The configuration alone, in the form of RFC 9934, with the lines of RFC 7468 section 2."""
+    lines = textwrap.wrap(base64.b64encode(configs).decode(), 64)
+    return "\n".join(["-----BEGIN ECHCONFIG-----", *lines, "-----END ECHCONFIG-----", ""]).encode()
 
 
 def _config_ids(directory: Path) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ def run(
     config: ClientConfig, *, plain: bool, notes: Callable[[Sequence[tuple[str, int]]], Sequence[str]] | None = None
 ) -> None:
     """Runs the tunnel until a signal ends it. ``notes`` makes, of the open ports, what to say below all else."""
-    plain = plain or not sys.stdout.isatty()
+    plain = plain or not shows_table()
     if config.username is None and not all(address.loopback for address in config.listen):
         log.warning(
             "the port is open to the network without a password: anyone there can use it (--username, --password)"
@@ -78,6 +79,11 @@ def run(
         finally:
             tunnel.close()
     log.info("stopped")
+
+
+def shows_table() -> bool:
+    """Whether the output is a terminal on which a table can be redrawn."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
 
 
 def _is_logged(config: ClientConfig) -> bool:

@@ -1,9 +1,13 @@
-"""SIGINT and SIGTERM as an orderly end."""
+"""Signals, and requests of other threads, as an orderly end."""
 
 from __future__ import annotations
 
-import queue
+import contextlib
+import math
+import select
 import signal
+import socket
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,18 +20,23 @@ __all__ = ["Stopping"]
 class Stopping:
     """While entered, SIGINT and SIGTERM ask for the end instead of raising; ``wait`` sees it at once.
 
-    Only for the main thread: Python runs signal handlers there, and only between byte codes, so it must not sit in a
-    native call meanwhile.
+    Only for the main thread: Python runs signal handlers there, and only between byte codes. A signal that comes just
+    before a native wait would go unnoticed until the next one, so the interpreter writes each to a socket
+    (``signal.set_wakeup_fd``), and ``wait`` waits for that.
     """
 
     def __init__(self) -> None:
-        self._signals = 0
-        # The one queue that a signal handler may put into whatever the main thread was doing (an Event's lock may be
-        # held just then).
-        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._asked = 0
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self._reader, select.POLLIN)
         self._before: dict[signal.Signals, signal._HANDLER] = {}
+        self._fd_before = -1
 
     def __enter__(self) -> Stopping:
+        self._fd_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._handle)
         return self
@@ -37,24 +46,45 @@ class Stopping:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._fd_before)
+        self._reader.close()
+        self._writer.close()
+
+    def ask(self) -> None:
+        """Asks for the end, from any thread."""
+        self._asked += 1
+        with contextlib.suppress(OSError):  # full: then it is readable anyway
+            self._writer.send(b"\0")
+
+    @property
+    def asked(self) -> bool:
+        """Whether the end was asked for."""
+        return self._asked > 0
+
+    def fileno(self) -> int:
+        """Readable when there is something for ``wait`` to see."""
+        return self._reader.fileno()
 
     def wait(self, seconds: float | None = None) -> bool:
         """True once the end was asked for."""
-        if not self._signals:
-            try:
-                self._wake.get(timeout=seconds)
-            except queue.Empty:
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not self._asked:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
                 return False
+            # Not select(): it cannot take the descriptors of a process that has many open.
+            self._poll.poll(None if left is None else math.ceil(left * 1000))
+            with contextlib.suppress(BlockingIOError):
+                self._reader.recv(4096)
         return True
 
     def wait_for(self, thread: threading.Thread) -> bool:
         """Waits for a thread that winds things up; False when a second signal says not to."""
         while thread.is_alive():
             thread.join(0.1)
-            if self._signals > 1:
+            if self._asked > 1:
                 return False
         return True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._signals += 1
-        self._wake.put(None)
+        self._asked += 1

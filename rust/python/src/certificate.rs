@@ -54,6 +54,18 @@ impl CertificateAuthority {
     }
 }
 
+/// The DNS names of a server's certificate, and from when to when it is valid (seconds since the epoch).
+#[pyfunction]
+pub(crate) fn inspect_certificate(
+    chain_pem: Vec<u8>,
+    key_pem: Vec<u8>,
+) -> PyResult<(Vec<String>, i64, i64)> {
+    let identity = ech_workers_tls::Identity { chain_pem, key_pem };
+    let facts = ech_workers_tls::inspect(&identity)
+        .map_err(|error| PyValueError::new_err(error.to_string()))?;
+    Ok((facts.names, facts.not_before, facts.not_after))
+}
+
 fn at(now: SystemTime, seconds: i64) -> PyResult<SystemTime> {
     let distance = Duration::from_secs(seconds.unsigned_abs());
     let time = if seconds < 0 {

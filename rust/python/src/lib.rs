@@ -22,7 +22,7 @@ mod _native {
     use super::*;
 
     #[pymodule_export]
-    use crate::certificate::CertificateAuthority;
+    use crate::certificate::{CertificateAuthority, inspect_certificate};
     #[pymodule_export]
     use crate::ech::{EchConfig, generate_ech_key, parse_ech_config_list, read_ech_pem};
     #[pymodule_export]

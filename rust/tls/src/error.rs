@@ -136,6 +136,11 @@ pub enum ServerError {
     /// The key is not the certificate's.
     #[error("the private key does not belong to the certificate")]
     Mismatch,
+    /// The certificate that the key belongs to is not the first of its chain; its place, counted from 1.
+    #[error(
+        "the private key belongs to certificate {0} of the chain: the server's own comes first"
+    )]
+    Order(usize),
     /// No certificate at all was given.
     #[error("no certificate was given")]
     Empty,

@@ -7,6 +7,7 @@
 //! BoringSSL makes the handshakes and is not seen outside; the records are this crate's own (see [`TlsStream`]).
 
 mod buffer;
+mod certificate;
 mod client;
 mod compression;
 mod error;
@@ -23,6 +24,7 @@ pub mod fingerprint;
 pub mod hello;
 pub mod profile;
 
+pub use certificate::{CertificateFacts, inspect};
 pub use client::{ClientContext, ClientParameters, Ech, Trust, connect};
 pub use ech_workers_boringssl::REVISION as BORINGSSL_REVISION;
 pub use error::{Alert, CertificateProblem, HandshakeError, ServerError, TrustError, Unsupported};
