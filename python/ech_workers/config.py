@@ -19,6 +19,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 
 from ech_workers import files
+from ech_workers.addresses import is_address
 from ech_workers.certificates import CertificatePair
 from ech_workers.errors import ConfigError
 
@@ -100,7 +101,7 @@ class ListenAddress(msgspec.Struct, frozen=True):
         if text.isdecimal():
             text = f"127.0.0.1:{text}"
         host, port = _host_and_port(text, option, default_port=None, zero=True)
-        if host != "localhost" and not _is_address(host):
+        if host != "localhost" and not is_address(host):
             raise ConfigError(f"{host!r} is not an IP address", option=option, advice="write ADDRESS:PORT")
         return cls(host, port)
 
@@ -141,7 +142,7 @@ class Resolver(msgspec.Struct, frozen=True):
         path = _path((parts.path or "/dns-query") + (f"?{parts.query}" if parts.query else ""), option)
         host = _host(name, option)
         known = tuple(_address(address, "--doh-ip") for address in addresses)
-        if not known and _is_address(host):
+        if not known and is_address(host):
             known = (host,)
         if not known:
             known = next((resolver.addresses for resolver in DEFAULT_RESOLVERS if resolver.host == host), ())
@@ -339,7 +340,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
             ):
                 if value:
                     raise ConfigError("has no meaning with --no-ech", option=option, advice="leave one of them out")
-        elif _is_address(address.host):
+        elif is_address(address.host):
             raise ConfigError(
                 f"ECH hides a name, and {address.host} is an address",
                 option="--server",
@@ -481,7 +482,7 @@ _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 def _host(text: str, option: str, *, address: bool = True) -> str:
     """A DNS name in its ASCII form, lower case and without the final dot, or an IP literal without brackets."""
     host = text.strip()
-    if address and _is_address(host):
+    if address and is_address(host):
         return str(ipaddress.ip_address(host))
     if not host.isascii():
         try:
@@ -507,7 +508,7 @@ def _public_name(text: str) -> str:
 def _host_and_port(text: str, option: str, *, default_port: int | None, zero: bool = False) -> tuple[str, int]:
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
-        if not bracket or not _is_address(host) or (rest and not rest.startswith(":")):
+        if not bracket or not is_address(host) or (rest and not rest.startswith(":")):
             raise ConfigError(f"cannot read {text!r}", option=option, advice="write [IPV6]:PORT")
         digits = rest[1:] if rest else None
     elif text.count(":") > 1:
@@ -534,17 +535,9 @@ def authority(host: str, port: int, default_port: int | None = None) -> str:
     return name if port == default_port else f"{name}:{port}"
 
 
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _address(text: str, option: str) -> str:
     bare = text.strip().removeprefix("[").removesuffix("]")
-    if not _is_address(bare):
+    if not is_address(bare):
         raise ConfigError(f"{text!r} is no IP address", option=option)
     return str(ipaddress.ip_address(bare))
 

@@ -22,13 +22,15 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from ech_workers import _native
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from ech_workers.doh import HttpsAnswer
 
-__all__ = ["Addresses", "Alternative", "Configuration", "EchStore"]
+__all__ = ["Addresses", "Alternative", "Configuration", "EchStore", "list_problem", "public_name"]
 
 Source = Literal["dns", "retry", "option", "bootstrap"]
 _Identity = tuple[int, int, int]
@@ -161,6 +163,26 @@ class Addresses(msgspec.Struct, frozen=True):
 
     def is_stale(self, now: float) -> bool:
         return _is_stale(self.fetched_at, self.ttl, now)
+
+
+def list_problem(configs: bytes) -> str | None:
+    """What is wrong with an ECHConfigList, or None."""
+    try:
+        entries = _native.parse_ech_config_list(configs)
+    except ValueError as error:
+        return str(error)
+    if not any(entry.public_name for entry in entries):
+        return "it has no configuration of a version this client knows"
+    return None
+
+
+def public_name(configs: bytes) -> str | None:
+    """The public name of the first entry of an ECHConfigList that has one."""
+    try:
+        entries = _native.parse_ech_config_list(configs)
+    except ValueError:
+        return None
+    return next((entry.public_name for entry in entries if entry.public_name), None)
 
 
 class EchStore:

@@ -319,6 +319,9 @@ BLAMED_ON_ENDPOINT = BLAMED_ON_ADDRESS | {
 }
 """After these another endpoint of the same server may do better."""
 
+BLAMED_ON_ECH = frozenset({"ech-rejected", "ech-disabled", "ech-config-invalid", "certificate-name"})
+"""After these another ECH configuration may do better."""
+
 BLAMED_ON_TARGET = frozenset({"resolver-no-name", "resolver-no-address"})
 """The same of the look-up of an endpoint's addresses."""
 

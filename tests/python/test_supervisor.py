@@ -22,6 +22,7 @@ import dns.rdatatype
 import dns.rrset
 import pytest
 
+from ech_workers import _native
 from ech_workers.config import ClientConfig, Resolver, ServerAddress
 from ech_workers.ech import Addresses, Configuration, EchStore
 from ech_workers.errors import (
@@ -35,6 +36,7 @@ from ech_workers.errors import (
     TunnelError,
 )
 from ech_workers.supervisor import Supervisor, SupervisorStatus, Timing
+from harness.native import stand_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,103 +45,42 @@ if TYPE_CHECKING:
 EPOCH = 1_700_000_000.0
 
 
-# ---------------------------------------------------------------- the native events, by their names
+Failure = stand_in("Failure")
+SessionLost = stand_in("SessionLost")
+DialFailed = stand_in("DialFailed")
+EchLearned = stand_in("EchLearned")
+H2Chosen = stand_in("H2Chosen")
+Fetched = stand_in("Fetched")
+FetchFailed = stand_in("FetchFailed")
+Woken = stand_in("Woken")
+LogLine = stand_in("LogLine")
+FetchPlan = stand_in("FetchPlan")
+Plan = stand_in("DialPlan")
 
 
-@dataclass
-class Failure:
-    layer: str
-    code: str
-    message: str
-    detail: str | None = None
-    retry_configs: bytes | None = None
+def failure(layer: str, code: str, message: str, **more: Any) -> Any:
+    return Failure(layer=layer, code=code, message=message, **more)
 
 
-@dataclass
-class SessionUp:
-    dial: int
-    session: int
-    address: str = "192.0.2.1:443"
-    ech: str = "accepted"
-    public_name: str | None = "public.test"
-    profile: str = "firefox-120"
-    hello: str = "first-contact"
-    alpn: str | None = "http/1.1"
-    cipher: str = "TLS_AES_128_GCM_SHA256"
-    group: str = "X25519"
-    resumed: bool = False
-    tcp_ms: float = 1.0
-    tls_ms: float = 2.0
-    websocket_ms: float = 3.0
-    features: tuple[str, ...] = ()
-    retried: bool = False
+def session_up(dial: int, session: int, **changes: Any) -> Any:
+    fields: dict[str, Any] = {
+        "address": "192.0.2.1:443",
+        "public_name": "public.test",
+        "profile": "firefox-120",
+        "alpn": "http/1.1",
+        "cipher": "TLS_AES_128_GCM_SHA256",
+        "group": "X25519",
+        "tcp_ms": 1.0,
+        "tls_ms": 2.0,
+        "websocket_ms": 3.0,
+    }
+    return stand_in("SessionUp")(dial=dial, session=session, **{**fields, **changes})
 
 
-@dataclass
-class SessionLost:
-    session: int
-    failure: Failure
-    age: float
-
-
-@dataclass
-class DialFailed:
-    dial: int
-    failure: Failure
-
-
-@dataclass
-class EchLearned:
-    server_name: str
-    configs: bytes
-
-
-@dataclass
-class H2Chosen:
-    server_name: str
-
-
-@dataclass
-class Fetched:
-    fetch: int
-    status: int
-    headers: list[tuple[str, str]]
-    body: bytes
-    http_version: str
-    ms: float
-
-
-@dataclass
-class FetchFailed:
-    fetch: int
-    failure: Failure
-
-
-@dataclass
-class Woken:
-    pass
-
-
-@dataclass
-class LogLine:
-    level: int
-    target: str
-    message: str
-
-
-@dataclass
-class Plan:
-    """What a DialPlan or FetchPlan was made of."""
-
-    fields: dict[str, Any]
-
-    def __init__(self, **fields: Any) -> None:
-        if fields.get("ech") == bad_list("plan"):
-            raise ValueError("ech: not for this plan")
-        self.fields = fields
-
-    def __getattr__(self, name: str) -> Any:
-        return self.fields[name]
+def dial_plan(**fields: Any) -> Any:
+    if fields.get("ech") == bad_list("plan"):
+        raise ValueError("ech: not for this plan")
+    return Plan(**fields)
 
 
 def parse(data: bytes) -> list[SimpleNamespace]:
@@ -196,13 +137,13 @@ class World:
         self.numbers = itertools.count(1)
         self.zone: dict[tuple[str, str], list[str]] = {}
         self.resolvers = {f"{name}.dns": FakeResolver() for name in "abc"}
-        self.answer: Callable[[Plan], Any] = lambda plan: "up"
+        self.answer: Callable[[Any], Any] = lambda plan: "up"
         self.dial_time = 0.1
-        self.dials: list[tuple[float, Plan]] = []
+        self.dials: list[tuple[float, Any]] = []
         self.verbs: list[tuple[Any, ...]] = []
-        self.plan: Plan | None = None
+        self.plan: Any | None = None
         self.reason: str | None = None
-        self.retired_end = Failure("yamux", "retired", "retired")
+        self.retired_end = failure("yamux", "retired", "retired")
         self.live: dict[int, float] = {}
         self.supervisor: Supervisor | None = None
         self.thread: threading.Thread | None = None
@@ -233,14 +174,10 @@ class World:
         if isinstance(outcome, tuple):
             *events, outcome = outcome
         if isinstance(outcome, Failure):
-            return [*events, DialFailed(number, outcome)]
+            return [*events, DialFailed(dial=number, failure=outcome)]
         session = next(self.numbers)
         self.live[session] = self.now
-        up = SessionUp(number, session)
-        if isinstance(outcome, dict):
-            for key, value in outcome.items():
-                setattr(up, key, value)
-        return [*events, up]
+        return [*events, session_up(number, session, **(outcome if isinstance(outcome, dict) else {}))]
 
     def retire(self, session: int) -> None:
         self.verbs.append(("retire", session, self.now, len(self.live)))
@@ -263,10 +200,10 @@ class World:
         resolver.asked.append((self.now, name, kind))
         if resolver.failure:
             layer, code = resolver.failure
-            self.post(resolver.delay, FetchFailed(number, Failure(layer, code, f"failed with {code}")))
+            self.post(resolver.delay, FetchFailed(fetch=number, failure=failure(layer, code, f"failed with {code}")))
             return number
         if plan.method not in resolver.methods:
-            self.post(resolver.delay, Fetched(number, 405, [], b"", "h2", 1.0))
+            self.post(resolver.delay, Fetched(fetch=number, status=405, headers=[], http_version="h2", ms=1.0))
             return number
         response = dns.message.make_response(query)
         response.set_rcode(resolver.rcode)
@@ -281,7 +218,10 @@ class World:
         if resolver.age is not None:
             headers.append(("age", str(resolver.age)))
         body = resolver.garble(response.to_wire())
-        self.post(resolver.delay, Fetched(number, 200, headers, body, "h2", resolver.delay * 1000))
+        ms = resolver.delay * 1000
+        self.post(
+            resolver.delay, Fetched(fetch=number, status=200, headers=headers, body=body, http_version="h2", ms=ms)
+        )
         return number
 
     def next_event(self, timeout: float | None) -> Any:
@@ -321,15 +261,16 @@ class World:
 
     # the test's side
 
-    def lose(self, session: int, failure: Failure | None = None) -> list[Any]:
+    def lose(self, session: int, why: Any = None) -> list[Any]:
         at = self.live.pop(session, None)
         if at is None:
             return []
-        return [SessionLost(session, failure or Failure("tcp", "tcp-reset", "reset by the server"), self.now - at)]
+        why = why or failure("tcp", "tcp-reset", "reset by the server")
+        return [SessionLost(session=session, failure=why, age=self.now - at)]
 
-    def lose_all(self, failure: Failure | None = None) -> None:
+    def lose_all(self, why: Any = None) -> None:
         for session in list(self.live):
-            for event in self.lose(session, failure):
+            for event in self.lose(session, why):
                 self.post(0.0, event)
 
     def run(self, seconds: float) -> SupervisorStatus:
@@ -353,8 +294,27 @@ class World:
             assert not self.thread.is_alive()
 
 
+EVENTS = (
+    "SessionUp",
+    "SessionLost",
+    "DialFailed",
+    "EchLearned",
+    "H2Chosen",
+    "Fetched",
+    "FetchFailed",
+    "Woken",
+    "LogLine",
+)
+
+
 @pytest.fixture
-def world() -> Iterator[World]:
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    for name in EVENTS:
+        monkeypatch.setattr(_native, name, stand_in(name))
+    monkeypatch.setattr(_native, "DialPlan", dial_plan)
+    monkeypatch.setattr(_native, "FetchPlan", FetchPlan)
+    monkeypatch.setattr(_native, "parse_ech_config_list", parse)
+    monkeypatch.setattr(_native, "generate_ech_key", generate)
     made = World()
     made.zone = {
         ("secret.test", "HTTPS"): [https("one")],
@@ -388,10 +348,6 @@ def start(world: World, *, store: EchStore | None = None, timing: Timing | None 
         store or EchStore(None, clock=world.wall),
         clock=world.clock,
         wall=world.wall,
-        native=cast(
-            "Any",
-            SimpleNamespace(DialPlan=Plan, FetchPlan=Plan, parse_ech_config_list=parse, generate_ech_key=generate),
-        ),
         timing=timing,
         uniform=lambda: 0.5,
     )
@@ -399,8 +355,8 @@ def start(world: World, *, store: EchStore | None = None, timing: Timing | None 
     return made
 
 
-def refuse(layer: str, code: str, **more: Any) -> Failure:
-    return Failure(layer, code, f"it failed: {code}", **more)
+def refuse(layer: str, code: str, **more: Any) -> Any:
+    return failure(layer, code, f"it failed: {code}", **more)
 
 
 REFUSED = refuse("tcp", "tcp-refused")
@@ -428,6 +384,8 @@ def test_a_cold_start_looks_up_dials_and_is_up(world: World) -> None:
         "alpn": "auto",
         "h2_known": False,
         "mode": "yamux",
+        "tcp_timeout": 5.0,
+        "handshake_timeout": 10.0,
     }
     assert set(plan.addresses) == {"2001:db8::1", "192.0.2.1"}
     supervisor.wait_ready(1)
@@ -505,7 +463,7 @@ def publish_two(world: World) -> None:
     world.zone[("b.test", "A")] = ["60 192.0.2.2"]
 
 
-def only(address: str) -> Callable[[Plan], Any]:
+def only(address: str) -> Callable[[Any], Any]:
     return lambda plan: {"address": f"{address}:{plan.port}"} if address in plan.addresses else REFUSED
 
 
@@ -586,11 +544,11 @@ def test_a_new_look_at_the_record_begins_with_the_first_endpoint_again(world: Wo
 def test_retry_configurations_of_a_further_endpoint_stay_with_it(world: World, tmp_path: Path) -> None:
     publish_two(world)
 
-    def answer(plan: Plan) -> Any:
+    def answer(plan: Any) -> Any:
         if "192.0.2.1" in plan.addresses:
             return REFUSED
         if plan.ech == ech_list("two"):
-            return (EchLearned("secret.test", ech_list("new")), {"retried": True})
+            return (EchLearned(server_name="secret.test", configs=ech_list("new")), {"retried": True})
         return "up"
 
     world.answer = answer
@@ -868,7 +826,7 @@ def test_bootstrap_asks_the_server_itself_when_no_resolver_answers(world: World,
     for resolver in world.resolvers.values():
         resolver.failure = ("tcp", "tcp-unreachable")
     made_up = ech_list("made up for public.test")
-    world.answer = lambda plan: (EchLearned("secret.test", ech_list("true")), {"retried": True})
+    world.answer = lambda plan: (EchLearned(server_name="secret.test", configs=ech_list("true")), {"retried": True})
     supervisor = start(
         world, store=EchStore(tmp_path, clock=world.wall), ech_bootstrap="public.test", server_ips=("192.0.2.1",)
     )
@@ -989,7 +947,7 @@ def test_the_cache_of_another_ech_domain_is_not_used(world: World) -> None:
 
 
 def test_retry_configurations_are_used_for_the_next_dial_and_kept(world: World, tmp_path: Path) -> None:
-    world.answer = lambda plan: (EchLearned("secret.test", ech_list("retry")), {"retried": True})
+    world.answer = lambda plan: (EchLearned(server_name="secret.test", configs=ech_list("retry")), {"retried": True})
     store = EchStore(tmp_path, clock=world.wall)
     start(world, store=store)
     status = world.run(1)
@@ -1014,7 +972,7 @@ def test_retry_configurations_are_used_for_the_next_dial_and_kept(world: World, 
 
 
 def test_retry_configurations_replace_the_options_own(world: World) -> None:
-    world.answer = lambda plan: (EchLearned("secret.test", ech_list("retry")), "up")
+    world.answer = lambda plan: (EchLearned(server_name="secret.test", configs=ech_list("retry")), "up")
     start(world, ech_config=ech_list("mine"))
     world.run(10)
     world.lose_all()
@@ -1025,7 +983,7 @@ def test_retry_configurations_replace_the_options_own(world: World) -> None:
 def test_retry_configurations_known_from_another_rejection_are_used_for_this_option_too(world: World) -> None:
     store = EchStore(None, clock=world.wall)
     store.learn("secret.test:443", ech_list("retry"), used=cached(world))
-    world.answer = lambda plan: (EchLearned("secret.test", ech_list("retry")), "up")
+    world.answer = lambda plan: (EchLearned(server_name="secret.test", configs=ech_list("retry")), "up")
     start(world, store=store, ech_config=ech_list("mine"))
     world.run(10)
     world.lose_all()
@@ -1034,7 +992,7 @@ def test_retry_configurations_known_from_another_rejection_are_used_for_this_opt
 
 
 def test_retry_configurations_for_another_name_are_not_ours(world: World) -> None:
-    world.answer = lambda plan: (EchLearned("other.test", ech_list("retry")), "up")
+    world.answer = lambda plan: (EchLearned(server_name="other.test", configs=ech_list("retry")), "up")
     start(world)
     world.run(10)
     world.lose_all()
@@ -1065,7 +1023,7 @@ def test_a_server_that_always_rejects_is_not_hammered(world: World) -> None:
 
 
 def test_a_server_that_chooses_h2_is_met_with_the_websocket_hello_from_then_on(world: World, tmp_path: Path) -> None:
-    world.answer = lambda plan: "up" if plan.h2_known else (H2Chosen("secret.test"), "up")
+    world.answer = lambda plan: "up" if plan.h2_known else (H2Chosen(server_name="secret.test"), "up")
     start(world, store=EchStore(tmp_path, clock=world.wall))
     world.run(10)
     world.lose_all()
@@ -1240,7 +1198,7 @@ def test_a_lost_session_is_replaced_at_once_without_alarm(world: World, caplog: 
     assert world.reason is None
 
 
-GO_AWAY = Failure("yamux", "yamux-go-away", "the server takes no new streams on this session")
+GO_AWAY = failure("yamux", "yamux-go-away", "the server takes no new streams on this session")
 
 
 @pytest.mark.parametrize("age", [1, 100])
@@ -1264,7 +1222,7 @@ def test_a_server_that_stops_is_no_failure_and_another_session_follows_at_once(
 def test_a_server_that_goes_on_stopping_is_not_dialed_without_a_pause(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def stops(plan: Plan) -> str:
+    def stops(plan: Any) -> str:
         world.post(0.2, lambda: world.lose_all(GO_AWAY))
         return "up"
 
@@ -1278,9 +1236,9 @@ def test_a_server_that_goes_on_stopping_is_not_dialed_without_a_pause(
 
 
 def test_a_go_away_for_an_error_counts_as_a_failure_when_the_session_is_young(world: World) -> None:
-    broken = Failure("yamux", "yamux-protocol", "the server gave up the session: ProtocolError")
+    broken = failure("yamux", "yamux-protocol", "the server gave up the session: ProtocolError")
 
-    def breaks(plan: Plan) -> str:
+    def breaks(plan: Any) -> str:
         world.post(0.2, lambda: world.lose_all(broken))
         return "up"
 
@@ -1305,7 +1263,7 @@ def test_sessions_that_die_young_do_not_go_round_without_a_pause(
     def lose() -> None:
         world.lose_all(refuse("yamux", "yamux-protocol"))
 
-    def dies(plan: Plan) -> str:
+    def dies(plan: Any) -> str:
         world.post(0.2, lose)
         return "up"
 
@@ -1388,7 +1346,7 @@ def test_a_retired_session_that_is_cut_is_told_in_the_log_and_starts_nothing(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    world.retired_end = Failure("tcp", "tcp-reset", "the connection was reset")
+    world.retired_end = failure("tcp", "tcp-reset", "the connection was reset")
     start(world, timing=Timing(session_age=600))
     world.run(700)
     assert len(world.dials) == 2
@@ -1450,7 +1408,7 @@ def test_simple_mode_sets_the_plan_and_verifies_it_with_one_dial(world: World) -
     assert len(world.dials) == 1
     assert world.plan is not None
     assert world.plan.mode == "simple"
-    world.lose_all(Failure("websocket", "closed", "closed"))
+    world.lose_all(failure("websocket", "closed", "closed"))
     assert world.run(30).phase == "up"
     assert len(world.dials) == 1
 
@@ -1458,7 +1416,7 @@ def test_simple_mode_sets_the_plan_and_verifies_it_with_one_dial(world: World) -
 def test_simple_mode_follows_new_configurations(world: World) -> None:
     start(world, mode="simple")
     world.run(5)
-    world.post(0.0, EchLearned("secret.test", ech_list("retry")))
+    world.post(0.0, EchLearned(server_name="secret.test", configs=ech_list("retry")))
     world.run(1)
     assert world.plan is not None
     assert world.plan.ech == ech_list("retry")
@@ -1471,12 +1429,12 @@ def test_simple_mode_finds_out_whether_one_failed_connection_means_all(
     world.run(5)
     with caplog.at_level(logging.WARNING, "ech_workers"):
         for _ in range(20):
-            world.post(0.0, DialFailed(0, REFUSED))
+            world.post(0.0, DialFailed(dial=0, failure=REFUSED))
         assert world.run(1).phase == "up"
         assert world.reason is None
         world.answer = lambda plan: REFUSED
         for _ in range(20):
-            world.post(0.0, DialFailed(0, REFUSED))
+            world.post(0.0, DialFailed(dial=0, failure=REFUSED))
         status = world.run(2)
     assert status.phase in ("waiting", "connecting")
     assert status.cause is not None
@@ -1568,7 +1526,7 @@ def test_every_event_is_handed_on_and_a_failing_listener_does_no_harm(world: Wor
 def test_native_log_lines_reach_pythons_logging(world: World, caplog: pytest.LogCaptureFixture) -> None:
     start(world)
     with caplog.at_level(logging.INFO):
-        world.post(0.0, LogLine(logging.INFO, "ech_workers_tunnel::dial", "hello %s"))
+        world.post(0.0, LogLine(level=logging.INFO, target="ech_workers_tunnel::dial", message="hello %s"))
         world.run(0.1)
     assert ("ech_workers.tunnel.dial", logging.INFO, "hello %s") in caplog.record_tuples
 

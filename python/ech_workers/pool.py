@@ -1,0 +1,161 @@
+"""The sessions of one server: which are wanted, which are live, which are to be replaced because of their age."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+if TYPE_CHECKING:
+    from ech_workers import _native
+    from ech_workers.ech import Configuration
+    from ech_workers.timing import Timing
+
+__all__ = ["Dial", "Pool", "Session", "SessionStatus"]
+
+
+class SessionStatus(msgspec.Struct, frozen=True):
+    """One session, or in simple mode one connection that showed that the server can be reached."""
+
+    session: int
+    address: str
+    ech: str
+    public_name: str | None
+    profile: str
+    hello: str
+    alpn: str | None
+    cipher: str
+    group: str
+    resumed: bool
+    retried: bool
+    tcp_ms: float
+    tls_ms: float
+    websocket_ms: float
+    features: tuple[str, ...]
+    age: float
+    retiring: bool
+
+
+class Dial:
+    """A dial that is under way."""
+
+    def __init__(self, plan: _native.DialPlan, replaces: int | None, used: Configuration | None) -> None:
+        """replaces: the session whose successor it makes. used: the ECH configuration in the plan."""
+        self.plan = plan
+        self.replaces = replaces
+        self.used = used
+
+
+class Session:
+    """A session that is up, or ends with its last stream (``retiring``)."""
+
+    def __init__(self, up: _native.SessionUp, at: float, renew_at: float) -> None:
+        self.up = up
+        self.at = at
+        self.renew_at = renew_at
+        self.renew_failures = 0
+        self.retiring = False
+
+    def status(self, now: float) -> SessionStatus:
+        up = self.up
+        return SessionStatus(
+            session=up.session,
+            address=up.address,
+            ech=up.ech,
+            public_name=up.public_name,
+            profile=up.profile,
+            hello=up.hello,
+            alpn=up.alpn,
+            cipher=up.cipher,
+            group=up.group,
+            resumed=up.resumed,
+            retried=up.retried,
+            tcp_ms=up.tcp_ms,
+            tls_ms=up.tls_ms,
+            websocket_ms=up.websocket_ms,
+            features=tuple(up.features),
+            age=max(0.0, now - self.at),
+            retiring=self.retiring,
+        )
+
+
+class Pool:
+    """What there is, and what is missing. Times are monotonic seconds."""
+
+    def __init__(self, mode: Literal["yamux", "simple"], wanted: int, timing: Timing) -> None:
+        self._timing = timing
+        self._simple = mode == "simple"
+        self.wanted = 1 if self._simple else wanted
+        self.sessions: dict[int, Session] = {}
+        self.dials: dict[int, Dial] = {}
+        self.verified = False
+        """In simple mode: the last dial showed that the server can be reached."""
+
+    @property
+    def live(self) -> list[Session]:
+        """Those that take new streams."""
+        return [session for session in self.sessions.values() if not session.retiring]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a stream could be opened now."""
+        return self.verified if self._simple else bool(self.live)
+
+    @property
+    def is_full(self) -> bool:
+        return self._simple or len(self.live) >= self.wanted
+
+    def missing(self, *, one_at_a_time: bool) -> int:
+        """How many dials are to be started to have the wanted sessions."""
+        if self._simple:
+            return 0 if self.verified or self.dials else 1
+        # A dial for the successor of a session that is gone by now counts like any other.
+        filling = sum(dial.replaces is None or dial.replaces not in self.sessions for dial in self.dials.values())
+        missing = max(0, self.wanted - len(self.live) - filling)
+        if one_at_a_time or not self.live:
+            # One finds out whether the server can be reached; the others follow it.
+            return 0 if filling else min(1, missing)
+        return missing
+
+    def up(self, event: _native.SessionUp, now: float, uniform: float) -> int | None:
+        """Takes a new session. Returns the session that it replaces, which is to be retired."""
+        dial = self.dials.pop(event.dial, None)
+        if self._simple:
+            # A warm connection: the next one tells the same, newer.
+            self.sessions.clear()
+        self.sessions[event.session] = Session(event, now, now + self._timing.session_age * (0.9 + 0.2 * uniform))
+        self.verified = True
+        replaced = self.sessions.get(dial.replaces) if dial is not None and dial.replaces is not None else None
+        if replaced is None:
+            return None
+        replaced.retiring = True
+        return replaced.up.session
+
+    def replaced_by(self, dial: Dial) -> Session | None:
+        """The session that a dial was to replace, if it still serves."""
+        session = self.sessions.get(dial.replaces) if dial.replaces is not None else None
+        return None if session is None or session.retiring else session
+
+    def due(self, now: float) -> list[int]:
+        """The sessions whose successor is to be dialled now."""
+        replaced = {dial.replaces for dial in self.dials.values()}
+        due = []
+        for number, session in self.sessions.items():
+            if self._is_renewable(session) and now >= session.renew_at:
+                if number not in replaced:
+                    due.append(number)
+                # Looked at again when the dial has ended, at the latest then.
+                session.renew_at = now + self._timing.backoff_limit
+        return due
+
+    def renew_all(self, now: float) -> None:
+        """Every session is to be replaced."""
+        for session in self.sessions.values():
+            session.renew_at = now
+
+    def deadlines(self) -> list[float]:
+        """When sessions are to be replaced."""
+        return [session.renew_at for session in self.sessions.values() if self._is_renewable(session)]
+
+    def _is_renewable(self, session: Session) -> bool:
+        return not session.retiring and not self._simple

@@ -1,0 +1,413 @@
+"""One server: what is known about it, when it is dialled, and its sessions, put together.
+
+An upstream takes the native events that are about its server and answers with verbs of the engine. It says whether a
+stream could go there now, and why not.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import msgspec
+
+from ech_workers import _native
+from ech_workers.errors import BLAMED_ON_ENDPOINT, Cause, TunnelError, from_failure
+from ech_workers.knowledge import Candidate, EchStatus, Knowledge
+from ech_workers.pacing import Breaker, Pacing, Remedy
+from ech_workers.pool import Dial, Pool, SessionStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ech_workers.config import UpstreamConfig
+    from ech_workers.ech import Configuration, EchStore
+    from ech_workers.knowledge import Question
+    from ech_workers.timing import Moment, Timing
+
+__all__ = ["Dialing", "Phase", "Upstream", "UpstreamEngine", "UpstreamStatus", "dial_plan"]
+
+_log = logging.getLogger("ech_workers")
+
+Phase = Literal["resolving", "connecting", "up", "degraded", "waiting", "stopped"]
+
+_SOURCES = {
+    "dns": "the HTTPS record of {}",
+    "retry": "the server itself",
+    "option": "--ech-config",
+    "bootstrap": "--ech-bootstrap",
+}
+
+
+class UpstreamEngine(Protocol):
+    """The verbs of ``_native.Engine`` that an upstream uses."""
+
+    def set_plan(self, plan: _native.DialPlan | None) -> None: ...
+    def dial(self, plan: _native.DialPlan) -> int: ...
+    def retire(self, session: int) -> None: ...
+
+
+class Dialing(msgspec.Struct, frozen=True):
+    """A step for whoever follows what an upstream does: a dial has started."""
+
+    dial: int
+    candidate: Candidate
+    plan: _native.DialPlan
+
+
+class UpstreamStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One server, at one moment. Times are seconds."""
+
+    upstream: int
+    server: str
+    mode: str
+    phase: Phase
+    cause: Cause | None
+    """Why there is no session, or fewer than wanted."""
+    cause_age: float | None
+    sessions: tuple[SessionStatus, ...]
+    wanted: int
+    dialing: int
+    failures: int
+    """Dials in a row that failed."""
+    breaker: Breaker
+    next_attempt_in: float | None
+    ech: EchStatus | None
+    """None with --no-ech, or before anything is known."""
+    addresses: tuple[str, ...]
+
+
+def dial_plan(
+    server: UpstreamConfig, candidate: Candidate, *, h2_known: bool, profile: str | None = None
+) -> _native.DialPlan:
+    """The plan to dial by. profile: instead of the server's own. Raises ValueError naming the field."""
+    return _native.DialPlan(
+        server_name=server.server.host,
+        port=candidate.port,
+        # RFC 9460 section 9: the record's port changes where to connect to, not the origin.
+        authority_port=server.server.port,
+        path=server.server.path,
+        token=server.token,
+        addresses=candidate.addresses,
+        ech=candidate.ech,
+        profile=profile or server.profile,
+        alpn=server.alpn,
+        h2_known=h2_known,
+        mode=server.mode,
+    )
+
+
+class Upstream:
+    """Keeps the sessions to one server up. Used from one thread at a time."""
+
+    def __init__(
+        self,
+        number: int,
+        server: UpstreamConfig,
+        sessions: int,
+        engine: UpstreamEngine,
+        store: EchStore,
+        timing: Timing,
+        uniform: Callable[[], float],
+        trace: Callable[[object], object] | None = None,
+    ) -> None:
+        """sessions: how many to keep up. uniform: random over [0, 1), for the jitter. trace: called with each step."""
+        self.number = number
+        self.server = server
+        self.name = server.name
+        self.knowledge = Knowledge(server, store, timing, uniform)
+        self.pacing = Pacing(timing, uniform)
+        self.pool = Pool(server.mode, sessions, timing)
+        self._engine = engine
+        self._timing = timing
+        self._uniform = uniform
+        self._trace = trace
+
+        self._candidate: Candidate | None = None
+        self._h2_known = False
+        self._plan: _native.DialPlan | None = None
+        self._missing: TunnelError | None = None
+
+        self.settled: Cause | None = None
+        """Why the last attempt failed for good; None while the first one is under way, and when a session was up since."""
+        self.cause: Cause | None = None
+        self._cause_at = 0.0
+        self._told: tuple[str, str] | None = None
+        self._is_news = True
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a stream could be opened now."""
+        return self.pool.is_ready
+
+    # ------------------------------------------------------------ a turn
+
+    def questions(self, now: Moment) -> list[Question]:
+        """What is to be asked of the resolvers now."""
+        return self.knowledge.wanted(now)
+
+    def turn(self, now: Moment) -> None:
+        """Does what is due."""
+        if not self.knowledge.is_refreshing:
+            # A dial that waited for fresh records goes ahead.
+            self.pacing.healed(now.clock)
+        self._replan(now)
+        self._fill(now)
+        if self._plan is not None:
+            for number in self.pool.due(now.clock):
+                self._dial(number)
+
+    def deadlines(self) -> list[float]:
+        """When there is something to do next, at the latest (monotonic)."""
+        deadlines = self.knowledge.deadlines()
+        if self._plan is None:
+            return deadlines
+        if self._dials_missing > 0 and not self.pacing.is_healing:
+            deadlines.append(self.pacing.dial_at)
+        return deadlines + self.pool.deadlines()
+
+    def jumped(self, now: Moment) -> None:
+        """The machine slept, or the network is another one: nothing waits any longer."""
+        self.pool.renew_all(now.clock)
+        self.knowledge.jumped(now)
+        self.pacing.jumped(now.clock)
+
+    # ------------------------------------------------------------ the plan
+
+    def _replan(self, now: Moment) -> None:
+        """Makes the plan from what is known by now; nothing happens if it is the one there is."""
+        found = self.knowledge.candidate(now)
+        if not isinstance(found, Candidate):
+            self._missing = found
+            self._set_plan(None, None)
+            return
+        h2_known = self.knowledge.is_h2_known
+        current = self._candidate
+        if current is not None and (found.addresses, found.port, found.ech, h2_known) == (
+            current.addresses,
+            current.port,
+            current.ech,
+            self._h2_known,
+        ):
+            self._candidate = found
+            return
+        try:
+            plan = dial_plan(self.server, found, h2_known=h2_known)
+        except ValueError as error:
+            self._missing = self._refused(str(error), found, now)
+            self._set_plan(None, None)
+            return
+        self._h2_known = h2_known
+        self._set_plan(plan, found)
+
+    def _refused(self, why: str, candidate: Candidate, now: Moment) -> TunnelError | None:
+        if candidate.used is None or not why.startswith("ech:"):
+            return TunnelError(why, layer="config", code="config-invalid")
+        return self.knowledge.refused(candidate.used, why, now)
+
+    def _set_plan(self, plan: _native.DialPlan | None, candidate: Candidate | None) -> None:
+        changed = plan is not self._plan
+        self._plan, self._candidate = plan, candidate
+        if changed and self.server.mode == "simple":
+            self._engine.set_plan(plan)
+
+    # ------------------------------------------------------------ dialling
+
+    @property
+    def _dials_missing(self) -> int:
+        return self.pool.missing(one_at_a_time=self.pacing.breaker != "closed")
+
+    def _fill(self, now: Moment) -> None:
+        missing = self._dials_missing
+        if missing <= 0 or self.pacing.is_healing:
+            return
+        if self._plan is None:
+            if self._missing is not None:
+                # There is nothing to dial by, and nothing is being looked up: that is why there is no session.
+                self._settle(self._missing, now)
+            return
+        if not self.pacing.may_dial(now.clock):
+            return
+        self.pacing.begin()
+        for _ in range(missing):
+            self._dial(None)
+
+    def _dial(self, replaces: int | None) -> None:
+        plan, candidate = self._plan, self._candidate
+        if plan is None or candidate is None:
+            return
+        number = self._engine.dial(plan)
+        self.pool.dials[number] = Dial(plan, replaces, candidate.used)
+        if self._trace is not None:
+            self._trace(Dialing(number, candidate, plan))
+
+    def session_up(self, event: _native.SessionUp, now: Moment) -> None:
+        replaced = self.pool.up(event, now.clock, self._uniform())
+        self.knowledge.worked(event.address)
+        self.pacing.up(now.clock)
+        self.settled = None
+        level = logging.INFO if self._is_news else logging.DEBUG
+        ech = f"ECH accepted, outer name {event.public_name}" if event.ech == "accepted" else "without ECH"
+        milliseconds = event.tcp_ms + event.tls_ms + event.websocket_ms
+        _log.log(level, "session up: %s by %s, %s, %.0f ms", self.name, event.address, ech, milliseconds)
+        self._is_news = False
+        self.cause = None
+        if not self.pacing.flaps:
+            self._told = None
+        if replaced is not None:
+            self._engine.retire(replaced)
+
+    def session_lost(self, event: _native.SessionLost, now: Moment) -> None:
+        session = self.pool.sessions.pop(event.session, None)
+        failure = event.failure
+        if failure.code in ("retired", "shutdown"):
+            return
+        if session is None or session.retiring:
+            # It took no new streams any more: no session is missing, but the streams that it still had were cut.
+            if failure.code != "yamux-go-away":
+                _log.info("a session that was to end with its last stream was lost: %s", failure.message)
+            return
+        self._is_news = True
+        if failure.code == "yamux-go-away":
+            # No failure: open streams go on, and the next session is dialled at once.
+            first = self.pacing.farewell(now.clock, event.age)
+            _log.log(
+                logging.INFO if first else logging.DEBUG,
+                "%s is stopping: it takes no new streams; those that are open go on, and another session is dialled",
+                self.name,
+            )
+            return
+        _log.info("session lost after %.0f s: %s", event.age, failure.message)
+        if self.server.mode == "simple":
+            return
+        if not self.pacing.lost(now.clock, event.age):
+            self._told = None
+            return
+        error = from_failure(failure, server=self.name)
+        if self.pacing.is_flapping:
+            self._settle(error, now)
+        else:
+            self._note(error, now)
+
+    def dial_failed(self, event: _native.DialFailed, now: Moment) -> None:
+        dial = self.pool.dials.pop(event.dial, None)
+        if dial is None and event.dial != 0:
+            return
+        failure = event.failure
+        if failure.code == "shutdown":
+            return
+        used = dial.used if dial else self.used
+        if failure.retry_configs and used is not None:
+            self.knowledge.learn(failure.retry_configs, used, now)
+        error = from_failure(failure, server=self.name)
+        if error.code == "ech-disabled" and used is not None:
+            error.message += f" (the configuration in use came from {_SOURCES[used.source].format(used.origin)})"
+        if dial is None:
+            # One connection's dial failed; whether all would is found out by one dial of our own.
+            if self.pool.verified:
+                self.pool.verified = False
+                self.pacing.dial_at = now.clock
+                self._note(error, now)
+            return
+        replaced = self.pool.replaced_by(dial)
+        if replaced is not None:
+            # The old session still serves: no reason to alarm anyone, only to try again later.
+            if error.code in BLAMED_ON_ENDPOINT:
+                self.knowledge.next_endpoint(used)
+            replaced.renew_failures += 1
+            pause = max(self._timing.backoff_limit, self.pacing.backoff(replaced.renew_failures))
+            replaced.renew_at = now.clock + pause
+            _log.info("a session could not be replaced yet: %s", error.line())
+            return
+        remedy = self._remedy(error, dial, now)
+        self.pacing.failed(now.clock, error.code, remedy)
+        if remedy == "none":
+            self._settle(error, now)
+        else:
+            self._note(error, now)
+
+    def _remedy(self, error: TunnelError, dial: Dial, now: Moment) -> Remedy:
+        """Whether the next dial needs no pause: it knows better, or will when records have been looked up again."""
+        if error.code in BLAMED_ON_ENDPOINT and self.knowledge.next_endpoint(dial.used):
+            return "at-once"
+        if not self.pacing.may_heal:
+            return "none"
+        self._replan(now)
+        if self._plan is not None and self._plan is not dial.plan:
+            return "at-once"
+        return "look-up" if self.knowledge.look_again(error.code, dial.used, now) else "none"
+
+    # ------------------------------------------------------------ what the engine learned
+
+    @property
+    def used(self) -> Configuration | None:
+        """The ECH configuration in the plan."""
+        return self._candidate.used if self._candidate else None
+
+    def ech_learned(self, event: _native.EchLearned, now: Moment) -> None:
+        if self.used is not None and event.server_name == self.server.server.host:
+            self.knowledge.learn(event.configs, self.used, now)
+
+    def h2_chosen(self, event: _native.H2Chosen) -> None:
+        if event.server_name == self.server.server.host:
+            self.knowledge.h2_chosen()
+
+    # ------------------------------------------------------------ telling
+
+    def _note(self, error: TunnelError, now: Moment) -> None:
+        """Keeps the cause, and logs it unless it is the one that was logged last."""
+        reason = (error.layer, error.code)
+        known = self.cause
+        if known is None or (known.layer, known.code) != reason:
+            self._cause_at = now.clock
+        self.cause = error.cause
+        self._is_news = True
+        if reason == self._told:
+            _log.debug("%s", error.line())
+            return
+        self._told = reason
+        _log.warning("%s", error.line())
+        if error.detail:
+            _log.debug("%s", error.detail)
+
+    def _settle(self, error: TunnelError, now: Moment) -> None:
+        """An attempt has failed, and nothing more is done about it before the next one."""
+        if not self.settled == self.cause == error.cause:
+            self._note(error, now)
+            self.settled = error.cause
+
+    @property
+    def phase(self) -> Phase:
+        if self.is_ready:
+            return "up" if self.pool.is_full else "degraded"
+        if self.pool.dials:
+            return "connecting"
+        return "resolving" if self.knowledge.is_looking or self.settled is None else "waiting"
+
+    def next_attempt(self, now: Moment) -> float | None:
+        """When the next dial or look-up is tried (monotonic); None when none is due."""
+        if self.pool.dials or self._dials_missing <= 0:
+            return None
+        if self._plan is not None:
+            return max(now.clock, self.pacing.dial_at)
+        return min(self.knowledge.retries(), default=None)
+
+    def status(self, now: Moment) -> UpstreamStatus:
+        """What is going on, and why."""
+        next_attempt = self.next_attempt(now)
+        return UpstreamStatus(
+            upstream=self.number,
+            server=str(self.server.server),
+            mode=self.server.mode,
+            phase=self.phase,
+            cause=self.cause,
+            cause_age=max(0.0, now.clock - self._cause_at) if self.cause else None,
+            sessions=tuple(session.status(now.clock) for session in self.pool.sessions.values()),
+            wanted=self.pool.wanted,
+            dialing=len(self.pool.dials),
+            failures=self.pacing.failures,
+            breaker=self.pacing.breaker,
+            next_attempt_in=None if next_attempt is None else max(0.0, next_attempt - now.clock),
+            ech=self.knowledge.status(self.used, now),
+            addresses=self._candidate.addresses if self._candidate else (),
+        )
