@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import dns.exception
@@ -31,17 +31,18 @@ import dns.message
 import dns.rcode
 import dns.rrset
 
-from ech_workers import _native
+from ech_workers import _native, check
 from ech_workers.certificates import CertificatePair
 from ech_workers.config import ClientConfig, ListenAddress, ServerConfig
 from ech_workers.errors import TunnelError
+from ech_workers.finding import Row
 from ech_workers.server import TunnelServer
 from ech_workers.tunnel import Tunnel
 
 if TYPE_CHECKING:
     from ech_workers.config import Mode
 
-__all__ = ["Check", "Demo", "Step"]
+__all__ = ["Check", "Demo"]
 
 log = logging.getLogger("ech_workers.demo")
 
@@ -256,92 +257,44 @@ Request = Callable[[tuple[str, int], tuple[str, int], str, str, bytes | None], b
 """Proxy, target, method, path, body; returns what the target answered."""
 
 
-class Step(NamedTuple):
-    """One line of the check."""
-
-    layer: str
-    passed: bool
-    what: str
-    ms: float | None = None
-
-
 class Check:
-    """Real requests through every combination; ``report`` is called with each step as it is done."""
+    """``check`` applied to the demonstration, then real requests through each of the local protocols.
 
-    def __init__(self, demo: Demo, report: Callable[[Step], object]) -> None:
+    ``report`` is called with each finding.
+    """
+
+    def __init__(self, demo: Demo, report: Callable[[Row], object]) -> None:
         self.demo = demo
         self._report = report
 
     def run(self, mode: Mode) -> str | None:
         """All of one mode; returns the layer that failed, or None."""
-        seen: list[_native.Event] = []
         config = self.demo.client(mode=mode, listen="127.0.0.1:0")
-        tunnel = Tunnel.from_config(config, on_event=seen.append)
+        layers = check.Check(config, target=f"{self.demo.target_url}bytes/{SAMPLE}")
+        last = None
+        for row in layers.rows():
+            self._report(row)
+            last = row.layer
+        if layers.error is not None:
+            return last
+        tunnel = Tunnel.from_config(config)
         try:
             tunnel.start()
             tunnel.wait_ready(STEP_TIMEOUT)
-            self._describe(config, tunnel, seen)
-            if mode == "yamux":
-                self._round_trip(tunnel)
+            if not self.demo.server.snapshot().ech_accepted:
+                raise _StepError("the server has seen no connection with ECH")
             for name, request in (
                 ("SOCKS5", _by_socks5),
                 ("HTTP CONNECT", _by_connect),
                 ("plain HTTP", _by_plain_http),
             ):
                 self._exchange(name, request, tunnel.addresses[0])
-        except TunnelError as error:
-            self._report(Step(error.layer, False, f"{error.message}{f'; {error.advice}' if error.advice else ''}"))
-            return error.layer
-        except _StepError as error:
-            self._report(Step(error.layer, False, error.why))
-            return error.layer
+        except (TunnelError, _StepError) as error:
+            self._report(Row(layer="target", subject="proxy", ok=False, what=str(error)))
+            return "target"
         finally:
             tunnel.close()
         return None
-
-    def _describe(self, config: ClientConfig, tunnel: Tunnel, seen: list[_native.Event]) -> None:
-        fetches = [event for event in seen if isinstance(event, _native.Fetched)]
-        session = next(event for event in seen if isinstance(event, _native.SessionUp))
-        for fetch in fetches[:1]:
-            self._report(Step("resolver", True, f"{config.resolvers[0]} over {fetch.http_version}", fetch.ms))
-        entries = _native.parse_ech_config_list(self.demo.ech_configs)
-        ids = ", ".join(str(entry.config_id) for entry in entries)
-        self._report(
-            Step(
-                "HTTPS record",
-                True,
-                f"_{config.server.port}._https.{config.server.host}: an ECH configuration of {len(self.demo.ech_configs)}"
-                f" bytes, id {ids}",
-            )
-        )
-        self._report(Step("tcp", True, session.address, session.tcp_ms))
-        self._report(
-            Step(
-                "tls",
-                True,
-                f"TLS 1.3, {session.cipher}, {session.group}, hello of {session.profile} ({session.hello}), ALPN"
-                f" {session.alpn or 'none'}",
-                session.tls_ms,
-            )
-        )
-        if session.ech != "accepted" or session.public_name != PUBLIC_NAME:
-            raise _StepError("ech", f"it is {session.ech}, with the public name {session.public_name}")
-        if not self.demo.server.snapshot().ech_accepted:
-            raise _StepError("ech", "the server has seen no connection with ECH")
-        self._report(
-            Step("ech", True, f"accepted; the network saw {session.public_name}, the server {config.server.host}")
-        )
-        self._report(Step("websocket", True, f"upgraded on {config.server.path}, token accepted", session.websocket_ms))
-
-    def _round_trip(self, tunnel: Tunnel) -> None:
-        end = time.monotonic() + STEP_TIMEOUT
-        while time.monotonic() < end:
-            for session in tunnel.snapshot().sessions:
-                if session.rtt_ms is not None:
-                    self._report(Step("yamux", True, "ping answered", session.rtt_ms))
-                    return
-            time.sleep(0.01)
-        raise _StepError("yamux", f"no ping was answered within {STEP_TIMEOUT:g} s")
 
     def _exchange(self, name: str, request: Request, proxy: tuple[str, int]) -> None:
         start = time.perf_counter()
@@ -351,21 +304,19 @@ class Check:
         try:
             down = request(proxy, target, "GET", f"/bytes/{SAMPLE}", None)
             if down != up:
-                raise _StepError("target", f"{name}: {len(down)} bytes came down, not the {SAMPLE} that were sent")
+                raise _StepError(f"{name}: {len(down)} bytes came down, not the {SAMPLE} that were sent")
             told = request(proxy, target, "POST", "/digest", up).decode("ascii", errors="replace")
             if told != digest:
-                raise _StepError("target", f"{name}: the target received other bytes than were sent up")
+                raise _StepError(f"{name}: the target received other bytes than were sent up")
         except (OSError, http.client.HTTPException) as error:
-            raise _StepError("target", f"{name}: {error or type(error).__name__}") from error
+            raise _StepError(f"{name}: {error or type(error).__name__}") from error
         ms = (time.perf_counter() - start) * 1000
-        self._report(Step(name, True, f"{SAMPLE:,} bytes down and {SAMPLE:,} up, SHA-256 equal", ms))
+        what = f"{SAMPLE:,} bytes down and {SAMPLE:,} up, SHA-256 equal"
+        self._report(Row(layer="target", subject=name, ok=True, what=what, ms=ms))
 
 
 class _StepError(Exception):
-    def __init__(self, layer: str, why: str) -> None:
-        super().__init__(why)
-        self.layer = layer
-        self.why = why
+    """Why a request through the tunnel was not answered as it should be."""
 
 
 def _by_socks5(proxy: tuple[str, int], target: tuple[str, int], method: str, path: str, body: bytes | None) -> bytes:

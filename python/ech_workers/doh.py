@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ALIAS_LIMIT",
     "AddressAnswer",
+    "Answer",
     "AnswerError",
     "Endpoint",
     "HttpsAnswer",
@@ -131,6 +132,9 @@ class AddressAnswer(msgspec.Struct, frozen=True):
     why: str | None = None
     doubtful: bool = False
     """As in HttpsAnswer. That a name has no address of one family is common, and not doubted."""
+
+
+Answer = HttpsAnswer | AddressAnswer
 
 
 def https_name(host: str, port: int = 443) -> str:

@@ -64,6 +64,7 @@ __all__ = [
     "TunnelError",
     "WebSocketError",
     "WebSocketTimeout",
+    "connect_error",
     "from_failure",
 ]
 
@@ -359,6 +360,18 @@ def from_failure(
     if isinstance(error, EchError):
         error.retry_configs = failure.retry_configs
     return error
+
+
+def connect_error(subject: str, error: OSError, limit: float) -> ConnectError:
+    """Why connecting to ``subject`` (address:port) failed; limit: the seconds it was given."""
+    if isinstance(error, TimeoutError):
+        return ConnectTimeout(f"connecting to {subject}: no answer within {limit:.0f} s", code="tcp-timeout")
+    code, why = "tcp-unreachable", error.strerror or str(error)
+    if isinstance(error, ConnectionRefusedError):
+        code, why = "tcp-refused", "refused"
+    elif isinstance(error, ConnectionResetError):
+        code, why = "tcp-reset", "reset"
+    return ConnectError(f"connecting to {subject}: {why}", code=code)
 
 
 _CLASS_OF_LAYER: dict[str, type[TunnelError]] = {

@@ -20,7 +20,6 @@ from ech_workers.ech import Addresses, Configuration, list_problem, public_name
 from ech_workers.errors import (
     BLAMED_ON_ADDRESS,
     BLAMED_ON_ECH,
-    BLAMED_ON_TARGET,
     EchError,
     ResolverError,
     TunnelError,
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ech_workers.config import UpstreamConfig
+    from ech_workers.doh import Answer
     from ech_workers.ech import EchStore
-    from ech_workers.resolvers import Answer
     from ech_workers.timing import Moment, Timing
 
 __all__ = ["Candidate", "EchStatus", "Knowledge", "Question"]
@@ -257,8 +256,6 @@ class Knowledge:
         look_up.failed(error, now.clock, self._backoff(look_up.failures))
         if self._addresses(now.wall):
             look_up.mention(f"{error.line()} (the addresses from before are used)")
-        elif look_up is self._names and error.code in BLAMED_ON_TARGET and self.next_endpoint(self._configuration()):
-            _log.info("%s (the server's next endpoint is tried)", error.line())
 
     def _pause_until_refresh(self, ttl: float) -> float:
         return max(self._timing.refresh_floor, ttl * self._timing.refresh_share)
@@ -273,8 +270,10 @@ class Knowledge:
         used = self._configuration() if self._server.ech else None
         addresses = self._addresses(now.wall)
         if (self._server.ech and used is None) or not addresses:
-            blocking = self._records if self._server.ech and used is None else self._names
-            return None if blocking.running else blocking.error
+            if self._server.ech and used is None:
+                return None if self._records.running else self._records.error
+            # What is known of another name than the present one says nothing.
+            return None if self._names.running or self._names_of != self.name else self._names.error
         if self._preferred in addresses:
             # The address that worked last spares the others' time-outs.
             addresses = (self._preferred, *(address for address in addresses if address != self._preferred))
@@ -410,6 +409,12 @@ class Knowledge:
         if not self.is_h2_known:
             self._store.remember_h2(self._key)
             _log.info("%s chooses h2: later dials begin with the hello for WebSockets", self._key)
+
+    def refresh(self) -> None:
+        """Everything is looked up again, whatever the cache has."""
+        self._names_of = self.name
+        for look_up in self._active():
+            look_up.force = True
 
     def jumped(self, now: Moment) -> None:
         """The machine slept, or the network is another one: failed look-ups are tried again at once."""

@@ -17,12 +17,14 @@ import msgspec
 
 from ech_workers import doh
 from ech_workers.errors import ResolverError, TunnelError, from_failure
+from ech_workers.steps import Asked, Exchanged, Step, ignore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ech_workers._native import Fetched, FetchFailed
     from ech_workers.config import Resolver
+    from ech_workers.doh import Answer
 
 __all__ = ["ResolverStatus", "Resolvers"]
 
@@ -44,8 +46,6 @@ _METHOD_REFUSED = frozenset({400, 404, 405, 415, 501})
 _FAULTS_OF_THE_ZONE = frozenset({"resolver-alias-chain", "resolver-unusable"})
 
 _log = logging.getLogger("ech_workers.resolver")
-
-Answer = doh.HttpsAnswer | doh.AddressAnswer
 
 
 class Exchange(Protocol):
@@ -93,14 +93,16 @@ class Resolvers:
         random: Callable[[], float],
         head_start: float = HEAD_START,
         timeout: float = EXCHANGE_TIMEOUT,
+        trace: Callable[[Step], object] | None = None,
     ) -> None:
-        """clock: monotonic seconds. random: uniform over [0, 1), for the jitter."""
+        """clock: monotonic seconds. random: uniform over [0, 1), for the jitter. trace: called with each step."""
         self._healths = [_Health(resolver) for resolver in resolvers]
         self._exchange = exchange
         self._clock = clock
         self._random = random
         self._head_start = head_start
         self._timeout = timeout
+        self._trace: Callable[[Step], object] = trace or ignore
         self._races: list[_Race] = []
         self._running: dict[int, tuple[_Race, _Health]] = {}
 
@@ -146,8 +148,10 @@ class Resolvers:
             race.errors.append(problem)
             race.next_at = self._clock()
             health.answered(self._clock(), event.ms, event.http_version)
+            self._trace(Exchanged(health.resolver, race.question, problem, event.ms, event.http_version))
             return
         health.answered(self._clock(), event.ms, event.http_version)
+        self._trace(Exchanged(health.resolver, race.question, answer, event.ms, event.http_version, age))
         race.took(answer, len(self._healths), self._clock())
 
     def failed(self, event: FetchFailed) -> None:
@@ -203,10 +207,12 @@ class Resolvers:
             return
         race.running.add(number)
         self._running[number] = (race, health)
+        self._trace(Asked(health.resolver, race.question))
 
     def _failed(self, race: _Race, health: _Health, problem: TunnelError) -> None:
         _log.debug("%s", problem.message)
         health.failed(problem, self._clock(), self._random())
+        self._trace(Exchanged(health.resolver, race.question, problem))
         race.errors.append(problem)
         race.next_at = self._clock()
 

@@ -27,6 +27,7 @@ from ech_workers.knowledge import EchStatus
 from ech_workers.pacing import Breaker
 from ech_workers.pool import SessionStatus
 from ech_workers.resolvers import Resolvers, ResolverStatus
+from ech_workers.steps import Step, ignore
 from ech_workers.timing import Moment, Timing
 from ech_workers.upstream import Phase, Upstream, UpstreamEngine, UpstreamStatus
 
@@ -93,12 +94,14 @@ class Supervisor:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         on_event: Callable[[Event], object] | None = None,
-        trace: Callable[[object], object] | None = None,
+        trace: Callable[[Step], object] | None = None,
+        refresh: bool = False,
         timing: Timing | None = None,
         uniform: Callable[[], float] = random.random,
     ) -> None:
         """clock: monotonic seconds. wall: seconds since the epoch. on_event: called in the loop's thread with each event.
-        trace: called there with each step of the upstreams. uniform: random over [0, 1), for the jitter."""
+        trace: called there with each step of the upstreams and the resolvers. refresh: look everything up again before the
+        first dial, whatever the cache has. uniform: random over [0, 1), for the jitter."""
         self._engine = engine
         self._clock = clock
         self._wall = wall
@@ -106,9 +109,12 @@ class Supervisor:
         self._timing = timing or Timing()
         self._profile = config.profile
         self._upstreams = [
-            Upstream(number, server, config.sessions, engine, store, self._timing, uniform, trace)
+            Upstream(number, server, config.sessions, engine, store, self._timing, uniform, trace or ignore)
             for number, server in enumerate(config.upstreams)
         ]
+        if refresh:
+            for upstream in self._upstreams:
+                upstream.refresh()
         self._resolvers = Resolvers(
             config.resolvers,
             self._fetch,
@@ -116,6 +122,7 @@ class Supervisor:
             random=uniform,
             head_start=self._timing.head_start,
             timeout=self._timing.exchange,
+            trace=trace,
         )
         # Held while state is changed or read, never while waiting for an event.
         self._changed = threading.Condition(threading.RLock())
@@ -225,11 +232,11 @@ class Supervisor:
                 # Answers first: they may name something else to look up.
                 self._resolvers.advance()
                 for upstream in self._upstreams:
+                    upstream.turn(now)
                     self._ask(upstream.questions(now))
                 following = self._resolvers.advance()
                 deadlines = [now.clock + self._timing.tick]
                 for upstream in self._upstreams:
-                    upstream.turn(now)
                     deadlines += upstream.deadlines()
                 if following is not None:
                     deadlines.append(following)

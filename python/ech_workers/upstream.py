@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import msgspec
 
 from ech_workers import _native
-from ech_workers.errors import BLAMED_ON_ENDPOINT, Cause, TunnelError, from_failure
+from ech_workers.errors import BLAMED_ON_ENDPOINT, BLAMED_ON_TARGET, Cause, TunnelError, from_failure
 from ech_workers.knowledge import Candidate, EchStatus, Knowledge
 from ech_workers.pacing import Breaker, Pacing, Remedy
 from ech_workers.pool import Dial, Pool, SessionStatus
+from ech_workers.steps import Dialed, Dialing, Failed, Learned, Passed, Settled, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ech_workers.knowledge import Question
     from ech_workers.timing import Moment, Timing
 
-__all__ = ["Dialing", "Phase", "Upstream", "UpstreamEngine", "UpstreamStatus", "dial_plan"]
+__all__ = ["Phase", "Upstream", "UpstreamEngine", "UpstreamStatus", "dial_plan"]
 
 _log = logging.getLogger("ech_workers")
 
@@ -45,14 +46,6 @@ class UpstreamEngine(Protocol):
     def set_plan(self, plan: _native.DialPlan | None) -> None: ...
     def dial(self, plan: _native.DialPlan) -> int: ...
     def retire(self, session: int) -> None: ...
-
-
-class Dialing(msgspec.Struct, frozen=True):
-    """A step for whoever follows what an upstream does: a dial has started."""
-
-    dial: int
-    candidate: Candidate
-    plan: _native.DialPlan
 
 
 class UpstreamStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +102,7 @@ class Upstream:
         store: EchStore,
         timing: Timing,
         uniform: Callable[[], float],
-        trace: Callable[[object], object] | None = None,
+        trace: Callable[[Step], object],
     ) -> None:
         """sessions: how many to keep up. uniform: random over [0, 1), for the jitter. trace: called with each step."""
         self.number = number
@@ -127,6 +120,7 @@ class Upstream:
         self._h2_known = False
         self._plan: _native.DialPlan | None = None
         self._missing: TunnelError | None = None
+        self._passed: TunnelError | None = None
 
         self.settled: Cause | None = None
         """Why the last attempt failed for good; None while the first one is under way, and when a session was up since."""
@@ -157,6 +151,11 @@ class Upstream:
             for number in self.pool.due(now.clock):
                 self._dial(number)
 
+    def refresh(self) -> None:
+        """Everything is looked up again, and the next dial waits for it."""
+        self.knowledge.refresh()
+        self.pacing.is_healing = self.knowledge.is_refreshing
+
     def deadlines(self) -> list[float]:
         """When there is something to do next, at the latest (monotonic)."""
         deadlines = self.knowledge.deadlines()
@@ -176,7 +175,7 @@ class Upstream:
 
     def _replan(self, now: Moment) -> None:
         """Makes the plan from what is known by now; nothing happens if it is the one there is."""
-        found = self.knowledge.candidate(now)
+        found = self._find(now)
         if not isinstance(found, Candidate):
             self._missing = found
             self._set_plan(None, None)
@@ -199,6 +198,18 @@ class Upstream:
             return
         self._h2_known = h2_known
         self._set_plan(plan, found)
+
+    def _find(self, now: Moment) -> Candidate | TunnelError | None:
+        found = self.knowledge.candidate(now)
+        if not isinstance(found, TunnelError) or found.code not in BLAMED_ON_TARGET or found is self._passed:
+            return found
+        self._passed = found
+        used = self.knowledge.configuration
+        if not self.knowledge.next_endpoint(used):
+            return found
+        _log.info("%s (the server's next endpoint is tried)", found.line())
+        self._trace(Passed(used, found.cause))
+        return self.knowledge.candidate(now)
 
     def _refused(self, why: str, candidate: Candidate, now: Moment) -> TunnelError | None:
         if candidate.used is None or not why.startswith("ech:"):
@@ -238,10 +249,10 @@ class Upstream:
             return
         number = self._engine.dial(plan)
         self.pool.dials[number] = Dial(plan, replaces, candidate.used)
-        if self._trace is not None:
-            self._trace(Dialing(number, candidate, plan))
+        self._trace(Dialing(number, candidate))
 
     def session_up(self, event: _native.SessionUp, now: Moment) -> None:
+        self._trace(Dialed(event.dial, event))
         replaced = self.pool.up(event, now.clock, self._uniform())
         self.knowledge.worked(event.address)
         self.pacing.up(now.clock)
@@ -298,6 +309,7 @@ class Upstream:
             return
         used = dial.used if dial else self.used
         if failure.retry_configs and used is not None:
+            self._trace(Learned(used))
             self.knowledge.learn(failure.retry_configs, used, now)
         error = from_failure(failure, server=self.name)
         if error.code == "ech-disabled" and used is not None:
@@ -321,6 +333,7 @@ class Upstream:
             return
         remedy = self._remedy(error, dial, now)
         self.pacing.failed(now.clock, error.code, remedy)
+        self._trace(Failed(event.dial, error.cause, failure.ech_rejected, remedy == "none"))
         if remedy == "none":
             self._settle(error, now)
         else:
@@ -346,6 +359,7 @@ class Upstream:
 
     def ech_learned(self, event: _native.EchLearned, now: Moment) -> None:
         if self.used is not None and event.server_name == self.server.server.host:
+            self._trace(Learned(self.used))
             self.knowledge.learn(event.configs, self.used, now)
 
     def h2_chosen(self, event: _native.H2Chosen) -> None:
@@ -375,6 +389,7 @@ class Upstream:
         if not self.settled == self.cause == error.cause:
             self._note(error, now)
             self.settled = error.cause
+            self._trace(Settled(error.cause))
 
     @property
     def phase(self) -> Phase:

@@ -7,36 +7,38 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ech_workers import cli
-from ech_workers.demo import Check, Demo, Step
+from ech_workers.demo import Check, Demo
 
 if TYPE_CHECKING:
     from ech_workers.config import Mode
+    from ech_workers.finding import Row
 
 
 @pytest.mark.parametrize("mode", ["yamux", "simple"])
 def test_every_layer_is_reported(mode: Mode) -> None:
-    steps: list[Step] = []
+    rows: list[Row] = []
     with Demo() as demo:
-        assert Check(demo, steps.append).run(mode) is None
-    assert all(step.passed for step in steps), steps
-    layers = ["resolver", "HTTPS record", "tcp", "tls", "ech", "websocket"]
+        assert Check(demo, rows.append).run(mode) is None
+    assert all(row.ok is not False for row in rows), rows
+    layers = ["resolver", "ech", "address", "tcp", "tls", "certificate", "websocket", "token"]
     if mode == "yamux":
         layers.append("yamux")
-    assert [step.layer for step in steps] == [*layers, "SOCKS5", "HTTP CONNECT", "plain HTTP"]
-    said = {step.layer: step for step in steps}
-    assert said["ech"].what == "accepted; the network saw public.test, the server hidden.test"
-    assert "firefox-120" in said["tls"].what
-    assert "1,048,576 bytes down and 1,048,576 up" in said["SOCKS5"].what
-    for layer in ("resolver", "tcp", "tls", "websocket", "SOCKS5"):
-        assert said[layer].ms is not None
+    assert list(dict.fromkeys(row.layer for row in rows)) == [*layers, "target"]
+    said = [f"{row.subject}: {row.what}" for row in rows]
+    assert "hidden.test: accepted; the network saw public.test" in said
+    assert any("firefox-120" in line for line in said)
+    for name in ("SOCKS5", "HTTP CONNECT", "plain HTTP"):
+        assert f"{name}: 1,048,576 bytes down and 1,048,576 up, SHA-256 equal" in said
+    for layer in ("resolver", "tcp", "tls", "websocket", "target"):
+        assert any(row.ms is not None for row in rows if row.layer == layer)
 
 
-def failing(demo: Demo) -> Step:
-    steps: list[Step] = []
-    failed = Check(demo, steps.append).run("yamux")
-    assert steps[-1].layer == failed
-    assert not steps[-1].passed
-    return steps[-1]
+def failing(demo: Demo) -> Row:
+    rows: list[Row] = []
+    failed = Check(demo, rows.append).run("yamux")
+    assert rows[-1].layer == failed
+    assert rows[-1].ok is False
+    return rows[-1]
 
 
 def test_a_resolver_that_is_gone_is_named() -> None:

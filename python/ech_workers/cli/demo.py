@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ech_workers.config import Mode
     from ech_workers.demo import Demo
+    from ech_workers.finding import Row
 
 
 @click.command()
@@ -97,10 +98,10 @@ def notes(running: Demo, port: tuple[str, int]) -> list[str]:
 
 
 def _check() -> int:
-    from ech_workers.demo import Check, Demo, Step
+    from ech_workers.demo import Check, Demo
 
-    def report(step: Step) -> None:
-        findings.show(step.passed, step.layer, step.what, ms=step.ms)
+    def report(row: Row) -> None:
+        findings.show(row.ok, row.layer, f"{row.subject}: {row.what}", ms=row.ms, advice=row.advice)
 
     modes: tuple[Mode, ...] = ("yamux", "simple")
     with Demo() as running:
