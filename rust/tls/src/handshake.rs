@@ -43,7 +43,7 @@ impl Wire {
     }
 
     fn unread(&self) -> &[u8] {
-        &self.input[self.taken..]
+        self.input.get(self.taken..).unwrap_or_default()
     }
 
     /// What BoringSSL has written.
@@ -68,11 +68,10 @@ impl Wire {
 
 impl Read for Wire {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = buffer.len().min(self.unread().len());
+        let length = self.unread().read(buffer)?;
         if length == 0 {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        buffer[..length].copy_from_slice(&self.input[self.taken..self.taken + length]);
         self.taken += length;
         Ok(length)
     }
@@ -229,6 +228,7 @@ impl Observer {
                 .record_size_limit
                 .map_or(MAX_PLAINTEXT, |limit| usize::from(limit.max(64)) - 1)
                 .min(MAX_PLAINTEXT),
+            client,
         })
     }
 }
@@ -249,6 +249,8 @@ pub(crate) struct Keys {
     pub(crate) read: TrafficKey,
     pub(crate) write: TrafficKey,
     pub(crate) max_plaintext: usize,
+    /// Whether they are the client's.
+    pub(crate) client: bool,
 }
 
 /// What client and server contexts have in common.
@@ -274,7 +276,8 @@ pub(crate) async fn drive(
         send(tcp, &output, received).await?;
         let input = tls.get_mut().input();
         let length = receive(tcp, input, received).await?;
-        record(&input[input.len() - length..]);
+        let (_, new) = input.split_at(input.len().saturating_sub(length));
+        record(new);
         received += length;
         let result = step(tls);
         if received > MAX_INPUT || tls.get_ref().unread().len() > READ_CAPACITY {
@@ -298,7 +301,7 @@ async fn send(tcp: &TcpStream, mut bytes: &[u8], received: usize) -> Result<(), 
     while !bytes.is_empty() {
         tcp.writable().await.map_err(HandshakeError::Io)?;
         match tcp.try_write(bytes) {
-            Ok(length) => bytes = &bytes[length..],
+            Ok(length) => bytes = bytes.get(length..).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(broken(error, received)),
         }

@@ -58,6 +58,8 @@ pub(crate) enum RecordError {
     BadRecordMac,
     RecordOverflow,
     UnexpectedMessage,
+    IllegalParameter,
+    DecodeError,
 }
 
 impl RecordError {
@@ -66,6 +68,8 @@ impl RecordError {
             Self::BadRecordMac => 20,
             Self::RecordOverflow => 22,
             Self::UnexpectedMessage => 10,
+            Self::IllegalParameter => 47,
+            Self::DecodeError => 50,
         }
     }
 
@@ -74,6 +78,8 @@ impl RecordError {
             Self::BadRecordMac => "a TLS record was altered on its way",
             Self::RecordOverflow => "a TLS record is longer than allowed",
             Self::UnexpectedMessage => "unexpected TLS message",
+            Self::IllegalParameter => "a TLS message has a value that does not exist",
+            Self::DecodeError => "a TLS message has a wrong length",
         }
     }
 }
@@ -159,8 +165,8 @@ impl TrafficKey {
         Ok(HEADER + body.len())
     }
 
-    /// The length of the record that begins `input`, header included; `None` while not all of it is there.
-    pub(crate) fn whole_record(input: &[u8]) -> Result<Option<usize>, RecordError> {
+    /// The record that begins `input`, header included; `None` while not all of it is there.
+    pub(crate) fn first_record(input: &mut [u8]) -> Result<Option<&mut [u8]>, RecordError> {
         let Some(&[kind, major, _, high, low]) = input.first_chunk::<HEADER>() else {
             return Ok(None);
         };
@@ -171,7 +177,7 @@ impl TrafficKey {
         if body > MAX_CIPHERTEXT {
             return Err(RecordError::RecordOverflow);
         }
-        Ok((input.len() >= HEADER + body).then_some(HEADER + body))
+        Ok(input.get_mut(..HEADER + body))
     }
 
     /// Opens one whole record in place: the inner content type, and the length of the content, which begins at
@@ -186,15 +192,16 @@ impl TrafficKey {
             .open_in_place(&nonce, header, body)
             .map_err(|_| RecordError::BadRecordMac)?;
         self.sequence += 1;
-        // The content type is the last byte that is not padding (RFC 8446 section 5.4).
+        // What is padded is bounded too (RFC 8446 section 5.4).
+        if inner.len() > MAX_PLAINTEXT + 1 {
+            return Err(RecordError::RecordOverflow);
+        }
+        // The content type is the last byte that is not padding.
         let (end, kind) = inner
             .iter()
             .enumerate()
             .rfind(|(_, byte)| **byte != 0)
             .ok_or(RecordError::UnexpectedMessage)?;
-        if end > MAX_PLAINTEXT {
-            return Err(RecordError::RecordOverflow);
-        }
         Ok((*kind, end))
     }
 
@@ -326,7 +333,8 @@ mod tests {
             let length = seal
                 .seal(&mut record, 100, content_type::APPLICATION_DATA)
                 .unwrap();
-            assert_eq!(TrafficKey::whole_record(&record), Ok(Some(length)));
+            let first = TrafficKey::first_record(&mut record).unwrap().unwrap();
+            assert_eq!(first.len(), length);
             assert_eq!(open.open(&mut record[..length]), Ok((23, 100)));
             assert!(record[HEADER..HEADER + 100].iter().all(|&b| b == round));
             seal.update().unwrap();
@@ -356,14 +364,19 @@ mod tests {
 
     #[test]
     fn a_header_of_anything_else_than_a_protected_record_is_refused() {
-        assert_eq!(TrafficKey::whole_record(&[23, 3, 3, 0]), Ok(None));
-        assert_eq!(TrafficKey::whole_record(&[23, 3, 3, 0x41, 0]), Ok(None));
+        let first = |bytes: &[u8]| {
+            let mut bytes = bytes.to_vec();
+            TrafficKey::first_record(&mut bytes).map(|record| record.map(|record| record.len()))
+        };
+        assert_eq!(first(&[23, 3, 3, 0]), Ok(None));
+        assert_eq!(first(&[23, 3, 3, 0x41, 0]), Ok(None));
+        assert_eq!(first(&[23, 3, 3, 0, 1, 9, 23, 3]), Ok(Some(6)));
         assert_eq!(
-            TrafficKey::whole_record(&[23, 3, 3, 0x41, 1]),
+            first(&[23, 3, 3, 0x41, 1]),
             Err(RecordError::RecordOverflow)
         );
         assert_eq!(
-            TrafficKey::whole_record(&[21, 3, 3, 0, 2, 2, 40]),
+            first(&[21, 3, 3, 0, 2, 2, 40]),
             Err(RecordError::UnexpectedMessage)
         );
     }

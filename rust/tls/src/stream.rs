@@ -5,7 +5,7 @@ mod reader;
 mod tests;
 mod writer;
 
-use std::io;
+use std::io::{self, Read as _};
 use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -17,6 +17,11 @@ use tokio::net::TcpStream;
 use crate::handshake::{Keys, Wire};
 use crate::info::HandshakeInfo;
 use crate::record::MAX_PLAINTEXT;
+
+/// Records without data that one call opens. An empty record costs no more to open than one with a byte of data, so there
+/// may be any number of them, as cover traffic needs it; but the thread is for others too: after these the task waits for
+/// its next turn.
+const IDLE_RECORDS: usize = 64;
 
 use reader::{Fault, Opened, RecordReader};
 use writer::RecordWriter;
@@ -54,7 +59,7 @@ impl TlsStream {
         Self {
             tcp,
             info: Box::new(info),
-            reader: RecordReader::new(keys.read, unread, tickets),
+            reader: RecordReader::new(keys.read, unread, keys.client, tickets),
             writer: RecordWriter::new(keys.write, keys.max_plaintext),
             deferred: None,
         }
@@ -99,10 +104,11 @@ impl TlsStream {
             return Poll::Ready(Ok(None));
         }
         records.push(self.reader.take_opened());
-        while records.len() < BATCH_MAX {
+        let mut idle = 0;
+        while records.len() < BATCH_MAX && idle < IDLE_RECORDS {
             match self.open_next() {
                 Ok(Opened::Data) => records.push(self.reader.take_opened()),
-                Ok(Opened::Nothing | Opened::KeyUpdateRequest) => {}
+                Ok(Opened::Nothing | Opened::KeyUpdateRequest) => idle += 1,
                 Ok(Opened::Starved | Opened::End) => break,
                 Err(error) => {
                     // What was opened before is whole; the error is for the next call.
@@ -119,16 +125,20 @@ impl TlsStream {
         if let Some(error) = self.deferred.take() {
             return Poll::Ready(Err(error));
         }
-        loop {
+        let mut idle = 0;
+        while idle < IDLE_RECORDS {
             if let length @ 1.. = self.reader.opened() {
                 return Poll::Ready(Ok(Some(length)));
             }
             match self.open_next()? {
-                Opened::Data | Opened::Nothing | Opened::KeyUpdateRequest => {}
+                Opened::Data => {}
+                Opened::Nothing | Opened::KeyUpdateRequest => idle += 1,
                 Opened::End => return Poll::Ready(Ok(None)),
                 Opened::Starved => ready!(self.reader.poll_fill(&mut self.tcp, cx))?,
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Opens the next record, and does what it or its failure asks of the other direction.
@@ -243,18 +253,16 @@ impl AsyncWrite for TlsStream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         ready!(this.poll_ready(cx))?;
-        let mut written = 0;
-        while written < bytes.len() && this.writer.ready()? {
-            let record = this.record();
-            let length = record.len().min(bytes.len() - written);
+        let mut rest = bytes;
+        while !rest.is_empty() && this.writer.ready()? {
+            // As much of it as a record holds.
+            let length = rest.read(this.record())?;
             if length == 0 {
                 return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
             }
-            record[..length].copy_from_slice(&bytes[written..written + length]);
             this.seal(length)?;
-            written += length;
         }
-        Poll::Ready(Ok(written))
+        Poll::Ready(Ok(bytes.len() - rest.len()))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,9 +1,12 @@
 //! Records in: from the socket into one buffer, opened there, lent out of it.
 
+mod messages;
+
 use std::io;
 use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use ech_workers_boringssl::ssl::SslStream;
 use tokio::io::{AsyncRead, ReadBuf};
@@ -14,8 +17,7 @@ use crate::error::Alert;
 use crate::handshake::Wire;
 use crate::record::{HEADER, MAX_CIPHERTEXT, RecordError, TrafficKey, content_type};
 
-/// Records in a row that carry no data: tickets and key updates come singly, more is a nuisance.
-const MAX_IDLE_RECORDS: u32 = 64;
+use messages::{Messages, Patience};
 
 /// The receiving half of a connection.
 pub(super) struct RecordReader {
@@ -27,9 +29,8 @@ pub(super) struct RecordReader {
     opened: Range<usize>,
     /// Takes session tickets out of the first records.
     tickets: Option<Box<Tickets>>,
-    /// The rest of a handshake message that began in an earlier record.
-    handshake_rest: usize,
-    idle_records: u32,
+    messages: Messages,
+    patience: Patience,
     state: State,
 }
 
@@ -45,6 +46,7 @@ enum State {
 /// What came of opening the next record.
 pub(super) enum Opened {
     Data,
+    /// A record without data: cover traffic, a ticket, a key update.
     Nothing,
     /// The peer wants our next key to be a new one.
     KeyUpdateRequest,
@@ -69,17 +71,18 @@ impl From<RecordError> for Fault {
 }
 
 impl RecordReader {
-    /// `unread` is what came with the end of the handshake, at most a buffer's capacity.
-    pub(super) fn new(key: TrafficKey, unread: &[u8], tickets: Option<SslStream<Wire>>) -> Self {
-        let buffer = (!unread.is_empty()).then(|| {
-            let mut buffer = buffer::take_read();
-            buffer[..unread.len()].copy_from_slice(unread);
-            buffer
-        });
-        Self {
+    /// `unread` is what came with the end of the handshake, at most a buffer's capacity. `client`: whether this is the
+    /// client's end, to which alone tickets may be sent.
+    pub(super) fn new(
+        key: TrafficKey,
+        unread: &[u8],
+        client: bool,
+        tickets: Option<SslStream<Wire>>,
+    ) -> Self {
+        let mut reader = Self {
             key,
-            buffer,
-            unopened: 0..unread.len(),
+            buffer: None,
+            unopened: 0..0,
             opened: 0..0,
             tickets: tickets.map(|tls| {
                 Box::new(Tickets {
@@ -87,10 +90,23 @@ impl RecordReader {
                     record: Vec::new(),
                 })
             }),
-            handshake_rest: 0,
-            idle_records: 0,
+            messages: Messages::new(client),
+            patience: Patience::new(),
             state: State::Open,
+        };
+        if !unread.is_empty() {
+            let mut buffer = buffer::take_read();
+            match buffer.get_mut(..unread.len()) {
+                Some(space) => {
+                    space.copy_from_slice(unread);
+                    reader.unopened = 0..unread.len();
+                }
+                // Without it no record could be told from the next.
+                None => reader.state = State::Failed,
+            }
+            reader.buffer = Some(buffer);
         }
+        reader
     }
 
     /// How much opened data nobody has taken yet.
@@ -101,9 +117,7 @@ impl RecordReader {
     /// The opened data, which is taken with this.
     pub(super) fn lend(&mut self) -> &mut [u8] {
         let range = std::mem::take(&mut self.opened);
-        self.buffer
-            .as_mut()
-            .map_or(&mut [], |buffer| &mut buffer[range])
+        self.buffer().get_mut(range).unwrap_or_default()
     }
 
     /// Where the opened data lies in [`buffer`](Self::buffer); it is taken with this.
@@ -118,13 +132,18 @@ impl RecordReader {
 
     /// Copies of the opened data what `out` has room for.
     pub(super) fn copy_out(&mut self, out: &mut ReadBuf<'_>) {
-        if let Some(buffer) = &self.buffer {
-            let length = self.opened.len().min(out.remaining());
-            out.put_slice(&buffer[self.opened.start..self.opened.start + length]);
-            self.opened.start += length;
-            if self.opened.is_empty() && self.unopened.is_empty() {
-                self.release();
-            }
+        let Some(opened) = self
+            .buffer
+            .as_ref()
+            .and_then(|buffer| buffer.get(self.opened.clone()))
+        else {
+            return;
+        };
+        let length = opened.len().min(out.remaining());
+        out.put_slice(opened.get(..length).unwrap_or_default());
+        self.opened.start += length;
+        if self.opened.is_empty() && self.unopened.is_empty() {
+            self.release();
         }
     }
 
@@ -154,86 +173,63 @@ impl RecordReader {
         let Some(buffer) = &mut self.buffer else {
             return Ok(Opened::Starved);
         };
-        let start = self.unopened.start;
-        let unopened = &mut buffer[self.unopened.clone()];
-        let Some(length) = TrafficKey::whole_record(unopened)? else {
+        let Some(unopened) = buffer.get_mut(self.unopened.clone()) else {
             return Ok(Opened::Starved);
         };
-        let record = &mut unopened[..length];
+        let Some(record) = TrafficKey::first_record(unopened)? else {
+            return Ok(Opened::Starved);
+        };
         if let Some(tickets) = &mut self.tickets {
             tickets.record.clear();
             tickets.record.extend_from_slice(record);
         }
-        let (kind, content) = self.key.open(record)?;
-        self.unopened.start += length;
-        let content = start + HEADER..start + HEADER + content;
-        if self.handshake_rest > 0 && kind != content_type::HANDSHAKE {
-            // Handshake messages may not be interleaved with others (RFC 8446 section 5.1).
-            return Err(RecordError::UnexpectedMessage.into());
-        }
+        let (kind, length) = self.key.open(record)?;
+        let content = record.get(HEADER..HEADER + length).unwrap_or_default();
+        let start = self.unopened.start + HEADER;
+        self.unopened.start += record.len();
         if kind == content_type::APPLICATION_DATA && !content.is_empty() {
-            self.idle_records = 0;
+            if self.messages.is_split() {
+                return Err(RecordError::UnexpectedMessage.into());
+            }
+            self.patience.renew();
             self.tickets = None;
-            self.opened = content;
+            self.opened = start..start + length;
             return Ok(Opened::Data);
         }
-        self.idle_records += 1;
-        if self.idle_records > MAX_IDLE_RECORDS {
+        let opened = match (kind, content) {
+            // Padding alone is cover traffic (RFC 8446 section 5.4).
+            (content_type::APPLICATION_DATA, _) => Opened::Nothing,
+            (content_type::ALERT, [_, 0]) => Opened::End,
+            // user_canceled is followed by a close_notify (RFC 8446 section 6.1).
+            (content_type::ALERT, [_, 90]) => Opened::Nothing,
+            (content_type::ALERT, [_, code]) => return Err(Fault::Alert(Alert(*code))),
+            (content_type::ALERT, [_, ..]) => return Err(RecordError::DecodeError.into()),
+            (content_type::HANDSHAKE, [_, ..]) => {
+                self.patience.spend(Instant::now())?;
+                return self.open_handshake(start..start + length);
+            }
+            _ => return Err(RecordError::UnexpectedMessage.into()),
+        };
+        // Nothing may come between the parts of a handshake message (RFC 8446 section 5.1).
+        if self.messages.is_split() {
             return Err(RecordError::UnexpectedMessage.into());
         }
-        match (kind, &buffer[content.clone()]) {
-            (content_type::APPLICATION_DATA, _) => Ok(Opened::Nothing),
-            (content_type::ALERT, [_, 0]) => Ok(Opened::End),
-            // user_canceled is followed by a close_notify (RFC 8446 section 6.1).
-            (content_type::ALERT, [_, 90]) => Ok(Opened::Nothing),
-            (content_type::ALERT, [_, code]) => Err(Fault::Alert(Alert(*code))),
-            (content_type::HANDSHAKE, _) => self.open_handshake(content),
-            _ => Err(RecordError::UnexpectedMessage.into()),
+        if kind == content_type::ALERT {
+            self.patience.spend(Instant::now())?;
         }
+        self.pass_to_tickets();
+        Ok(opened)
     }
 
     /// Handshake messages after the handshake: tickets, which BoringSSL takes, and key updates.
     fn open_handshake(&mut self, content: Range<usize>) -> Result<Opened, Fault> {
-        const NEW_SESSION_TICKET: u8 = 4;
-        const KEY_UPDATE: u8 = 24;
-        let unexpected = Err(RecordError::UnexpectedMessage.into());
-        let Some(buffer) = &self.buffer else {
-            return unexpected;
-        };
-        let mut messages = &buffer[content];
-        if messages.is_empty() {
-            return unexpected;
-        }
-        let mut update = None;
-        while !messages.is_empty() {
-            if self.handshake_rest > 0 {
-                let length = self.handshake_rest.min(messages.len());
-                self.handshake_rest -= length;
-                messages = &messages[length..];
-                continue;
-            }
-            // A message's header is never split: the messages that may come here are short or begin a record.
-            let [kind, high, middle, low, body @ ..] = messages else {
-                return unexpected;
-            };
-            let length = usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low);
-            match (*kind, body) {
-                (NEW_SESSION_TICKET, _) if length <= 1 << 17 => {
-                    self.handshake_rest = length;
-                    messages = body;
-                }
-                // It must end its record (RFC 8446 section 5.1): what follows has another key.
-                (KEY_UPDATE, [requested @ 0..=1]) if length == 1 => {
-                    update = Some(*requested == 1);
-                    messages = &[];
-                }
-                _ => return unexpected,
-            }
-        }
-        let Some(requested) = update else {
-            if let Some(tickets) = &mut self.tickets {
-                tickets.take();
-            }
+        let content = self
+            .buffer
+            .as_ref()
+            .and_then(|buffer| buffer.get(content))
+            .unwrap_or_default();
+        let Some(requested) = self.messages.read(content)? else {
+            self.pass_to_tickets();
             return Ok(Opened::Nothing);
         };
         // BoringSSL is not told of the new key; tickets after it are passed over.
@@ -244,6 +240,13 @@ impl RecordReader {
         } else {
             Opened::Nothing
         })
+    }
+
+    /// Lets BoringSSL see the record that was opened last, whatever is in it: it counts them.
+    fn pass_to_tickets(&mut self) {
+        if let Some(tickets) = &mut self.tickets {
+            tickets.take();
+        }
     }
 
     /// Reads what the socket has, after what is there.
@@ -260,7 +263,7 @@ impl RecordReader {
             buffer.copy_within(self.unopened.clone(), 0);
             self.unopened = 0..self.unopened.len();
         }
-        let mut space = ReadBuf::new(&mut buffer[self.unopened.end..]);
+        let mut space = ReadBuf::new(buffer.get_mut(self.unopened.end..).unwrap_or_default());
         // tokio's own read, which spares the next call's EAGAIN after a short one.
         let polled = Pin::new(tcp).poll_read(cx, &mut space);
         let length = space.filled().len();

@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot go on fails on the spot
 
 use std::io::{Read as _, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Wake, Waker};
 
 use ech_workers_boringssl::pkey::PKey;
 use ech_workers_boringssl::ssl::{Ssl, SslContext, SslMethod};
@@ -12,7 +15,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::authority::{CertificateAuthority, Validity};
-use crate::record::{RECORDS_PER_KEY, content_type};
+use crate::record::{HEADER, OVERHEAD, RECORDS_PER_KEY, content_type};
 use crate::{
     ClientContext, ClientParameters, Ech, HelloForm, Profile, ServerContext, Trust, accept, connect,
 };
@@ -203,26 +206,131 @@ async fn answer_to(kind: u8, content: &[u8], times: usize) -> io::Result<usize> 
     server.read(&mut [0; 1]).await
 }
 
-#[tokio::test]
-async fn messages_that_have_no_place_after_the_handshake_end_the_connection() {
-    for content in [
-        &[1, 0, 0, 0][..],
-        &[24, 0, 0, 1, 2],
-        &[24, 0, 0, 1, 0, 24, 0, 0, 1, 0],
-        &[24, 0, 0, 2, 0, 0],
-        &[24],
-        &[],
-        &[13, 0, 0, 0],
-    ] {
-        let error = answer_to(content_type::HANDSHAKE, content, 1)
-            .await
-            .unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{content:?}");
+/// Sends a record whose inner plaintext is `content`, `kind` and `padding` zeros.
+async fn send_padded(tls: &mut TlsStream, kind: u8, content: &[u8], padding: usize) {
+    let mut record = vec![0; HEADER];
+    record.extend_from_slice(content);
+    record.push(kind);
+    record.resize(record.len() + padding, 0);
+    let length = record.len() - HEADER - 1;
+    let last = record.pop().unwrap();
+    record.resize(HEADER + length + OVERHEAD, 0);
+    let sealed = tls.writer.key.seal(&mut record, length, last).unwrap();
+    tls.tcp.write_all(&record[..sealed]).await.unwrap();
+}
+
+/// What the client hears when it has sent these records, of a type, a content and a padding each: the server's alert, or
+/// that the server took them.
+async fn heard_after(records: &[(u8, &[u8], usize)]) -> String {
+    let (mut client, mut server) = pair().await;
+    for (kind, content, padding) in records {
+        send_padded(&mut client, *kind, content, *padding).await;
     }
-    let error = answer_to(20, &[1], 1).await.unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
-    let error = answer_to(content_type::ALERT, &[1], 1).await.unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    client.shutdown().await.unwrap();
+    match server.read_to_end(&mut Vec::new()).await {
+        Ok(_) => "nothing".to_owned(),
+        Err(error) => {
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+            let error = client.read_to_end(&mut Vec::new()).await.unwrap_err();
+            let error = error.to_string();
+            let (_, alert) = error
+                .split_once("the peer ended the connection: ")
+                .unwrap_or_else(|| panic!("{error}"));
+            alert.split(' ').next().unwrap().to_owned()
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_breaks_rfc_8446_gets_the_alert_that_it_asks_for() {
+    use content_type::{ALERT, APPLICATION_DATA, HANDSHAKE};
+    let long = [7; RECORD_MAX + 1];
+    for (records, alert) in [
+        // Section 4.6.3.
+        (
+            &[(HANDSHAKE, &[24, 0, 0, 1, 2][..], 0)][..],
+            "illegal_parameter",
+        ),
+        (&[(HANDSHAKE, &[24, 0, 0, 2, 0, 0], 0)], "decode_error"),
+        (&[(HANDSHAKE, &[24, 0, 0, 0], 0)], "decode_error"),
+        // Section 5.1: a key update ends its record, and nothing comes between the parts of a message.
+        (
+            &[(HANDSHAKE, &[24, 0, 0, 1, 0, 24, 0, 0, 1, 0], 0)],
+            "unexpected_message",
+        ),
+        (
+            &[(HANDSHAKE, &[24, 0], 0), (APPLICATION_DATA, b"x", 0)],
+            "unexpected_message",
+        ),
+        (
+            &[(HANDSHAKE, &[24, 0], 0), (APPLICATION_DATA, b"", 0)],
+            "unexpected_message",
+        ),
+        (
+            &[(HANDSHAKE, &[24, 0], 0), (ALERT, &[1, 90], 0)],
+            "unexpected_message",
+        ),
+        // Messages that only a handshake has, and a ticket for the server.
+        (&[(HANDSHAKE, &[1, 0, 0, 0], 0)], "unexpected_message"),
+        (&[(HANDSHAKE, &[13, 0, 0, 0], 0)], "unexpected_message"),
+        (&[(HANDSHAKE, &[4, 0, 0, 14], 0)], "unexpected_message"),
+        // Section 5: types that do not exist here. Section 5.4: handshake messages and alerts are not empty.
+        (&[(20, &[1], 0)], "unexpected_message"),
+        (&[(0, &[], 0)], "unexpected_message"),
+        (&[(0, &[], 100)], "unexpected_message"),
+        (&[(HANDSHAKE, &[], 0)], "unexpected_message"),
+        (&[(HANDSHAKE, &[], 10)], "unexpected_message"),
+        (&[(ALERT, &[], 0)], "unexpected_message"),
+        // Section 6: an alert is two bytes long.
+        (&[(ALERT, &[1], 0)], "decode_error"),
+        (&[(ALERT, &[1, 90, 1, 90], 0)], "decode_error"),
+        // Section 5.4: the inner plaintext is at most 2^14 + 1 bytes long, with its type and its padding.
+        (&[(APPLICATION_DATA, &long[1..], 0)], "nothing"),
+        (&[(APPLICATION_DATA, b"x", RECORD_MAX - 1)], "nothing"),
+        (&[(APPLICATION_DATA, b"", RECORD_MAX)], "nothing"),
+        (&[(APPLICATION_DATA, &long, 0)], "record_overflow"),
+        (&[(APPLICATION_DATA, &long[1..], 1)], "record_overflow"),
+        (&[(APPLICATION_DATA, b"x", RECORD_MAX)], "record_overflow"),
+        (&[(0, &[], RECORD_MAX + 1)], "record_overflow"),
+    ] {
+        let heard = heard_after(records).await;
+        let shown: Vec<_> = records
+            .iter()
+            .map(|(kind, content, padding)| (kind, &content[..content.len().min(10)], padding))
+            .collect();
+        assert_eq!(heard, alert, "{shown:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_update_in_five_records_is_followed() {
+    let (mut client, mut server) = pair().await;
+    for byte in [24, 0, 0, 1, 1] {
+        send_padded(&mut client, content_type::HANDSHAKE, &[byte], 0).await;
+    }
+    client.writer.key.update().unwrap();
+    client.write_all(b"ping").await.unwrap();
+    client.flush().await.unwrap();
+    let mut received = [0; 4];
+    server.read_exact(&mut received).await.unwrap();
+    assert_eq!(&received, b"ping");
+    assert_eq!(server.reader.key.sequence(), 1);
+    assert!(server.writer.key_update, "it asked for one");
+}
+
+#[tokio::test]
+async fn a_ticket_in_many_records_is_passed_over() {
+    let (mut client, mut server) = pair().await;
+    let mut ticket = vec![4, 0, 0, 200];
+    ticket.resize(204, 1);
+    for part in ticket.chunks(7) {
+        send_padded(&mut server, content_type::HANDSHAKE, part, 0).await;
+    }
+    server.write_all(b"data").await.unwrap();
+    server.flush().await.unwrap();
+    let mut received = [0; 4];
+    client.read_exact(&mut received).await.unwrap();
+    assert_eq!(&received, b"data");
 }
 
 #[tokio::test]
@@ -237,11 +345,89 @@ async fn an_alert_is_named() {
 }
 
 #[tokio::test]
-async fn a_few_empty_records_are_passed_over_and_a_flood_is_not() {
-    let few = answer_to(content_type::APPLICATION_DATA, &[], 10).await;
-    assert_eq!(few.unwrap(), 1);
-    let flood = answer_to(content_type::APPLICATION_DATA, &[], 100).await;
-    assert_eq!(flood.unwrap_err().kind(), io::ErrorKind::InvalidData);
+async fn any_number_of_empty_records_is_passed_over() {
+    let (mut client, mut server) = pair().await;
+    let sending = async {
+        for padding in 0..1000 {
+            send_padded(&mut client, content_type::APPLICATION_DATA, &[], padding).await;
+        }
+        client.write_all(b"ping").await.unwrap();
+        client.flush().await.unwrap();
+    };
+    let mut received = [0; 4];
+    let (result, ()) = tokio::join!(server.read_exact(&mut received), sending);
+    result.unwrap();
+    assert_eq!(&received, b"ping");
+}
+
+#[tokio::test]
+async fn a_flood_of_empty_records_leaves_the_thread_to_others() {
+    let (mut client, mut server) = pair().await;
+    for _ in 0..1000 {
+        send_padded(&mut client, content_type::APPLICATION_DATA, &[], 0).await;
+    }
+    send_padded(&mut client, content_type::APPLICATION_DATA, b"x", 0).await;
+    server.tcp.readable().await.unwrap();
+    let opened = |server: &TlsStream| server.reader.key.sequence();
+    let before = opened(&server);
+    let mut calls = 0;
+    let mut batch = Vec::new();
+    let woken = waker();
+    loop {
+        calls += 1;
+        let at = opened(&server);
+        let polled = server.poll_open_batch(&mut Context::from_waker(&woken.1), &mut batch);
+        let ready = matches!(polled, Poll::Ready(Ok(Some(_))));
+        assert!(opened(&server) - at <= 1 + IDLE_RECORDS as u64);
+        if ready {
+            break;
+        }
+        let again = woken.0.0.swap(false, Ordering::Relaxed);
+        let limited = opened(&server) - at == IDLE_RECORDS as u64;
+        assert!(again || !limited, "left without a wake-up");
+        tokio::task::yield_now().await;
+    }
+    assert!(calls > 1000 / IDLE_RECORDS, "{calls}");
+    assert_eq!(opened(&server) - before, 1001);
+}
+
+#[tokio::test]
+async fn a_flood_of_key_updates_or_warnings_ends_the_connection() {
+    for (kind, content) in [
+        (content_type::HANDSHAKE, &[24, 0, 0, 1, 0][..]),
+        (content_type::ALERT, &[1, 90]),
+    ] {
+        for (times, data, ends) in [(60, false, false), (200, true, false), (100, false, true)] {
+            let (mut client, mut server) = pair().await;
+            for _ in 0..times {
+                client.writer.seal_control(kind, content).unwrap();
+                if kind == content_type::HANDSHAKE {
+                    client.writer.key.update().unwrap();
+                }
+                if data {
+                    client.write_all(b"x").await.unwrap();
+                }
+                client.flush().await.unwrap();
+            }
+            client.shutdown().await.unwrap();
+            let result = server.read_to_end(&mut Vec::new()).await;
+            assert_eq!(result.is_err(), ends, "{kind}, {times} times");
+        }
+    }
+}
+
+/// A waker and whether it was woken.
+fn waker() -> (Arc<Woken>, Waker) {
+    let woken = Arc::new(Woken(AtomicBool::new(false)));
+    (Arc::clone(&woken), Waker::from(woken))
+}
+
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[tokio::test]

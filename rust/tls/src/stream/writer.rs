@@ -267,7 +267,8 @@ mod tests {
         let mut key = key();
         let mut sealed = &mut writer.buffer.as_mut().unwrap()[level..writer.sealed.end];
         let mut plaintexts = Vec::new();
-        while let Some(length) = TrafficKey::whole_record(sealed).unwrap() {
+        while let Some(record) = TrafficKey::first_record(sealed).unwrap() {
+            let length = record.len();
             let (record, rest) = sealed.split_at_mut(length);
             sealed = rest;
             let (kind, content) = key.open(record).unwrap();
