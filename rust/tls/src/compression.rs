@@ -89,7 +89,10 @@ fn zstd_window(frame: &[u8]) -> Option<u64> {
         return Some(base + base / 8 * u64::from(window & 7));
     }
     // Without a window descriptor the window is the content, whose size stands behind the dictionary's id.
-    let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let dictionary = match descriptor & 3 {
+        3 => 4,
+        length => usize::from(length),
+    };
     let field = rest.get(dictionary..)?;
     let little_endian = |length: usize| {
         field.get(..length).map(|bytes| {

@@ -58,14 +58,14 @@ impl ClientHello {
         let mut message = Vec::new();
         let mut wire_length = 0;
         loop {
-            if let [1, high, middle, low, ..] = message[..] {
+            if let [1, high, middle, low, body @ ..] = &message[..] {
                 let length =
-                    4 + (usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low));
+                    4 + (usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low));
                 if length > MAX_HELLO || message.len() > length {
                     return Err(NotAClientHello);
                 }
                 if message.len() == length {
-                    let hello = Self::parse(&message[4..]).ok_or(NotAClientHello)?;
+                    let hello = Self::parse(body).ok_or(NotAClientHello)?;
                     return Ok(Some(Self {
                         record_version,
                         wire_length,

@@ -113,7 +113,7 @@ pub mod setting {
 }
 
 /// Every profile, the default first.
-pub static ALL: &[Profile] = &[FIREFOX_120, FIREFOX_153];
+pub static ALL: &[Profile; 2] = &[FIREFOX_120, FIREFOX_153];
 
 /// Firefox 120 (source: the uTLS parrot HelloFirefox_120).
 const FIREFOX_120: Profile = Profile {

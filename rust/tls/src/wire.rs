@@ -31,7 +31,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn rest(&self) -> &'a [u8] {
-        &self.bytes[self.position..self.end]
+        self.bytes.get(self.position..self.end).unwrap_or_default()
     }
 
     pub(crate) fn take(&mut self, length: usize) -> Option<Self> {
@@ -47,7 +47,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn u8(&mut self) -> Option<u8> {
-        self.take(1).map(|part| part.rest()[0])
+        self.take(1)?.rest().first().copied()
     }
 
     pub(crate) fn u16(&mut self) -> Option<u16> {

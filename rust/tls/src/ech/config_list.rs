@@ -109,7 +109,10 @@ impl ConfigList {
                 }
                 continue;
             }
-            let encoded = list[start..body.position()].to_vec();
+            let encoded = list
+                .get(start..body.position())
+                .unwrap_or_default()
+                .to_vec();
             let config = Config::parse(contents, encoded)?;
             match config.check() {
                 Ok(()) => configs.push(config),

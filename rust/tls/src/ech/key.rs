@@ -198,7 +198,7 @@ const PKCS8_X25519: [u8; 16] = [
 
 /// The key of a PKCS #8 structure of version 0, or of version 1, which may carry the public key behind it (RFC 5958).
 fn x25519_from_pkcs8(der: &[u8]) -> Option<[u8; 32]> {
-    let prefix = der.first_chunk::<16>()?;
+    let (prefix, rest) = der.split_first_chunk::<16>()?;
     let mut expected = PKCS8_X25519;
     expected[1] = u8::try_from(der.len().checked_sub(2)?)
         .ok()
@@ -206,7 +206,7 @@ fn x25519_from_pkcs8(der: &[u8]) -> Option<[u8; 32]> {
     if prefix[4] == 1 {
         expected[4] = 1;
     }
-    (*prefix == expected).then(|| der[16..].first_chunk::<32>().copied())?
+    (*prefix == expected).then(|| rest.first_chunk::<32>().copied())?
 }
 
 #[cfg(test)]
