@@ -22,6 +22,7 @@ from ech_workers import files
 from ech_workers.addresses import is_address
 from ech_workers.certificates import CertificatePair
 from ech_workers.errors import ConfigError
+from ech_workers.names import ascii_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -484,11 +485,10 @@ def _host(text: str, option: str, *, address: bool = True) -> str:
     host = text.strip()
     if address and is_address(host):
         return str(ipaddress.ip_address(host))
-    if not host.isascii():
-        try:
-            host = host.encode("idna").decode("ascii")
-        except UnicodeError:
-            raise ConfigError(f"{text!r} is no host name", option=option) from None
+    try:
+        host = ascii_name(host)
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is no host name: {error}", option=option) from None
     host = host.lower().removesuffix(".")
     labels = host.split(".")
     # A name that ends in a number is an address that went wrong (RFC 3986 section 7.4), never a name.

@@ -7,7 +7,9 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
+from ech_workers.config import authority
 from ech_workers.errors import ConfigError, TargetError, TargetTimeout
+from ech_workers.names import ascii_name
 
 if TYPE_CHECKING:
     import socket
@@ -53,9 +55,12 @@ class Target:
         if parts.scheme not in ("http", "https") or not parts.hostname or (port is None and ":" in parts.netloc[-6:]):
             raise ConfigError(f"{url!r} is no http or https URL", option="--target", advice=f"like {DEFAULT_TARGET}")
         self.tls = parts.scheme == "https"
-        self.host = parts.hostname
+        try:
+            self.host = ascii_name(parts.hostname)
+        except ValueError as error:
+            raise ConfigError(f"{url!r} is no URL: {error}", option="--target") from None
         self.port = port or (443 if self.tls else 80)
-        self._authority = parts.netloc.rpartition("@")[2]
+        self._authority = authority(self.host, self.port, 443 if self.tls else 80)
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         if not f"{self._authority}{self._path}".isascii() or any(c.isspace() for c in self._path):
             raise ConfigError(f"{url!r} is no URL", option="--target", advice="write it as browsers send it")

@@ -42,6 +42,7 @@ def build(**options: Any) -> ClientConfig:
         ("https://tunnel.test:8443", "tunnel.test", 8443, "/"),
         ("Tunnel.TEST./ws", "tunnel.test", 443, "/ws"),
         ("bücher.test/ws", "xn--bcher-kva.test", 443, "/ws"),
+        ("straße.test/ws", "xn--strae-oqa.test", 443, "/ws"),
         ("_dns.tunnel.test/ws", "_dns.tunnel.test", 443, "/ws"),
         ("[2001:DB8::1]:8443/ws", "2001:db8::1", 8443, "/ws"),
         ("tunnel.test/übung", "tunnel.test", 443, "/%C3%BCbung"),
