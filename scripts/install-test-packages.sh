@@ -15,6 +15,7 @@ need c++ g++
 need named bind9
 need valgrind valgrind
 need certutil libnss3-tools
+need npm npm
 # The browsers take 12 to 15 seconds each. Ubuntu has neither as a package: there their tests are skipped.
 if grep -qx 'ID=debian' /etc/os-release; then
     need chromium chromium

@@ -22,6 +22,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "server": ("ech_workers.cli.server", "The other end of the tunnel."),
     "check": ("ech_workers.cli.check", "Say layer by layer what works, and what to try."),
     "keygen": ("ech_workers.cli.keygen", "Make an ECH key and the DNS record for it."),
+    "worker": ("ech_workers.cli.worker", "Write a Cloudflare Worker to be the other end."),
     "demo": ("ech_workers.cli.demo", "The whole tunnel on loopback: try it without a server."),
     "completion": ("ech_workers.cli.completion", "Print the completion script for a shell."),
 }
