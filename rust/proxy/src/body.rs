@@ -1,14 +1,10 @@
-//! Where the content of a forwarded HTTP request ends.
+//! Where the content of an HTTP message ends.
 
 use crate::Error;
 
-/// Follows the content of a forwarded request (RFC 9112 section 6) without keeping any of it.
-///
-/// A forwarded request has its connection to itself, but the program may not know yet and send its
-/// next request, meant perhaps for another host, behind the first. What lies beyond the end of the
-/// content must not reach this target.
+/// Follows the content of a message (RFC 9112 section 6) without keeping any of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Body(State);
+pub(crate) struct Body(State);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
@@ -43,13 +39,13 @@ impl Body {
         Self(State::Chunked(Chunk::Size { size: 0, digits: 0 }))
     }
 
-    /// How many bytes at the front of `bytes`, which arrived after those seen before, belong to the request.
+    /// How many bytes at the front of `bytes`, which arrived after those seen before, belong to the content.
     ///
-    /// Fewer than all of them means that the request [is complete](Self::is_complete).
+    /// Fewer than all of them means that it [is complete](Self::is_complete).
     ///
     /// # Errors
-    /// [`Error::MalformedRequest`] when the chunked framing is broken, now or before: nothing more may be forwarded.
-    pub fn accept(&mut self, bytes: &[u8]) -> Result<usize, Error> {
+    /// [`Error::MalformedRequest`] when the chunked framing is broken, now or before.
+    pub(crate) fn accept(&mut self, bytes: &[u8]) -> Result<usize, Error> {
         match &mut self.0 {
             State::Sized(remaining) => {
                 let taken = at_most(*remaining, bytes.len());
@@ -78,9 +74,8 @@ impl Body {
         }
     }
 
-    /// Whether the whole request has been seen.
-    #[must_use]
-    pub fn is_complete(&self) -> bool {
+    /// Whether all of it has been seen.
+    pub(crate) fn is_complete(&self) -> bool {
         matches!(self.0, State::Sized(0) | State::Chunked(Chunk::End))
     }
 }

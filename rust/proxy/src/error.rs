@@ -53,7 +53,7 @@ pub enum Error {
     /// A request as to a web server: a browser opened the proxy port itself.
     #[error("a plain web request to the proxy port")]
     NotAProxyRequest,
-    /// A scheme other than `http` in the request target.
+    /// A scheme other than `http` and `ws` in the request target.
     #[error(
         "the scheme of the request is not supported: only http, or CONNECT for everything else"
     )]

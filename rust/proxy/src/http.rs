@@ -4,13 +4,17 @@ use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
-use crate::{Body, Credentials, Error, Target};
+use crate::body::Body;
+use crate::{Credentials, Error, Exchange, Target, TargetError};
 
-/// The longest HTTP request head, with its empty line, in bytes.
-pub const MAX_HEAD: usize = 10 * 1024;
+/// The longest HTTP request head, with its empty line, in bytes. Cookies and Kerberos tickets fill many KiB, and web
+/// servers take as much.
+pub const MAX_HEAD: usize = 32 * 1024;
 
 /// More fields than any browser sends; the parser's table is on the stack.
-const MAX_FIELDS: usize = 128;
+const MAX_FIELDS: usize = 256;
+/// As many as nearly all requests have: a small table costs less to set up.
+const USUAL_FIELDS: usize = 32;
 
 /// Fields that concern only this connection (RFC 9110 section 7.6.1, and the proxy's own of section 11.7).
 /// Transfer-Encoding is not among them: the content goes through as it is.
@@ -98,8 +102,7 @@ pub(crate) enum Parsed {
         target: Target,
         /// The head for the target.
         head: Vec<u8>,
-        /// Nothing when the connection changes its protocol: then all that follows is for the target.
-        body: Option<Body>,
+        exchange: Exchange,
         /// Whether the answer to it has no content (RFC 9110 section 9.3.2).
         bodiless_answer: bool,
     },
@@ -107,25 +110,30 @@ pub(crate) enum Parsed {
 
 /// Parses a complete head.
 pub(crate) fn parse(head: &[u8], credentials: Option<&Credentials>) -> Result<Parsed, Error> {
-    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-    let mut request = httparse::Request::new(&mut fields);
-    match request.parse(head) {
-        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+    let (line, rest) = request_line(head)?;
+    let RequestLine {
+        method,
+        target: request_target,
+        version,
+    } = line;
+    let mut usual = [httparse::EMPTY_HEADER; USUAL_FIELDS];
+    let mut most;
+    let mut parsed = httparse::parse_headers(rest, &mut usual);
+    if parsed == Err(httparse::Error::TooManyHeaders) {
+        most = [httparse::EMPTY_HEADER; MAX_FIELDS];
+        parsed = httparse::parse_headers(rest, &mut most);
+    }
+    let fields = match parsed {
+        Ok(httparse::Status::Complete((length, fields))) if length == rest.len() => Fields(fields),
         Ok(_) => {
             return Err(Error::MalformedRequest(
                 "the head does not end where it should",
             ));
         }
         Err(error) => return Err(syntax_error(error)),
-    }
-    let (Some(method), Some(request_target), Some(version)) =
-        (request.method, request.path, request.version)
-    else {
-        return Err(Error::MalformedRequest("the request line"));
     };
-    let fields = Fields(request.headers);
 
-    if method != "CONNECT" && (request_target.starts_with('/') || request_target == "*") {
+    if method != "CONNECT" && (request_target.starts_with(b"/") || request_target == b"*") {
         return Err(Error::NotAProxyRequest);
     }
     if let Some(credentials) = credentials {
@@ -141,9 +149,13 @@ pub(crate) fn parse(head: &[u8], credentials: Option<&Credentials>) -> Result<Pa
         if content != Content::Length(0) {
             return Err(Error::MalformedRequest("a CONNECT request with content"));
         }
-        return Ok(Parsed::Connect(request_target.parse()?));
+        return Ok(Parsed::Connect(as_text(request_target)?.parse()?));
     }
-    let (target, origin_form) = absolute_form(method, request_target)?;
+    let AbsoluteForm {
+        target,
+        origin_form,
+        user_information,
+    } = absolute_form(method, request_target)?;
     let options = connection_options(&fields)?;
     let upgrade = method == "GET"
         && version == 1
@@ -152,14 +164,14 @@ pub(crate) fn parse(head: &[u8], credentials: Option<&Credentials>) -> Result<Pa
 
     let mut forwarded = Vec::with_capacity(head.len() + 32);
     for part in [
-        method,
-        " ",
+        method.as_bytes(),
+        b" ",
         &origin_form,
-        " HTTP/1.",
-        if version == 0 { "0" } else { "1" },
-        "\r\n",
+        b" HTTP/1.",
+        if version == 0 { b"0" } else { b"1" },
+        b"\r\n",
     ] {
-        forwarded.extend_from_slice(part.as_bytes());
+        forwarded.extend_from_slice(part);
     }
     // RFC 9112 section 3.2.2: the received Host is ignored, the one of the request target takes its place.
     write_field(&mut forwarded, "Host", host_field(&target).as_bytes());
@@ -171,6 +183,12 @@ pub(crate) fn parse(head: &[u8], credentials: Option<&Credentials>) -> Result<Pa
             write_field(&mut forwarded, field.name, field.value);
         }
     }
+    if let Some(user_information) = user_information
+        && fields.all("Authorization").next().is_none()
+    {
+        let value = format!("Basic {}", BASE64.encode(user_pass(user_information)));
+        write_field(&mut forwarded, "Authorization", value.as_bytes());
+    }
     if upgrade {
         write_field(&mut forwarded, "Connection", b"Upgrade");
         write_field(&mut forwarded, "Upgrade", b"websocket");
@@ -180,16 +198,17 @@ pub(crate) fn parse(head: &[u8], credentials: Option<&Credentials>) -> Result<Pa
     }
     forwarded.extend_from_slice(b"\r\n");
 
-    let body = match content {
-        _ if upgrade => None,
-        Content::Length(length) => Some(Body::sized(length)),
-        Content::Chunked => Some(Body::chunked()),
+    let bodiless_answer = method == "HEAD";
+    let exchange = match content {
+        _ if upgrade => Exchange::upgrade(),
+        Content::Length(length) => Exchange::new(Body::sized(length), bodiless_answer),
+        Content::Chunked => Exchange::new(Body::chunked(), bodiless_answer),
     };
     Ok(Parsed::Forward {
         target,
         head: forwarded,
-        body,
-        bodiless_answer: method == "HEAD",
+        exchange,
+        bodiless_answer,
     })
 }
 
@@ -260,6 +279,49 @@ fn check_request_line(line: &[u8]) -> Result<(), Error> {
         _ => Err(Error::MalformedRequest(
             "the request line does not end with an HTTP version",
         )),
+    }
+}
+
+struct RequestLine<'a> {
+    method: &'a str,
+    /// Bytes: programs send GBK and Latin-1 as well as UTF-8, which a target may understand.
+    target: &'a [u8],
+    /// The minor version.
+    version: u8,
+}
+
+/// The request line of a head, and what follows it.
+fn request_line(head: &[u8]) -> Result<(RequestLine<'_>, &[u8]), Error> {
+    let malformed = Error::MalformedRequest("the request line");
+    let end = head.iter().position(|&byte| byte == b'\r');
+    let Some((line, rest)) = end.and_then(|end| head.split_at_checked(end)) else {
+        return Err(malformed);
+    };
+    let mut words = line.split(|&byte| byte == b' ');
+    let (Some(method), Some(target), Some(version), None) =
+        (words.next(), words.next(), words.next(), words.next())
+    else {
+        return Err(malformed);
+    };
+    let version = match version {
+        b"HTTP/1.0" => 0,
+        b"HTTP/1.1" => 1,
+        _ => return Err(Error::UnsupportedVersion),
+    };
+    let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    if !method.iter().all(is_token) || target.is_empty() || target.contains(&b'\t') {
+        return Err(malformed);
+    }
+    match (str::from_utf8(method), rest.get(2..)) {
+        (Ok(method), Some(rest)) if !method.is_empty() => {
+            let line = RequestLine {
+                method,
+                target,
+                version,
+            };
+            Ok((line, rest))
+        }
+        _ => Err(malformed),
     }
 }
 
@@ -379,28 +441,83 @@ fn content(fields: &Fields<'_>, version: u8) -> Result<Content, Error> {
         .ok_or(Error::MalformedRequest("Content-Length is not a number"))
 }
 
-/// The target of an absolute-form request, and the origin-form that it is sent (RFC 9112 section 3.2).
-fn absolute_form(method: &str, request_target: &str) -> Result<(Target, String), Error> {
-    let Some((scheme, rest)) = request_target.split_once("://") else {
+/// An absolute-form request target (RFC 9112 section 3.2.2) in its parts.
+struct AbsoluteForm<'a> {
+    target: Target,
+    /// What the target is sent.
+    origin_form: Vec<u8>,
+    /// What stood before the host, percent-encoded.
+    user_information: Option<&'a [u8]>,
+}
+
+fn absolute_form<'a>(method: &str, request_target: &'a [u8]) -> Result<AbsoluteForm<'a>, Error> {
+    let separator = request_target.windows(3).position(|part| part == b"://");
+    let Some((scheme, rest)) = separator.and_then(|at| request_target.split_at_checked(at)) else {
         return Err(Error::MalformedRequest(
             "the request target is not an absolute URI",
         ));
     };
-    if !scheme.eq_ignore_ascii_case("http") {
+    let rest = rest.get(3..).unwrap_or_default();
+    // Programs that ask an HTTP proxy for a WebSocket leave the scheme as it is: the request is the same (RFC 6455 section 3).
+    if !scheme.eq_ignore_ascii_case(b"http") && !scheme.eq_ignore_ascii_case(b"ws") {
         return Err(Error::UnsupportedScheme);
     }
-    if rest.contains('#') {
+    if rest.contains(&b'#') {
         return Err(Error::MalformedRequest("a fragment in the request target"));
     }
-    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    let target = Target::parse_authority(authority, Some(80))?;
+    let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?'));
+    let (authority, path) = rest.split_at(end.unwrap_or(rest.len()));
+    // RFC 9110 section 4.2.4: it is not sent on as a part of the address.
+    let (user_information, authority) = match authority.iter().rposition(|&byte| byte == b'@') {
+        Some(at) => (
+            authority.get(..at),
+            authority.get(at + 1..).unwrap_or_default(),
+        ),
+        None => (None, authority),
+    };
+    let target = Target::parse_authority(as_text(authority)?, Some(80))?;
     let origin_form = match path {
         // RFC 9112 section 3.2.4: OPTIONS without a path is about the server as a whole.
-        "" if method == "OPTIONS" => "*".to_owned(),
-        _ if path.starts_with('/') => path.to_owned(),
-        _ => format!("/{path}"),
+        b"" if method == "OPTIONS" => b"*".to_vec(),
+        [b'/', ..] => path.to_vec(),
+        _ => [b"/", path].concat(),
     };
-    Ok((target, origin_form))
+    Ok(AbsoluteForm {
+        target,
+        origin_form,
+        user_information: user_information.filter(|user| !user.is_empty()),
+    })
+}
+
+/// A host and port, which are ASCII.
+fn as_text(authority: &[u8]) -> Result<&str, Error> {
+    str::from_utf8(authority).map_err(|_| Error::InvalidTarget(TargetError::InvalidName))
+}
+
+/// User name, colon and password (RFC 7617 section 2) of a URI's user information (RFC 3986 section 3.2.1).
+fn user_pass(user_information: &[u8]) -> Vec<u8> {
+    let mut decoded = Vec::with_capacity(user_information.len() + 1);
+    let mut rest = user_information;
+    while let [byte, behind @ ..] = rest {
+        let hex = |digit: u8| {
+            char::from(digit)
+                .to_digit(16)
+                .and_then(|d| u8::try_from(d).ok())
+        };
+        rest = behind;
+        if let (b'%', [high, low, behind @ ..]) = (byte, behind)
+            && let (Some(high), Some(low)) = (hex(*high), hex(*low))
+        {
+            decoded.push(high << 4 | low);
+            rest = behind;
+        } else {
+            decoded.push(*byte);
+        }
+    }
+    if !user_information.contains(&b':') {
+        decoded.push(b':');
+    }
+    decoded
 }
 
 /// The names in the Connection fields (RFC 9110 section 7.6.1).

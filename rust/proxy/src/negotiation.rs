@@ -159,7 +159,7 @@ impl Negotiation {
             target,
             kind,
             early,
-            body: None,
+            exchange: None,
             bodiless_answer: false,
         }))
     }
@@ -173,26 +173,25 @@ impl Negotiation {
                     target,
                     kind,
                     early: rest.to_vec(),
-                    body: None,
+                    exchange: None,
                     bodiless_answer: false,
                 }
             }
             Parsed::Forward {
                 target,
                 head: mut early,
-                mut body,
+                mut exchange,
                 bodiless_answer,
             } => {
-                let belonging = match &mut body {
-                    Some(body) => body.accept(rest)?,
-                    None => rest.len(),
-                };
-                early.extend_from_slice(&rest[..belonging]);
+                let belonging = exchange.accept_request(rest)?;
+                let (belonging, behind) = rest.split_at(belonging);
+                early.extend_from_slice(belonging);
+                exchange.hold(behind);
                 Request {
                     target,
                     kind: RequestKind::HttpForward,
                     early,
-                    body,
+                    exchange: Some(Box::new(exchange)),
                     bodiless_answer,
                 }
             }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::http::Reply;
-use crate::{Body, Target, socks5};
+use crate::{Exchange, Target, socks5};
 
 /// A complete request of a local program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,9 +15,8 @@ pub struct Request {
     /// The first bytes for the target: what the program sent behind its request, and before that, of a
     /// forwarded HTTP request, the rewritten head.
     pub early: Vec<u8>,
-    /// How much of what the program sends next belongs to this request, `early` counted already.
-    /// Present in a forwarded HTTP request; without it everything goes to the target.
-    pub body: Option<Body>,
+    /// What may pass behind these, in both directions, of a forwarded HTTP request; of another one everything does.
+    pub exchange: Option<Box<Exchange>>,
     pub(crate) bodiless_answer: bool,
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use ech_workers_proxy::{self as proxy, Credentials, Target};
+use ech_workers_proxy::{self as proxy, Credentials, RequestKind, Target};
 use ech_workers_tls::ClientContext;
 use ech_workers_yamux as yamux;
 use parking_lot::Mutex;
@@ -321,7 +321,7 @@ impl Client {
             socket: Socket::Unix(socket),
             target,
             early: Vec::new(),
-            body: None,
+            exchange: None,
             place: Some(place),
             deadline,
             reply: Reply::Api(answer),
@@ -423,11 +423,12 @@ impl Shared {
             socket: Socket::Tcp(tcp),
             target: request.target.clone(),
             early: std::mem::take(&mut request.early),
-            body: request.body.take().map(Box::new),
+            exchange: request.exchange.take(),
             place: Some(place),
             deadline,
+            // A forwarded request has no reply of its own that could be early: a failure can be told.
+            confirm: self.config.confirmed || request.kind == RequestKind::HttpForward,
             reply: Reply::Local(request),
-            confirm: self.config.confirmed,
         };
         self.place(Box::new(open)).await;
     }

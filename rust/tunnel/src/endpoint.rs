@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::Shutdown;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use ech_workers_proxy::Body;
+use ech_workers_proxy::Exchange;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -72,6 +72,15 @@ impl Socket {
         match self {
             Self::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
             Self::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
+        }
+    }
+
+    /// Waits for bytes and leaves them where they are. Only the socket of a local program's own connection can do this.
+    fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut byte = [0];
+        match self {
+            Self::Tcp(socket) => socket.poll_peek(cx, &mut ReadBuf::new(&mut byte)),
+            Self::Unix(_) => Poll::Pending,
         }
     }
 
@@ -150,10 +159,22 @@ pub(crate) struct Endpoint {
     pub(crate) backlog: Backlog,
     /// Bytes at the front of the backlog that did not come through the tunnel, and earn the peer no window.
     own: usize,
-    /// Where a forwarded HTTP request ends: what a program sends behind it is not for this target.
-    body: Option<Box<Body>>,
+    /// A forwarded HTTP request, which decides what passes.
+    exchange: Option<Forwarded>,
     /// The place among the limited local connections, given up with the endpoint.
     _place: Option<Place>,
+}
+
+/// A forwarded HTTP request on its way.
+#[derive(Debug)]
+struct Forwarded {
+    exchange: Box<Exchange>,
+    /// Whom to wake when the answer has said whether what was held back may go to the target.
+    holding: Option<Waker>,
+    /// What was held back and has not gone yet.
+    held: Vec<u8>,
+    /// The program has been told that the answer is complete.
+    end_told: bool,
 }
 
 impl Endpoint {
@@ -166,15 +187,24 @@ impl Endpoint {
             socket,
             backlog,
             own: 0,
-            body: None,
+            exchange: None,
             _place: None,
         }
     }
 
-    /// The endpoint of a local program, whose request may say how far it goes.
-    pub(crate) fn local(socket: Socket, body: Option<Box<Body>>, place: Option<Place>) -> Self {
+    /// The endpoint of a local program.
+    pub(crate) fn local(
+        socket: Socket,
+        exchange: Option<Box<Exchange>>,
+        place: Option<Place>,
+    ) -> Self {
         Self {
-            body,
+            exchange: exchange.map(|exchange| Forwarded {
+                exchange,
+                holding: None,
+                held: Vec::new(),
+                end_told: false,
+            }),
             _place: place,
             ..Self::new(socket)
         }
@@ -187,12 +217,32 @@ impl Endpoint {
         space: &mut [u8],
     ) -> Poll<io::Result<usize>> {
         loop {
-            let n = ready!(self.socket.poll_read(cx, space))?;
-            let Some(body) = &mut self.body else {
-                return Poll::Ready(Ok(n));
+            let Some(forwarded) = &mut self.exchange else {
+                return self.socket.poll_read(cx, space);
             };
-            let of_request = body
-                .accept(&space[..n])
+            if !forwarded.held.is_empty() {
+                let n = forwarded.held.len().min(space.len());
+                space[..n].copy_from_slice(&forwarded.held[..n]);
+                forwarded.held.drain(..n);
+                return Poll::Ready(Ok(n));
+            }
+            if forwarded.exchange.is_pipe() {
+                self.exchange = None;
+                continue;
+            }
+            if forwarded.exchange.is_holding() {
+                forwarded.holding = Some(cx.waker().clone());
+                // The end of the program is no byte to hold back.
+                return match ready!(self.socket.poll_peek(cx)) {
+                    Ok(0) => Poll::Ready(Ok(0)),
+                    Ok(_) => Poll::Pending,
+                    Err(error) => Poll::Ready(Err(error)),
+                };
+            }
+            let n = ready!(self.socket.poll_read(cx, space))?;
+            let of_request = forwarded
+                .exchange
+                .accept_request(&space[..n])
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
             if n == 0 || of_request > 0 {
                 return Poll::Ready(Ok(of_request));
@@ -202,14 +252,33 @@ impl Endpoint {
 
     /// Writes bytes of our own, a reply: to be called before any of the tunnel's are delivered.
     pub(crate) fn tell(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<()> {
-        self.deliver(cx, &[IoSlice::new(bytes)])?;
+        self.write(cx, &[IoSlice::new(bytes)])?;
         self.own = self.backlog.len();
         Ok(())
     }
 
+    /// The tunnel brings no more: a program that waits for an answer is told that there will be none.
+    pub(crate) fn end_of_tunnel(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let Some(forwarded) = &mut self.exchange else {
+            return Ok(());
+        };
+        let reply = forwarded.exchange.end_of_answer();
+        if reply.is_empty() {
+            return Ok(());
+        }
+        self.tell(cx, &reply)
+    }
+
+    /// The answer to a forwarded request is complete: nothing is left to wait for at the other end.
+    pub(crate) fn is_over(&self) -> bool {
+        self.exchange
+            .as_ref()
+            .is_some_and(|forwarded| forwarded.exchange.is_over())
+    }
+
     /// Whether its bytes go to the tunnel just as they come, so that many may be read at a time.
     pub(crate) const fn is_transparent(&self) -> bool {
-        self.body.is_none()
+        self.exchange.is_none()
     }
 
     /// Reads into several spaces in one system call, from a transparent endpoint; `Ok(0)` is the end.
@@ -221,12 +290,55 @@ impl Endpoint {
         self.socket.poll_read_vectored(cx, spaces)
     }
 
-    /// Writes `pieces` in order as far as the socket takes them and keeps the rest. Returns the bytes written now.
+    /// Writes what the tunnel brought, `pieces` in order, as far as the socket takes it, and keeps the rest. Returns how many
+    /// of the bytes need no room any more.
     pub(crate) fn deliver(
         &mut self,
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> io::Result<usize> {
+        if self.exchange.is_none() {
+            return self.write(cx, pieces);
+        }
+        let mut content = Vec::with_capacity(pieces.len());
+        let mut done = 0;
+        for piece in pieces {
+            let Some(forwarded) = &mut self.exchange else {
+                break;
+            };
+            let passage = forwarded.exchange.accept_answer(piece);
+            forwarded.held.append(&mut forwarded.exchange.take_held());
+            if !forwarded.exchange.is_holding()
+                && let Some(reader) = forwarded.holding.take()
+            {
+                reader.wake();
+            }
+            // Every head comes before all content, so that what is our own stays in front.
+            if !passage.head.is_empty() {
+                self.tell(cx, &passage.head)?;
+            }
+            done += piece.len() - passage.body.len();
+            content.push(IoSlice::new(&piece[passage.body]));
+        }
+        done += self.write(cx, &content)?;
+        self.settle();
+        Ok(done)
+    }
+
+    /// Tells the program of a complete answer's end, once it has all of it.
+    fn settle(&mut self) {
+        if let Some(forwarded) = &mut self.exchange
+            && forwarded.exchange.is_over()
+            && !forwarded.end_told
+            && self.backlog.is_empty()
+        {
+            forwarded.end_told = true;
+            self.socket.finish();
+        }
+    }
+
+    /// Writes `pieces` in order as far as the socket takes them and keeps the rest. Returns the bytes written now.
+    fn write(&mut self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut pieces = pieces;
         while let [first, rest @ ..] = pieces
             && first.is_empty()
@@ -289,6 +401,7 @@ impl Endpoint {
                 Poll::Pending => break,
             }
         }
+        self.settle();
         let own = self.own.min(written);
         self.own -= own;
         Ok(written - own)

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use ech_workers_proxy::{self as proxy, Body, Target};
+use ech_workers_proxy::{self as proxy, Exchange, Target};
 use ech_workers_tls::TlsStream;
 use ech_workers_websocket::{self as websocket, Decoder};
 use ech_workers_yamux::{self as yamux, Connection, StreamId};
@@ -59,8 +59,8 @@ pub(crate) struct Open {
     pub(crate) target: Target,
     /// Bytes for the target that have been read already.
     pub(crate) early: Vec<u8>,
-    /// How far a forwarded HTTP request goes.
-    pub(crate) body: Option<Box<Body>>,
+    /// A forwarded HTTP request, which decides what passes.
+    pub(crate) exchange: Option<Box<Exchange>>,
     /// Its place among the limited local connections.
     pub(crate) place: Option<Place>,
     /// Until when it may wait to be opened.
@@ -411,13 +411,13 @@ impl Core {
             socket,
             target,
             mut early,
-            body,
+            exchange,
             place,
             reply,
             confirm,
             ..
         } = open;
-        let mut endpoint = Endpoint::local(socket, body, place);
+        let mut endpoint = Endpoint::local(socket, exchange, place);
         let waker = self.readiness.waker(id);
         let mut first = if extended {
             preamble::extended(preamble::Command::Connect, &target)

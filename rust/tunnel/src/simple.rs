@@ -106,7 +106,7 @@ impl Driver {
         let mut driver = Self::new(
             link,
             Phase::Answer(
-                Endpoint::local(open.socket, open.body, open.place),
+                Endpoint::local(open.socket, open.exchange, open.place),
                 open.reply,
             ),
             limits,
@@ -213,6 +213,11 @@ impl Driver {
             .map_err(|error| Failure::transport(&error))?
             .is_ready();
         if core.remote_ended && flushed && core.text.is_none() {
+            if let Phase::Relay(endpoint) = &mut core.phase {
+                endpoint
+                    .end_of_tunnel(cx)
+                    .map_err(|error| local_failure(&error))?;
+            }
             match &core.phase {
                 Phase::Relay(endpoint) if !endpoint.backlog.is_empty() => {}
                 Phase::Relay(endpoint) => {
@@ -440,8 +445,9 @@ impl Core {
                 Poll::Ready(Ok(0)) => {
                     self.local_ended = true;
                     self.active = Instant::now();
-                    if !self.client {
-                        // The target has ended: all of its bytes are on their way, and CLOSE goes behind them.
+                    if !self.client || endpoint.is_over() {
+                        // The target has ended: all of its bytes are on their way, and CLOSE goes behind them. Or its answer
+                        // has.
                         self.remote_ended = true;
                     }
                     return Ok(false);

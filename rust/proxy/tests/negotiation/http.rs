@@ -1,3 +1,4 @@
+use base64::Engine as _;
 use ech_workers_proxy::{
     Credentials, Error, Failure, Host, MAX_HEAD, Negotiation, Request, RequestKind, TargetError,
 };
@@ -37,7 +38,7 @@ mod connect {
             request.early, b"\x16\x03\x01",
             "a TLS hello sent along is not lost"
         );
-        assert_eq!(request.body, None);
+        assert_eq!(request.exchange, None);
         assert_eq!(
             request.success(),
             b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -111,7 +112,7 @@ mod forward {
             "GET /a?b=c HTTP/1.1\r\nHost: example.org\r\nUser-Agent: test\r\nAccept: */*\r\nCookie: a=b; c=d\r\n\
              Connection: close\r\n\r\n"
         );
-        assert!(request.body.unwrap().is_complete());
+        assert!(!request.exchange.unwrap().is_holding());
     }
 
     #[test]
@@ -194,7 +195,6 @@ mod forward {
             "{early}"
         );
         assert!(early.ends_with(&format!("\r\n\r\n{chunks}")), "{early}");
-        assert!(request.body.unwrap().is_complete());
     }
 
     #[test]
@@ -212,7 +212,7 @@ mod forward {
             ),
             "{early}"
         );
-        assert_eq!(request.body, None);
+        assert!(request.exchange.unwrap().is_holding());
     }
 
     #[test]
@@ -227,12 +227,88 @@ mod forward {
             early,
             "GET / HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n"
         );
-        assert!(request.body.is_some());
+        assert!(!request.exchange.unwrap().is_holding());
+    }
+
+    #[test]
+    fn a_websocket_address_is_the_http_address_it_stands_for() {
+        let (request, early) = forwarded(&[
+            "GET ws://a.test/chat?x HTTP/1.1",
+            "Connection: Upgrade",
+            "Upgrade: websocket",
+        ]);
+        assert_eq!(request.target.authority(), "a.test:80");
+        assert!(
+            early.starts_with("GET /chat?x HTTP/1.1\r\nHost: a.test\r\n"),
+            "{early}"
+        );
+        let (request, _) = forwarded(&["GET WS://a.test:8080 HTTP/1.1"]);
+        assert_eq!(request.target.authority(), "a.test:8080");
+    }
+
+    #[test]
+    fn what_follows_an_upgrade_request_is_held_back() {
+        let upgrade = head(&[
+            "GET http://a.test/ HTTP/1.1",
+            "Connection: Upgrade",
+            "Upgrade: websocket",
+        ]);
+        let next = "GET http://b.test/ HTTP/1.1\r\nCookie: for-b\r\n\r\n";
+        let request = request([&upgrade, next].concat().as_bytes());
+        assert!(request.early.ends_with(b"Upgrade: websocket\r\n\r\n"));
+        let mut exchange = request.exchange.unwrap();
+        assert!(exchange.take_held().is_empty());
+        let _ = exchange.accept_answer(b"HTTP/1.1 101 Switching Protocols\r\n\r\n");
+        assert_eq!(exchange.take_held(), next.as_bytes());
+    }
+
+    #[test]
+    fn the_request_target_is_bytes_in_whatever_encoding() {
+        for path in [&b"/\xc4\xe3?\xba\xc3"[..], b"/caf\xe9", "/ü".as_bytes()] {
+            let line = [b"GET http://a.test", path, b" HTTP/1.1\r\n\r\n"].concat();
+            let early = request(&line).early;
+            let expected = [b"GET ", path, b" HTTP/1.1\r\n"].concat();
+            assert!(early.starts_with(&expected), "{:?}", early.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_user_name_in_the_address_becomes_a_field() {
+        for (user, decoded) in [
+            ("user:secret", "user:secret"),
+            ("user", "user:"),
+            ("u%40x:a%3ab%", "u@x:a:b%"),
+            ("a@b:c", "a@b:c"),
+        ] {
+            let (request, early) = forwarded(&[&format!("GET http://{user}@a.test/p HTTP/1.1")]);
+            assert_eq!(request.target.authority(), "a.test:80");
+            let value = base64::engine::general_purpose::STANDARD.encode(decoded);
+            assert_eq!(
+                early,
+                format!(
+                    "GET /p HTTP/1.1\r\nHost: a.test\r\nAuthorization: Basic {value}\r\nConnection: close\r\n\r\n"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn a_user_name_in_the_address_gives_way_to_the_programs_own_field() {
+        for user in ["user:secret@", "@"] {
+            let (_, early) = forwarded(&[
+                &format!("GET http://{user}a.test/ HTTP/1.1"),
+                "Authorization: Bearer x",
+            ]);
+            assert_eq!(
+                early,
+                "GET / HTTP/1.1\r\nHost: a.test\r\nAuthorization: Bearer x\r\nConnection: close\r\n\r\n"
+            );
+        }
     }
 
     #[test]
     fn another_scheme_is_refused() {
-        for scheme in ["https", "ftp", "ws"] {
+        for scheme in ["https", "ftp", "wss"] {
             assert_eq!(
                 refused(&[&format!("GET {scheme}://a.test/ HTTP/1.1")]),
                 (400, Error::UnsupportedScheme)
@@ -246,7 +322,8 @@ mod forward {
             ("http:///a", TargetError::InvalidName),
             ("http://a%2eb/", TargetError::InvalidName),
             ("http://a\\b/", TargetError::InvalidName),
-            ("http://user:secret@a.test/", TargetError::UserInformation),
+            ("http://user@/", TargetError::InvalidName),
+            ("http://b\u{fc}cher.test/", TargetError::InvalidName),
             ("http://a.test:http/", TargetError::InvalidPort),
             ("http://[::1/", TargetError::InvalidAddress),
             ("http://::1/", TargetError::InvalidName),
@@ -328,7 +405,7 @@ mod limits {
     }
 
     #[test]
-    fn a_head_of_10_kib_is_served_and_a_longer_one_is_answered() {
+    fn a_head_of_32_kib_is_served_and_a_longer_one_is_answered() {
         request(&of_length(MAX_HEAD));
         let (reply, error) = rejection(&of_length(MAX_HEAD + 1));
         assert!(
@@ -350,6 +427,17 @@ mod limits {
             converse(negotiation, [&b"a"[..]]).end,
             End::Reject(Error::HeadTooLarge)
         );
+    }
+
+    #[test]
+    fn fields_are_counted_up_to_256() {
+        for count in [30, 31, 32, 33, 254, 256] {
+            let lines = [&["GET http://a.test/ HTTP/1.1"][..], &vec!["A: b"; count]].concat();
+            let (_, early) = forwarded(&lines);
+            assert_eq!(early.matches("A: b\r\n").count(), count);
+        }
+        let lines = [&["GET http://a.test/ HTTP/1.1"][..], &["A: b"; 257]].concat();
+        assert_eq!(refused(&lines), (431, Error::HeadTooLarge));
     }
 
     #[test]

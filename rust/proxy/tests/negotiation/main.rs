@@ -72,11 +72,13 @@ fn converse<'a>(
 
 /// Passes on what arrives behind a request, as far as it belongs to it; the target's bytes gather in `early`.
 fn relay(request: &mut Request, piece: &[u8]) -> Result<(), Error> {
-    let belonging = match &mut request.body {
-        Some(body) => body.accept(piece)?,
-        None => piece.len(),
+    let Some(exchange) = &mut request.exchange else {
+        request.early.extend_from_slice(piece);
+        return Ok(());
     };
-    request.early.extend_from_slice(&piece[..belonging]);
+    let (belonging, behind) = piece.split_at(exchange.accept_request(piece)?);
+    request.early.extend_from_slice(belonging);
+    exchange.hold(behind);
     Ok(())
 }
 

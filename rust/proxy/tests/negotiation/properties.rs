@@ -33,10 +33,11 @@ fn conversation() -> impl Strategy<Value = Vec<u8>> {
         "[ -~]{0,20}",
     ];
     let target =
-        (0..3_u8, host, 0..70_000_u32, "(/[ -~]{0,20})?").prop_map(|(form, host, port, path)| {
+        (0..4_u8, host, 0..70_000_u32, "(/[ -~]{0,20})?").prop_map(|(form, host, port, path)| {
             match form {
                 0 => format!("{host}:{port}"),
                 1 => format!("http://{host}:{port}{path}"),
+                2 => format!("ws://user:p%40ss@{host}{path}"),
                 _ => format!("http://{host}{path}"),
             }
         });
@@ -136,7 +137,7 @@ proptest! {
         if request.kind != RequestKind::HttpForward {
             return Ok(());
         }
-        let mut fields = [httparse::EMPTY_HEADER; 200];
+        let mut fields = [httparse::EMPTY_HEADER; 260];
         let mut parsed = httparse::Request::new(&mut fields);
         let Ok(httparse::Status::Complete(_)) = parsed.parse(&request.early) else {
             return Err(TestCaseError::fail("the forwarded head does not parse"));
@@ -147,7 +148,7 @@ proptest! {
         };
         prop_assert_eq!(values("Host").len(), 1);
         let connection = values("Connection");
-        prop_assert!(connection == [b"close"] || (request.body.is_none() && connection == [b"Upgrade"]));
+        prop_assert!(connection == [b"close"] || (request.exchange.is_some_and(|exchange| exchange.is_holding()) && connection == [b"Upgrade"]));
         prop_assert!(values("Proxy-Authorization").is_empty());
         if let Host::Domain(name) = &request.target.host {
             prop_assert!(values("Host")[0].starts_with(name.as_bytes()));

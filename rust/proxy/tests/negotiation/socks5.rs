@@ -47,7 +47,7 @@ fn host_of(address: &[u8]) -> Host {
     assert_eq!(sent, [5, 0]);
     assert_eq!(request.kind, RequestKind::Socks5);
     assert_eq!(request.target.port, 443, "the port is big-endian");
-    assert_eq!((request.early, request.body), (Vec::new(), None));
+    assert_eq!((request.early, request.exchange), (Vec::new(), None));
     request.target.host
 }
 

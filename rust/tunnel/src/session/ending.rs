@@ -24,13 +24,15 @@ impl Core {
             self.forget(id);
             return;
         }
+        let is_over = matches!(&stream.state, State::Connected(endpoint) if endpoint.is_over());
         let held = matches!(
             self.end,
             End::Client {
                 extended: false,
                 ..
             }
-        ) && !stream.remote_finished;
+        ) && !stream.remote_finished
+            && !is_over;
         if !held {
             self.finish(id);
         }

@@ -103,6 +103,11 @@ impl Core {
                 if let Some(stream) = self.streams.get_mut(&id) {
                     stream.remote_finished = true;
                     stream.active = self.now;
+                    if let State::Connected(endpoint) = &mut stream.state {
+                        // A program that is gone shows it at the next read.
+                        let _ =
+                            endpoint.end_of_tunnel(&mut Context::from_waker(stream.waker.waker()));
+                    }
                     self.settle(id);
                 }
             }
