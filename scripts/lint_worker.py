@@ -18,11 +18,14 @@ def main() -> int:
     except worker_tools.UnavailableError as error:
         print(f"worker: not checked: {error}")
         return 1 if in_ci() else 0
-    # A copy beside node_modules, where the type checker looks for types.
-    copy = tools.modules.parent / "template"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(worker_tools.TEMPLATE, copy)
-    complaints = tools.check_types(copy)
+    # Copies below node_modules' folder, where the type checker looks for types.
+    copies = tools.modules.parent / "checked"
+    shutil.rmtree(copies, ignore_errors=True)
+    complaints = ""
+    for source in (worker_tools.TEMPLATE, ROOT / "tests" / "worker"):
+        copy = copies / source.relative_to(ROOT)
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__", "*.py"))
+        complaints += tools.check_types(copy)
     linted = run(
         tools.biome,
         "check",

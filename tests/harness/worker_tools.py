@@ -56,7 +56,7 @@ class WorkerTools:
     def check_types(self, folder: Path) -> str:
         """What the type checker complains of in a project; nothing if all is well."""
         types = folder / "node_modules"
-        if folder.parent != self.modules.parent and not types.exists():
+        if not folder.is_relative_to(self.modules.parent) and not types.exists():
             types.symlink_to(self.modules)
         done = run(self.tsc, "--project", folder)
         return done.stdout + done.stderr if done.returncode else ""

@@ -6,7 +6,6 @@ because a reader takes nothing for a while, or are reset in the middle.
 
 import json
 import random
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,44 +13,7 @@ import pytest
 
 from harness.cargo import example
 from harness.processes import Processes, run
-
-KIB, MIB = 1 << 10, 1 << 20
-
-
-@dataclass(frozen=True)
-class Stream:
-    """What is to happen on one stream. Times in milliseconds, amounts in bytes."""
-
-    opened_by_rust: bool
-    from_rust: int
-    from_go: int
-    rust_stopped: int = 0
-    go_stopped: int = 0
-    go_delay: int = 0
-    reset_after: int = -1
-
-
-def random_plan(seed: int) -> list[Stream]:
-    chance = random.Random(seed)
-
-    def amount() -> int:
-        return chance.choice([0, 1, chance.randrange(1000), chance.randrange(300 * KIB), chance.randrange(4 * MIB)])
-
-    def pause() -> int:
-        return chance.randrange(400) if chance.random() < 0.2 else 0
-
-    return [
-        Stream(
-            opened_by_rust=chance.random() < 0.5,
-            from_rust=amount(),
-            from_go=amount(),
-            rust_stopped=pause(),
-            go_stopped=pause(),
-            go_delay=pause(),
-            reset_after=chance.randrange(1 * MIB) if chance.random() < 0.1 else -1,
-        )
-        for _ in range(chance.randrange(1, 60))
-    ]
+from harness.yamux_plan import KIB, MIB, Stream, assert_agreed, by_id, random_plan
 
 
 @pytest.fixture(scope="session")
@@ -72,14 +34,11 @@ class Session:
         """Stream id to its plan, what Rust reports and what Go reports."""
         rust_plan, go_plan = self.folder / "rust.plan", self.folder / "go.plan"
         rust_plan.write_text(
-            "".join(
-                f"{'ours' if s.opened_by_rust else 'theirs'} {s.from_rust} {s.rust_stopped} {s.reset_after}\n"
-                for s in plan
-            )
+            "".join(f"{'ours' if s.opened_by_us else 'theirs'} {s.from_us} {s.we_stop} {s.reset_after}\n" for s in plan)
         )
         go_plan.write_text(
             "".join(
-                f"{'theirs' if s.opened_by_rust else 'ours'} {s.from_go} {s.go_stopped} {s.go_delay}\n" for s in plan
+                f"{'theirs' if s.opened_by_us else 'ours'} {s.from_peer} {s.peer_stops} {s.peer_delays}\n" for s in plan
             )
         )
         flags = ["-client"] if side == "server" else []
@@ -95,24 +54,12 @@ class Session:
         reported = {line["id"]: line for line in go.events("stream")}
         assert rust.keys() == reported.keys()
 
-        first_of_rust, first_of_go = (1, 2) if side == "client" else (2, 1)
-        by_id = {first_of_rust + 2 * n: s for n, s in enumerate(s for s in plan if s.opened_by_rust)}
-        by_id |= {first_of_go + 2 * n: s for n, s in enumerate(s for s in plan if not s.opened_by_rust)}
-        return {stream: (by_id[stream], rust[stream], reported[stream]) for stream in sorted(by_id)}
+        return {stream: (s, rust[stream], reported[stream]) for stream, s in by_id(plan, side).items()}
 
 
 @pytest.fixture
 def session(processes: Processes, go_peers: dict[str, Path], plan_peer: Path, tmp_path: Path) -> Session:
     return Session(processes, go_peers["yamux_plan"], plan_peer, tmp_path)
-
-
-def assert_agreed(plan: Stream, rust: Any, go: Any) -> None:
-    """Every byte of both directions arrived, in order, and then the end."""
-    assert (rust["reset_by_us"], rust["reset_by_peer"], go["reset"]) == (False, False, False)
-    assert (rust["ended"], rust["over"], go["ended"]) == (True, True, True)
-    assert (rust["sent"], go["sent"]) == (plan.from_rust, plan.from_go)
-    assert (go["received"], go["received_sha256"]) == (rust["sent"], rust["sent_sha256"])
-    assert (rust["received"], rust["received_sha256"]) == (go["sent"], go["sent_sha256"])
 
 
 @pytest.mark.parametrize("side", ["client", "server"])
@@ -129,16 +76,16 @@ def test_both_ends_agree_on_a_random_plan(session: Session, side: str, seed: int
 @pytest.mark.parametrize("side", ["client", "server"])
 def test_a_stopped_reader_at_either_end_holds_up_nobody_else(session: Session, side: str) -> None:
     plan = [
-        Stream(opened_by_rust=True, from_rust=6 * MIB, from_go=0, go_stopped=1500),
-        Stream(opened_by_rust=True, from_rust=0, from_go=6 * MIB, rust_stopped=1500),
-        *(Stream(opened_by_rust=bool(n % 2), from_rust=2 * MIB, from_go=2 * MIB) for n in range(10)),
+        Stream(opened_by_us=True, from_us=6 * MIB, from_peer=0, peer_stops=1500),
+        Stream(opened_by_us=True, from_us=0, from_peer=6 * MIB, we_stop=1500),
+        *(Stream(opened_by_us=bool(n % 2), from_us=2 * MIB, from_peer=2 * MIB) for n in range(10)),
     ]
     for expected, rust, go in session.run(plan, side, "-window", str(1 * MIB)).values():
         assert_agreed(expected, rust, go)
 
 
 def test_a_half_closed_stream_carries_the_late_answer(session: Session) -> None:
-    plan = [Stream(opened_by_rust=True, from_rust=10, from_go=3 * MIB, go_delay=700) for _ in range(20)]
+    plan = [Stream(opened_by_us=True, from_us=10, from_peer=3 * MIB, peer_delays=700) for _ in range(20)]
     for expected, rust, go in session.run(plan, "client").values():
         assert_agreed(expected, rust, go)
 
@@ -146,8 +93,8 @@ def test_a_half_closed_stream_carries_the_late_answer(session: Session) -> None:
 def test_the_reset_of_a_peer_that_closed_and_waited_takes_nothing_back(session: Session) -> None:
     """hashicorp resets a stream that it closed when the other direction is not closed within StreamCloseTimeout."""
     plan = [
-        Stream(opened_by_rust=True, from_rust=6 * MIB, from_go=200 * KIB, rust_stopped=1000, go_stopped=1500),
-        Stream(opened_by_rust=False, from_rust=1 * MIB, from_go=1 * MIB),
+        Stream(opened_by_us=True, from_us=6 * MIB, from_peer=200 * KIB, we_stop=1000, peer_stops=1500),
+        Stream(opened_by_us=False, from_us=1 * MIB, from_peer=1 * MIB),
     ]
     results = session.run(plan, "client", "-window", str(256 * KIB), "-close-timeout", "300ms")
     _, rust, go = results[1]
@@ -158,7 +105,7 @@ def test_the_reset_of_a_peer_that_closed_and_waited_takes_nothing_back(session: 
 
 def test_a_reset_reaches_the_other_end_and_harms_no_other_stream(session: Session) -> None:
     plan = [
-        Stream(opened_by_rust=bool(n % 2), from_rust=1 * MIB, from_go=3 * MIB, reset_after=500_000 if n % 3 else -1)
+        Stream(opened_by_us=bool(n % 2), from_us=1 * MIB, from_peer=3 * MIB, reset_after=500_000 if n % 3 else -1)
         for n in range(30)
     ]
     for expected, rust, go in session.run(plan, "server").values():
@@ -169,6 +116,6 @@ def test_a_reset_reaches_the_other_end_and_harms_no_other_stream(session: Sessio
 
 
 def test_more_streams_than_the_backlog_are_all_accepted(session: Session) -> None:
-    plan = [Stream(opened_by_rust=True, from_rust=100, from_go=100) for _ in range(1500)]
+    plan = [Stream(opened_by_us=True, from_us=100, from_peer=100) for _ in range(1500)]
     for expected, rust, go in session.run(plan, "client").values():
         assert_agreed(expected, rust, go)
