@@ -1,8 +1,8 @@
 """Configuration: options in, frozen and validated objects out.
 
 ``ClientConfig.build`` and ``ServerConfig.build`` take the options of the command line by their names (as strings or as
-the Python values one would expect) and raise ``ConfigError`` that names the option and what would be right. Nothing
-else in the package reads options, environment variables or option files.
+the Python values one would expect) and raise ``ConfigError`` that names the option and what would be right. What the
+options are is declared in ``ech_workers.options``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import binascii
 import ipaddress
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -23,9 +24,14 @@ from ech_workers.addresses import is_address
 from ech_workers.certificates import CertificatePair
 from ech_workers.errors import ConfigError
 from ech_workers.names import ascii_name
+from ech_workers.options.client import CLIENT, DEFAULT_PROFILE, SERVER_TABLE, Alpn, ClientTuning
+from ech_workers.options.schema import Schema, check, options_of
+from ech_workers.options.server import SERVER, ServerTuning
+from ech_workers.options.sources import nearest
+from ech_workers.options.typed import ClientOptions, ServerOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = [
     "DEFAULT_PROFILE",
@@ -36,18 +42,14 @@ __all__ = [
     "Resolver",
     "ServerAddress",
     "ServerConfig",
+    "ServerOptions",
     "UpstreamConfig",
     "authority",
 ]
 
 log = logging.getLogger("ech_workers")
 
-DEFAULT_PROFILE = "firefox-120"
-LOG_LEVELS = ("debug", "info", "warning", "error")
-
 Mode = Literal["yamux", "simple"]
-Alpn = Literal["auto", "http/1.1"]
-Reply = Literal["optimistic", "confirmed"]
 
 
 class ServerAddress(msgspec.Struct, frozen=True):
@@ -176,37 +178,6 @@ DEFAULT_RESOLVERS: tuple[Resolver, ...] = (
 )
 
 
-class ClientOptions(TypedDict, total=False):
-    """The options of ``ClientConfig.build`` beside ``server``, for callers that hand them on."""
-
-    token: str | None
-    token_file: str | Path | None
-    ech: bool
-    yamux: bool
-    server_ip: str | Sequence[str] | None
-    ech_domain: str | None
-    ech_config: str | bytes | None
-    ech_bootstrap: str | None
-    doh_server: str | Sequence[str] | None
-    doh_ip: str | Sequence[str] | None
-    ca_file: str | Path | None
-    profile: str
-    alpn: str
-    sessions: int
-    listen: str | Sequence[str] | None
-    username: str | None
-    password: str | None
-    reply: str
-    open_timeout: float
-    idle_timeout: float
-    max_connections: int
-    memory_limit: int
-    status_listen: str | Sequence[str] | None
-    log_level: str
-    log_file: str | Path | None
-    cache_dir: str | Path | None
-
-
 class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One server, and everything that is said of it alone."""
 
@@ -231,7 +202,7 @@ class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
         return f"UpstreamConfig({self.name}, {self.server.authority})"  # no secrets in logs
 
 
-class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
+class ClientConfig(ClientTuning, frozen=True, kw_only=True):
     """Everything that ``ech-workers proxy`` and ``Tunnel`` need. Times are seconds, sizes bytes."""
 
     server: ServerAddress
@@ -246,26 +217,17 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     """An ECHConfigList (RFC 9849 section 4); none is looked up then."""
     ech_bootstrap: str | None = None
     """The public name to ask the server itself for its ECH configurations with, when no resolver has any."""
+    profile: str = DEFAULT_PROFILE
+    alpn: Alpn = "auto"
     resolvers: tuple[Resolver, ...] = DEFAULT_RESOLVERS
     ca_file: Path | None = None
     ca_pem: bytes | None = None
     """The contents of ca_file: trusted beside the system's roots, for the server and for the resolvers."""
-    profile: str = DEFAULT_PROFILE
-    alpn: Alpn = "auto"
-    sessions: int = 1
-    """How many sessions are kept up."""
     listen: tuple[ListenAddress, ...] = (ListenAddress("127.0.0.1", 1080),)
     username: str | None = None
     password: str | None = None
-    reply: Reply = "optimistic"
-    open_timeout: float = 8.0
-    """How long a local connection waits for a session."""
-    idle_timeout: float = 600.0
-    max_connections: int = 4096
-    memory_limit: int = 268435456
     status_listen: tuple[ListenAddress, ...] = ()
     """Where the status page, its feed and the metrics are; nowhere unless it is said."""
-    log_level: str = "info"
     log_file: Path | None = None
     cache_dir: Path | None = None
     """Where ECH configurations are kept between runs; None keeps them in memory alone."""
@@ -295,94 +257,161 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
         return f"ClientConfig({self.server}, {self.mode}, {'ECH' if self.ech else 'no ECH'})"  # no secrets in logs
 
     @classmethod
-    def build(
-        cls,
-        *,
-        server: str | ServerAddress,
-        token: str | None = None,
-        token_file: str | Path | None = None,
-        ech: bool = True,
-        yamux: bool = True,
-        server_ip: str | Sequence[str] | None = None,
-        ech_domain: str | None = None,
-        ech_config: str | bytes | None = None,
-        ech_bootstrap: str | None = None,
-        doh_server: str | Sequence[str] | None = None,
-        doh_ip: str | Sequence[str] | None = None,
-        ca_file: str | Path | None = None,
-        profile: str = DEFAULT_PROFILE,
-        alpn: str = "auto",
-        sessions: int = 1,
-        listen: str | Sequence[str] | None = "127.0.0.1:1080",
-        username: str | None = None,
-        password: str | None = None,
-        reply: str = "optimistic",
-        open_timeout: float = 8.0,
-        idle_timeout: float = 600.0,
-        max_connections: int = 4096,
-        memory_limit: int = 268435456,
-        status_listen: str | Sequence[str] | None = None,
-        log_level: str = "info",
-        log_file: str | Path | None = None,
-        cache_dir: str | Path | None = None,
-    ) -> ClientConfig:
-        """Validates the options of ``ech-workers proxy``.
+    def build(cls, *, server: str | ServerAddress, **options: Unpack[ClientOptions]) -> ClientConfig:
+        """Validates the options of ``ech-workers proxy``, by their names.
 
         ech_config: base64 or ``@FILE`` as text, an ECHConfigList as bytes. cache_dir: None is the user's cache
-        directory, an empty string keeps nothing on disk. listen, status_listen: None or empty opens no port.
-        Raises ConfigError.
+        directory, an empty string keeps nothing on disk. listen, status_listen: None or empty opens no port. What may be
+        given several times is one value or a sequence. Raises ConfigError.
         """
-        address = server if isinstance(server, ServerAddress) else ServerAddress.parse(_text(server, "--server"))
-        if not ech:
-            for option, value in (
-                ("--ech-config", ech_config),
-                ("--ech-domain", ech_domain),
-                ("--ech-bootstrap", ech_bootstrap),
-            ):
-                if value:
-                    raise ConfigError("has no meaning with --no-ech", option=option, advice="leave one of them out")
-        elif is_address(address.host):
-            raise ConfigError(
-                f"ECH hides a name, and {address.host} is an address",
-                option="--server",
-                advice=f"give the server's name, and --server-ip {address.host}",
-            )
-        if ech_config and ech_domain:
-            raise ConfigError("--ech-config already says it", option="--ech-domain", advice="leave one of them out")
+        return cls.of({"server": server, **options})
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], tables: Sequence[Mapping[str, Any]] = ()) -> ClientConfig:
+        """Validates options that may come from anywhere. tables: several servers, each with all that is said of it; they
+        count instead of the server in ``values``. Raises ConfigError."""
+        options = _Values(CLIENT, values)
+        upstreams = tuple(_upstream(_Values(SERVER_TABLE, table)) for table in tables)
+        first = upstreams[0] if upstreams else _upstream(_Values(SERVER_TABLE, _of_server(values)))
+        username, password = options.text("username"), options.text("password")
         if (username is None) != (password is None):
             raise ConfigError("--username and --password go together")
-        ca = files.expand(ca_file, "--ca-file") if ca_file else None
+        ca = options.path("ca_file")
         return cls(
-            server=address,
-            token=_token(token, token_file),
-            ech=ech,
-            mode="yamux" if yamux else "simple",
-            server_ips=tuple(_address(ip, "--server-ip") for ip in _several(server_ip)),
-            ech_domain=_host(ech_domain, "--ech-domain", address=False) if ech_domain else None,
-            ech_config=_ech_config(ech_config) if ech_config else None,
-            ech_bootstrap=_public_name(ech_bootstrap) if ech_bootstrap else None,
-            resolvers=_resolvers(_several(doh_server), _several(doh_ip)),
+            **{name: getattr(first, name) for name in _SHARED},
+            servers=upstreams,
+            **options.tuning(ClientTuning),
+            resolvers=_resolvers(options.several("doh_server"), options.several("doh_ip")),
             ca_file=ca,
             ca_pem=_authorities(ca, "--ca-file") if ca else None,
-            profile=_profile(profile),
-            alpn=cast("Alpn", _one_of(alpn, ("auto", "http/1.1"), "--alpn")),
-            sessions=_within(sessions, 1, 64, "--sessions"),
-            listen=tuple(ListenAddress.parse(text) for text in _several(listen)),
+            listen=tuple(ListenAddress.parse(text) for text in options.several("listen")),
             username=_credential(username, "--username"),
             password=_credential(password, "--password"),
-            reply=cast("Reply", _one_of(reply, ("optimistic", "confirmed"), "--reply")),
-            open_timeout=_seconds(open_timeout, "--open-timeout"),
-            idle_timeout=_seconds(idle_timeout, "--idle-timeout"),
-            max_connections=_within(max_connections, 1, 1_000_000, "--max-connections"),
-            memory_limit=_within(memory_limit, 16 << 20, 1 << 40, "--memory-limit"),
-            status_listen=tuple(ListenAddress.parse(text, "--status-listen") for text in _several(status_listen)),
-            log_level=_one_of(log_level.lower(), LOG_LEVELS, "--log-level"),
-            log_file=files.expand(log_file, "--log-file") if log_file else None,
-            cache_dir=_cache_dir(cache_dir),
+            status_listen=tuple(
+                ListenAddress.parse(text, "--status-listen") for text in options.several("status_listen")
+            ),
+            log_file=options.path("log_file"),
+            cache_dir=_cache_dir(options.given.get("cache_dir")),
         )
 
 
-class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+# What a ClientConfig says of its first server.
+_SHARED = (
+    "server",
+    "token",
+    "ech",
+    "mode",
+    "server_ips",
+    "ech_domain",
+    "ech_config",
+    "ech_bootstrap",
+    "profile",
+    "alpn",
+)
+
+
+class _Values:
+    """What was given for the options of a schema; what was not has its default."""
+
+    def __init__(self, schema: Schema, given: Mapping[str, Any]) -> None:
+        self.declared = options_of(schema)
+        for name in given:
+            if name not in self.declared:
+                near = nearest(name, self.declared)
+                raise TypeError(f"there is no option {name!r}{f'; did you mean {near!r}?' if near else ''}")
+        self.given = given
+
+    def checked(self, name: str) -> Any:
+        declared = self.declared[name]
+        return check(declared, self.given.get(name, declared.default))
+
+    def tuning(self, schema: type[msgspec.Struct]) -> dict[str, Any]:
+        """The options that need no more than a look at their range."""
+        return {name: self.checked(name) for name in schema.__struct_fields__}
+
+    def text(self, name: str) -> str | None:
+        value = self.given.get(name, self.declared[name].default)
+        if value is None or isinstance(value, str):
+            return value
+        raise ConfigError(f"expected a text, not {type(value).__name__}", option=self.declared[name].flag)
+
+    def path(self, name: str) -> Path | None:
+        value = self.given.get(name, self.declared[name].default)
+        if value is not None and not isinstance(value, str | Path):
+            raise ConfigError(f"expected a path, not {type(value).__name__}", option=self.declared[name].flag)
+        return files.expand(value, self.declared[name].flag) if value else None
+
+    def several(self, name: str) -> tuple[str, ...]:
+        value = self.given.get(name, self.declared[name].default)
+        if value is None or value == "":
+            return ()
+        values = (value,) if isinstance(value, _ONE) else value
+        if not isinstance(values, Iterable) or not all(isinstance(one, _ONE) for one in values):
+            raise ConfigError(f"expected a text or several, not {value!r}", option=self.declared[name].flag)
+        return tuple(str(one) for one in values)
+
+
+# What Python programs give for an address, a port or a path.
+_ONE = (str, int, Path, ipaddress.IPv4Address, ipaddress.IPv6Address)
+
+
+def _of_server(values: Mapping[str, Any]) -> dict[str, Any]:
+    known = options_of(SERVER_TABLE)
+    return {name: value for name, value in values.items() if name in known}
+
+
+def _upstream(options: _Values) -> UpstreamConfig:
+    given = options.given.get("server")
+    address = given if isinstance(given, ServerAddress) else ServerAddress.parse(_server_text(given), "--server")
+    ech = options.checked("ech")
+    ech_config, ech_domain = options.given.get("ech_config"), options.text("ech_domain")
+    ech_bootstrap = options.text("ech_bootstrap")
+    if not ech:
+        for option, value in (
+            ("--ech-config", ech_config),
+            ("--ech-domain", ech_domain),
+            ("--ech-bootstrap", ech_bootstrap),
+        ):
+            if value:
+                raise ConfigError("has no meaning with --no-ech", option=option, advice="leave one of them out")
+    elif is_address(address.host):
+        raise ConfigError(
+            f"ECH hides a name, and {address.host} is an address",
+            option="--server",
+            advice=f"give the server's name, and --server-ip {address.host}",
+        )
+    if ech_config and ech_domain:
+        raise ConfigError("--ech-config already says it", option="--ech-domain", advice="leave one of them out")
+    if ech_config and not isinstance(ech_config, str | bytes):
+        raise ConfigError(f"expected base64 or bytes, not {type(ech_config).__name__}", option="--ech-config")
+    return UpstreamConfig(
+        name=options.text("name") or address.authority,
+        server=address,
+        token=_token(options.text("token"), options.path("token_file")),
+        ech=ech,
+        mode="yamux" if options.checked("yamux") else "simple",
+        server_ips=tuple(_address(ip, "--server-ip") for ip in options.several("server_ip")),
+        ech_domain=_host(ech_domain, "--ech-domain", address=False) if ech_domain else None,
+        ech_config=_ech_config(ech_config) if ech_config else None,
+        ech_bootstrap=_public_name(ech_bootstrap) if ech_bootstrap else None,
+        profile=_profile(options.text("profile") or DEFAULT_PROFILE),
+        alpn=options.checked("alpn"),
+        priority=options.checked("priority"),
+        weight=options.checked("weight"),
+    )
+
+
+def _server_text(value: object) -> str:
+    if value is None or value == "":
+        raise ConfigError(
+            "is missing", option="--server", code="server-missing", advice="say which server: HOST[:PORT]/PATH"
+        )
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"cannot read {value!r}", option="--server", advice="write HOST[:PORT]/PATH")
+    return value
+
+
+class ServerConfig(ServerTuning, frozen=True, kw_only=True):
     """Everything that ``ech-workers server`` needs. Times are seconds."""
 
     listen: ListenAddress
@@ -393,86 +422,61 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The directory of RFC 9934 files; None serves without ECH."""
     path: str = "/"
     decoy: bytes | None = None
-    allow_private_targets: bool = False
-    max_sessions: int = 10000
-    max_streams: int = 1024
-    connect_timeout: float = 10.0
-    idle_timeout: float = 600.0
-    drain: float = 30.0
-    """How long open streams may go on after the signal to stop."""
-    workers: int = 1
-    log_level: str = "info"
     log_file: Path | None = None
 
     def __repr__(self) -> str:
         return f"ServerConfig({self.listen}, {self.path})"  # no secrets in logs
 
     @classmethod
-    def build(
-        cls,
-        *,
-        listen: str,
-        cert: str | Path | Sequence[str | Path],
-        key: str | Path | Sequence[str | Path],
-        token: str | Sequence[str] | None = None,
-        token_file: str | Path | None = None,
-        ech_keys: str | Path | None = None,
-        path: str = "/",
-        decoy: str | Path | None = None,
-        allow_private_targets: bool = False,
-        max_sessions: int = 10000,
-        max_streams: int = 1024,
-        connect_timeout: float = 10.0,
-        idle_timeout: float = 600.0,
-        drain: float = 30.0,
-        workers: int = 1,
-        log_level: str = "info",
-        log_file: str | Path | None = None,
-    ) -> ServerConfig:
-        """Validates the options of ``ech-workers server``. Raises ConfigError."""
-        chains, keys = _paths(cert, "--cert"), _paths(key, "--key")
+    def build(cls, **options: Unpack[ServerOptions]) -> ServerConfig:
+        """Validates the options of ``ech-workers server``, by their names. Raises ConfigError."""
+        return cls.of({**options})
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> ServerConfig:
+        """Validates options that may come from anywhere. Raises ConfigError."""
+        options = _Values(SERVER, values)
+        chains, keys = _paths(options.several("cert"), "--cert"), _paths(options.several("key"), "--key")
         if not chains:
-            raise ConfigError("a server needs a certificate", option="--cert")
+            raise ConfigError("a server needs a certificate", option="--cert", advice="give --cert and --key")
         if len(chains) != len(keys):
             raise ConfigError(
                 f"{len(chains)} certificates and {len(keys)} keys",
                 option="--key",
                 advice="give one --key for each --cert",
             )
-        tokens = tuple(_check_token(text, "--token") for text in _several(token))
+        listen = options.text("listen")
+        if not listen:
+            raise ConfigError("is missing", option="--listen", advice="write ADDR:PORT, for example [::]:443")
+        tokens = tuple(_check_token(text, "--token") for text in options.several("token"))
+        token_file = options.path("token_file")
         if token_file:
-            tokens += _tokens_of(files.expand(token_file, "--token-file"))
+            tokens += _tokens_of(token_file)
         if not tokens:
             raise ConfigError(
                 "a server without a token would be open to everyone",
                 option="--token",
                 advice="give --token or --token-file",
             )
-        directory = files.expand(ech_keys, "--ech-keys") if ech_keys else None
+        directory = options.path("ech_keys")
         if directory is not None and not directory.is_dir():
             raise ConfigError(
                 f"there is no directory {directory}",
                 option="--ech-keys",
                 advice=f"make a key with `ech-workers keygen --public-name NAME --out {directory}`",
             )
+        decoy = options.path("decoy")
         return cls(
+            **options.tuning(ServerTuning),
             listen=ListenAddress.parse(listen),
             certificates=tuple(
                 CertificatePair.read(chain, private) for chain, private in zip(chains, keys, strict=True)
             ),
             tokens=tuple(dict.fromkeys(tokens)),
             ech_keys=directory,
-            path=_path(path, "--path"),
-            decoy=files.read(files.expand(decoy, "--decoy"), "--decoy") if decoy else None,
-            allow_private_targets=allow_private_targets,
-            max_sessions=_within(max_sessions, 1, 10_000_000, "--max-sessions"),
-            max_streams=_within(max_streams, 1, 1_000_000, "--max-streams"),
-            connect_timeout=_seconds(connect_timeout, "--connect-timeout"),
-            idle_timeout=_seconds(idle_timeout, "--idle-timeout"),
-            drain=_seconds(drain, "--drain", zero=True),
-            workers=_within(workers, 1, 256, "--workers"),
-            log_level=_one_of(log_level.lower(), LOG_LEVELS, "--log-level"),
-            log_file=files.expand(log_file, "--log-file") if log_file else None,
+            path=_path(options.text("path") or "/", "--path"),
+            decoy=files.read(decoy, "--decoy") if decoy else None,
+            log_file=options.path("log_file"),
         )
 
 
@@ -572,11 +576,11 @@ def _tokens_of(file: Path) -> tuple[str, ...]:
     return tuple(_check_token(line, option, f"{file}, line {number}: ") for number, line in files.lines(file, option))
 
 
-def _token(token: str | None, file: str | Path | None) -> str | None:
+def _token(token: str | None, file: Path | None) -> str | None:
     if token and file:
         raise ConfigError("--token is given too", option="--token-file", advice="leave one of them out")
     if file:
-        tokens = _tokens_of(files.expand(file, "--token-file"))
+        tokens = _tokens_of(file)
         if len(tokens) != 1:
             raise ConfigError(f"{file} has {len(tokens)} tokens", option="--token-file", advice="put one token in it")
         return tokens[0]
@@ -661,7 +665,9 @@ def _profile(name: str) -> str:
         return name
     from ech_workers._native import PROFILES
 
-    return _one_of(name, PROFILES, "--profile")
+    if name not in PROFILES:
+        raise ConfigError(f"{name!r} is not known", option="--profile", advice=f"choose from {', '.join(PROFILES)}")
+    return name
 
 
 def _cache_dir(value: str | Path | None) -> Path | None:
@@ -683,21 +689,8 @@ def _cache_dir(value: str | Path | None) -> Path | None:
 _told_of_no_home = False
 
 
-def _several(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    if value is None or value == "":
-        return ()
-    return (value,) if isinstance(value, str) else tuple(value)
-
-
-def _paths(value: str | Path | Sequence[str | Path], option: str) -> tuple[Path, ...]:
-    values = (value,) if isinstance(value, str | Path) else value
+def _paths(values: Sequence[str], option: str) -> tuple[Path, ...]:
     return tuple(files.expand(path, option) for path in values)
-
-
-def _text(value: object, option: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ConfigError("is missing", option=option, advice="write HOST[:PORT]/PATH")
-    return value
 
 
 def _credential(value: str | None, option: str) -> str | None:
@@ -705,29 +698,6 @@ def _credential(value: str | None, option: str) -> str | None:
     if value is not None and not 1 <= len(value.encode()) <= 255:
         raise ConfigError("must be 1 to 255 bytes long", option=option)
     return value
-
-
-def _one_of(value: str, choices: Iterable[str], option: str) -> str:
-    if value not in choices:
-        raise ConfigError(f"{value!r} is not known", option=option, advice=f"choose from {', '.join(choices)}")
-    return value
-
-
-def _within(value: int, low: int, high: int, option: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ConfigError(f"{value} is out of range", option=option, advice=f"choose from {low} to {high}")
-    return value
-
-
-def _seconds(value: float, option: str, *, zero: bool = False) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not (0 <= value <= 86400)
-        or (value == 0 and not zero)
-    ):
-        raise ConfigError(f"{value} is no usable time", option=option, advice="give seconds, up to a day")
-    return float(value)
 
 
 def _authorities(file: Path, option: str) -> bytes:

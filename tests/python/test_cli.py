@@ -16,8 +16,11 @@ import pytest
 from dns.rdtypes.IN.HTTPS import HTTPS
 
 from ech_workers import _native, cli
-from ech_workers.cli import options
 from ech_workers.errors import TunnelError
+from ech_workers.options import reference, schema
+from ech_workers.options.client import CLIENT
+from ech_workers.options.schema import options_of
+from ech_workers.options.server import SERVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,12 +113,28 @@ def test_every_option_is_in_the_reference(name: str, command: click.Command) -> 
 
 
 @pytest.mark.parametrize("name", ["proxy", "server"])
-def test_every_option_has_its_environment_variable(name: str) -> None:
-    command = dict(commands())[name]
-    for parameter in command.params:
-        if isinstance(parameter, click.Option) and parameter.name not in ("verbose", "help"):
-            assert parameter.name is not None
-            assert parameter.envvar == "ECH_WORKERS_" + parameter.name.upper()
+def test_every_option_of_a_schema_is_one_of_the_command_with_its_variable(name: str) -> None:
+    prefix = {"proxy": "ECH_WORKERS_", "server": "ECH_WORKERS_SERVER_"}[name]
+    declared = options_of({"proxy": CLIENT, "server": SERVER}[name])
+    found = {parameter.name: parameter for parameter in dict(commands())[name].params}
+    assert set(declared) <= set(found)
+    for option in declared:
+        assert found[option].envvar == prefix + option.upper()
+
+
+def test_the_variables_of_the_two_sides_do_not_collide() -> None:
+    variables = [
+        {parameter.envvar for parameter in dict(commands())[name].params if parameter.envvar is not None}
+        for name in ("proxy", "server", "demo")
+    ]
+    assert all(variables)
+    assert len(set[object]().union(*variables)) == sum(map(len, variables))
+
+
+def test_what_is_generated_is_up_to_date() -> None:
+    root = REFERENCE.parents[2]
+    for path, text in reference.generated(root).items():
+        assert path.read_text() == text, f"{path}: run scripts/generate_reference.py"
 
 
 def test_the_promised_options_are_all_there() -> None:
@@ -154,7 +173,7 @@ def test_the_promised_options_are_all_there() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "pattern"),
     [
-        (["proxy"], 2, r"usage: Missing option '--server'.*`ech-workers proxy --help` lists the options"),
+        (["proxy"], 2, r"config: --server: is missing; give --server HOST.*`ech-workers config init`"),
         (["prxy"], 2, r"usage: No such command 'prxy'"),
         (["proxy", "--sever", "x"], 2, r"usage: No such option.*--sever"),
         (["proxy", "--server", "a.test/", "--idle-timeout", "soon"], 2, r"--idle-timeout.*'soon' is no time; write 90"),
@@ -189,7 +208,7 @@ def test_a_port_in_use_ends_with_its_own_code(capsys: pytest.CaptureFixture[str]
 
 def test_details_come_with_v(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(*arguments: object, **options: object) -> None:
-        raise TunnelError("it broke", detail="at line 7")
+        raise TunnelError("it broke", detail="at line 7", advice="")
 
     monkeypatch.setattr(cli.commands, "main", fail)
     assert run("proxy") == 1
@@ -213,12 +232,12 @@ def test_a_defect_is_one_line_too(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     ("text", "seconds"), [("90", 90.0), ("1.5", 1.5), ("500ms", 0.5), ("90s", 90.0), ("10m", 600.0), ("1h", 3600.0)]
 )
 def test_times(text: str, seconds: float) -> None:
-    assert options.SECONDS.convert(text, None, None) == seconds
+    assert schema.parse_seconds(text) == seconds
 
 
 @pytest.mark.parametrize(("text", "size"), [("1000", 1000), ("256M", 256 << 20), ("1g", 1 << 30), ("64KiB", 64 << 10)])
 def test_sizes(text: str, size: int) -> None:
-    assert options.SIZE.convert(text, None, None) == size
+    assert schema.parse_size(text) == size
 
 
 def keygen(folder: Path, *arguments: str, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-import inspect
+from datetime import timedelta
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,8 +20,12 @@ from ech_workers.config import (
     Resolver,
     ServerAddress,
     ServerConfig,
+    ServerOptions,
 )
 from ech_workers.errors import ConfigError
+from ech_workers.options.client import CLIENT
+from ech_workers.options.schema import options_of
+from ech_workers.options.server import SERVER
 from ech_workers.tunnel import Tunnel
 
 if TYPE_CHECKING:
@@ -307,7 +312,7 @@ def test_a_wrong_line_of_a_token_file_is_named(content: bytes, message: str, tmp
         (lambda lines: [*lines[:3], "%%%%", *lines[3:]], "line 4: this is no base64"),
         (lambda lines: lines[:-1], "the CERTIFICATE of line 1 has no end"),
         (lambda lines: [*lines[:3], *lines], "line 4: the CERTIFICATE of line 1 has no end"),
-        (lambda lines: [*lines[:-2], lines[-2][:-1] + "A", lines[-1]], "ca.pem"),
+        (lambda lines: [*lines[:3], lines[3][:-1], *lines[4:]], "the CERTIFICATE of line 1 is not whole"),
     ],
 )
 def test_a_damaged_authority_is_named_by_file_and_line(
@@ -435,8 +440,48 @@ def test_the_token_is_not_in_the_representation() -> None:
 
 
 def test_options_can_be_handed_on_by_name() -> None:
-    parameters = set(inspect.signature(ClientConfig.build).parameters) - {"server"}
-    assert set(ClientOptions.__annotations__) == parameters
+    assert set(ClientOptions.__annotations__) == set(options_of(CLIENT)) - {"server"}
+    assert set(ServerOptions.__annotations__) == set(options_of(SERVER))
+
+
+def test_what_python_programs_give_is_taken(tmp_path: Path) -> None:
+    config = build(
+        listen=1080,
+        status_listen=[9090, "[::1]:0"],
+        server_ip=IPv4Address("192.0.2.1"),
+        open_timeout=timedelta(minutes=1),
+        memory_limit="64M",
+        cache_dir=tmp_path,
+    )
+    assert config.listen == (ListenAddress("127.0.0.1", 1080),)
+    assert config.status_listen[0].port == 9090
+    assert config.server_ips == ("192.0.2.1",)
+    assert config.open_timeout == 60.0
+    assert config.memory_limit == 64 << 20
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"token": b"x"}, "--token: expected a text, not bytes"),
+        ({"sessions": "2"}, "--sessions: '2' is no whole number; choose from 1 to 64"),
+        ({"log_level": None}, "--log-level: None is not known"),
+        ({"ech": "yes"}, "--ech: 'yes' is neither true nor false"),
+        ({"listen": {"a": 1}}, "--listen: "),
+        ({"server_ip": 1.5}, "--server-ip: expected a text or several, not 1.5"),
+        ({"ca_file": 7}, "--ca-file: expected a path, not int"),
+        ({"open_timeout": 100_000}, "--open-timeout: 100000 is out of range; choose from 0.001 to 86400 seconds"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_an_error_that_names_the_option(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(**options)
+    assert caught.value.line().startswith(f"config: {message}")
+
+
+def test_an_unknown_option_is_told_the_one_that_was_meant() -> None:
+    with pytest.raises(TypeError, match="there is no option 'tokn'; did you mean 'token'"):
+        build(tokn="x")
 
 
 @pytest.fixture

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import re
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ech_workers.cli import logs
 from ech_workers.errors import ConfigError
+from ech_workers.options.client import LogFormat, LogTuning
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +23,7 @@ log = logging.getLogger("ech_workers.test")
 
 def test_a_renamed_file_is_followed_by_a_new_one(tmp_path: Path) -> None:
     file = tmp_path / "log"
-    logs.configure("info", file, verbose=False)
+    logs.configure(LogTuning(), file)
     log.info("before")
     file.rename(tmp_path / "log.1")
     log.info("after")
@@ -30,7 +35,7 @@ def test_a_renamed_file_is_followed_by_a_new_one(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_once_and_without_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "log"
     file.symlink_to("/dev/full")
-    logs.configure("info", file, verbose=False)
+    logs.configure(LogTuning(), file)
     for number in range(5):
         log.info("line %d", number)
     said = capsys.readouterr().err
@@ -48,4 +53,66 @@ def test_a_full_disk_is_said_once_and_without_a_traceback(tmp_path: Path, capsys
 
 def test_a_log_file_that_cannot_be_opened_is_an_error_that_names_the_option(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--log-file: cannot write .*: Is a directory"):
-        logs.configure("info", tmp_path, verbose=False)
+        logs.configure(LogTuning(), tmp_path)
+
+
+def test_a_file_turns_over_at_its_size_and_only_some_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    logs.configure(LogTuning(log_max_size=100, log_keep=2), file)
+    for number in range(12):
+        log.info("line %02d", number)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "log.1", "log.2"]
+    kept = "".join((tmp_path / name).read_text() for name in ("log.2", "log.1", "log"))
+    numbers = [int(line[-2:]) for line in kept.splitlines()]
+    assert numbers == list(range(numbers[0], 12))
+    assert all((tmp_path / name).stat().st_size < 150 for name in ("log.2", "log.1", "log"))
+
+
+def test_a_file_turns_over_at_its_age(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    yesterday = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - 90_000))
+    file.write_text(f"{yesterday} INFO    old\n")
+    logs.configure(LogTuning(log_max_age=86400.0), file)
+    log.info("new")
+    log.info("newer")
+    assert "old" in (tmp_path / "log.1").read_text()
+    assert [line[-5:].strip() for line in file.read_text().splitlines()] == ["new", "newer"]
+    assert not (tmp_path / "log.2").exists()
+
+
+def test_json_lines_have_what_the_record_knows(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    logs.configure(LogTuning(log_format="json"), file)
+    log.warning("lost", extra={"layer": "tcp", "code": "tcp-reset", "session": 7})
+    (line,) = file.read_text().splitlines()
+    fields = json.loads(line)
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", fields.pop("time"))
+    assert fields == {
+        "level": "warning",
+        "logger": "ech_workers.test",
+        "message": "lost",
+        "layer": "tcp",
+        "code": "tcp-reset",
+        "session": 7,
+    }
+
+
+def test_the_journal_gets_priorities_and_no_second_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    logs.configure(LogTuning(), None, verbose=True)
+    for write in (log.error, log.warning, log.info, log.debug):
+        write("hello")
+    assert capsys.readouterr().err.splitlines() == ["<3>hello", "<4>hello", "<6>hello", "<7>hello"]
+
+
+@pytest.mark.parametrize("form", ["text", "json", "journal"])
+def test_no_log_line_shows_a_secret(form: LogFormat, tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    logs.configure(LogTuning(log_format=form), file, secrets=["s3cret-token", None, "abc"])
+    log.info("the server answered: unknown token s3cret-token, abc")
+    said = file.read_text()
+    assert "s3cret" not in said
+    assert "unknown token ..., abc" in said

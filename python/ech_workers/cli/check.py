@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import click
+import msgspec
 
 from ech_workers.check import DEFAULT_TARGET, Check, Row
 from ech_workers.cli import findings, logs
-from ech_workers.cli.options import client_options, log_options, option
-from ech_workers.config import ClientConfig
+from ech_workers.cli.options import REACH_NAMES, config_option, given, reach_options, verbose_option
+from ech_workers.options import load
+from ech_workers.options.load import CLIENT_PREFIX
 
 
 @click.command()
-@client_options
-@option(
+@config_option(CLIENT_PREFIX)
+@reach_options
+@click.option(
     "--target",
     metavar="URL",
     default=DEFAULT_TARGET,
@@ -22,18 +25,18 @@ from ech_workers.config import ClientConfig
     help="What to fetch through the tunnel; a large file makes the throughput sample meaningful.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of rows.")
-@log_options
-def check(verbose: bool, as_json: bool, target: str, **options: Any) -> int:
+@verbose_option
+@click.pass_context
+def check(ctx: click.Context, /, verbose: bool, as_json: bool, target: str, config: str | None, **options: Any) -> int:
     """Try every layer between here and a target, and say what works, what does not, and what to try.
 
     The exit code is that of the first layer that fails.
     """
-    config = ClientConfig.build(listen=None, **options)
-    logs.configure("error" if config.log_level == "info" else config.log_level, config.log_file, verbose=verbose)
-    made = Check(config, target=target)
+    loaded = load.client(given(ctx, options), config=config, names=REACH_NAMES)
+    level = "error" if loaded.config.log_level == "info" else None
+    logs.configure(loaded.config, loaded.config.log_file, verbose=verbose, level=level)
+    made = Check(msgspec.structs.replace(loaded.config, listen=()), target=target)
     if as_json:
-        import msgspec
-
         for row in made.rows():
             click.echo(msgspec.json.encode(row))
         return made.exit_code

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from ech_workers.cli import findings, logs, proxy
-from ech_workers.cli.options import log_options, option, status_option
-from ech_workers.config import authority
+from ech_workers.cli.options import DEMO_NAMES, DEMO_PREFIX, demo_options, given, verbose_option
+from ech_workers.config import ClientConfig, authority
+from ech_workers.errors import ConfigError
+from ech_workers.options.client import CLIENT
+from ech_workers.options.sources import environment, merge
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -21,42 +25,33 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--check", is_flag=True, help="Send requests through every combination, say what happened, and end.")
-@option(
-    "--listen",
-    default="127.0.0.1:1080",
-    show_default=True,
-    metavar="ADDR:PORT",
-    help="The SOCKS5 and HTTP port (--check takes free ones).",
-)
-@status_option
-@option("--plain", is_flag=True, help="Single lines instead of the live table.")
-@log_options
-def demo(
-    check: bool,
-    listen: str,
-    status_listen: tuple[str, ...],
-    plain: bool,
-    verbose: bool,
-    log_level: str,
-    log_file: str | None,
-) -> int:
+@demo_options
+@click.option("--plain", is_flag=True, help="Single lines instead of the live table.")
+@verbose_option
+@click.pass_context
+def demo(ctx: click.Context, /, check: bool, plain: bool, verbose: bool, **options: Any) -> int:
     """The whole tunnel on loopback: a private authority, a DoH resolver, a server with ECH keys, a target, the proxy.
 
     Nothing needs to be installed or set up, and nothing is left behind. --check exits with 0, or with 1 after naming the
     layer that failed.
     """
-    from pathlib import Path
-
     _end_in_order()
+    outer = merge(CLIENT, [environment(CLIENT, DEMO_PREFIX, names=DEMO_NAMES), given(ctx, options)])
     # The check says itself what happened; the log only disturbs it unless asked for.
-    quiet = check and not verbose and log_level == "info"
-    logs.configure("error" if quiet else log_level, Path(log_file) if log_file else None, verbose=verbose)
+    quiet = check and not verbose and "log_level" not in outer.given
+    try:
+        config = ClientConfig.of({"server": "demo.test", "cache_dir": "", **outer.values})
+    except ConfigError as error:
+        raise outer.blame(error) from None
+    logs.configure(config, config.log_file, verbose=verbose, level="error" if quiet else None)
     from ech_workers.demo import Demo
 
     if check:
         return _check()
     with Demo() as running:
-        config = running.client(mode="yamux", listen=listen, status_listen=status_listen)
+        config = msgspec.structs.replace(
+            running.client(mode="yamux", listen="0"), listen=config.listen, status_listen=config.status_listen
+        )
         proxy.run(config, plain=plain, notes=lambda ports: notes(running, ports[0]))
     return 0
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from ech_workers import _native, files
-from ech_workers.cli.options import SECONDS, option
+from ech_workers.cli.options import SECONDS
 from ech_workers.config import ServerAddress
 from ech_workers.errors import ConfigError
 
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@option("--public-name", required=True, metavar="NAME", help="The name that the network will see.")
-@option("--out", required=True, metavar="DIR", help="The directory for the key file; made if it is not there.")
-@option("--name", metavar="HOST[:PORT]", help="The server's own name, for the DNS record; default: @, the zone itself.")
-@option(
+@click.option("--public-name", required=True, metavar="NAME", help="The name that the network will see.")
+@click.option("--out", required=True, metavar="DIR", help="The directory for the key file; made if it is not there.")
+@click.option(
+    "--name", metavar="HOST[:PORT]", help="The server's own name, for the DNS record; default: @, the zone itself."
+)
+@click.option(
     "--maximum-name-length",
     type=click.IntRange(0, 255),
     default=64,
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="The new key takes over, and those of its public name that were replaced longer than --overlap ago are removed.",
 )
-@option(
+@click.option(
     "--overlap",
     type=SECONDS,
     default="24h",

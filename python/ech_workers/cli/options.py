@@ -1,193 +1,159 @@
-"""Options that know their environment variable, the kinds of values they take, and the groups that commands share."""
+"""The options of the commands, made from the schemas, and the few that only a command has."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from ech_workers.config import DEFAULT_PROFILE, LOG_LEVELS
+from ech_workers.options.client import CLIENT
+from ech_workers.options.load import CLIENT_PREFIX, SERVER_PREFIX
+from ech_workers.options.reference import CLIENT_ORDER, SERVER_ORDER, metavar
+from ech_workers.options.schema import Option, Schema, options_of, parse
+from ech_workers.options.server import SERVER
+from ech_workers.options.sources import Given, Layer
 
-__all__ = ["SECONDS", "SIZE", "client_options", "log_options", "option", "status_option"]
+__all__ = [
+    "DEMO_NAMES",
+    "DEMO_PREFIX",
+    "LOG_NAMES",
+    "REACH_NAMES",
+    "SECONDS",
+    "client_options",
+    "config_option",
+    "demo_options",
+    "given",
+    "reach_options",
+    "server_options",
+    "verbose_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PREFIX = "ECH_WORKERS_"
+LOG_NAMES = [name for name in CLIENT_ORDER if name.startswith("log_")]
+
+LOCAL_NAMES = ["listen", "username", "password", "status_listen"]
+"""What only a command with local ports takes."""
+
+DEMO_NAMES = ["listen", "status_listen", *LOG_NAMES]
+DEMO_PREFIX = "ECH_WORKERS_DEMO_"
+
+REACH_NAMES = [name for name in CLIENT_ORDER if name not in LOCAL_NAMES]
+"""What it takes to reach a server."""
 
 
-class Option(click.Option):
-    """An option that is also ``ECH_WORKERS_<NAME>``, the same for every command."""
+class SchemaOption(click.Option):
+    """An option of a schema. The environment is read by ``options.sources``; here its variable is only shown."""
 
-    def __init__(self, *args: Any, **attributes: Any) -> None:
-        super().__init__(*args, **attributes)
-        if self.envvar is None and self.name is not None:
-            self.envvar = PREFIX + self.name.upper()
-            self.show_envvar = True
+    def resolve_envvar_value(self, ctx: click.Context) -> None:
+        return None
 
-
-def option(*declarations: str, **attributes: Any) -> Callable[[F], F]:
-    """``click.option`` with an environment variable."""
-    return click.option(*declarations, cls=Option, **attributes)
-
-
-class Seconds(click.ParamType[float]):
-    """A time: ``90``, ``1.5``, ``500ms``, ``90s``, ``10m``, ``1h``."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, int | float):
-            return float(value)
-        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) *(ms|s|m|h|)", value.strip())
-        if match is None:
-            self.fail(f"{value!r} is no time; write 90, 500ms, 10m or 1h", param, ctx)
-        return float(match[1]) * _TIME_UNITS[match[2]]
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        extra = super().get_help_extra(ctx)
+        if "default" in extra:
+            # Without the brackets that click puts around a default in words.
+            extra["default"] = str(self.show_default)
+        return extra
 
 
-class Size(click.ParamType[int]):
-    """A size in bytes: ``268435456``, ``256M``, ``1G`` (powers of 1024)."""
+class Value(click.ParamType[Any]):
+    """The value of an option as its declaration reads it."""
 
-    name = "size"
+    def __init__(self, declared: Option) -> None:
+        self.name = declared.kind
+        self._declared = declared
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
             return value
-        match = re.fullmatch(r"([0-9]{1,15}) *([KMG]?)(?:iB|B)?", value.strip(), re.IGNORECASE)
-        if match is None:
-            self.fail(f"{value!r} is no size; write 268435456, 256M or 1G", param, ctx)
-        return int(match[1]) * _SIZE_UNITS[match[2].upper()]
+        try:
+            return parse(self._declared, value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
-_TIME_UNITS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "h": 3600.0}
-_SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+SECONDS = Value(Option(name="time", kind="seconds", several=False, default=None, about=""))
+"""A time: ``90``, ``1.5``, ``500ms``, ``90s``, ``10m``, ``1h``."""
 
-SECONDS = Seconds()
-SIZE = Size()
+
+def _options(schema: Schema, names: Iterable[str], prefix: str) -> Callable[[F], F]:
+    known = options_of(schema)
+
+    def decorate(command: F) -> F:
+        for name in reversed(list(names)):
+            command = _option(known[name], prefix)(command)
+        return command
+
+    return decorate
+
+
+def _option(declared: Option, prefix: str) -> Callable[[F], F]:
+    attributes: dict[str, Any] = {
+        "cls": SchemaOption,
+        "help": _sentence(declared.about),
+        "envvar": prefix + declared.name.upper(),
+        "show_envvar": True,
+        "default": None,
+        # As a text: what is not given must look so, or a file could not give it.
+        "show_default": declared.default_text,
+    }
+    if declared.kind == "switch":
+        name = f"{declared.flag}/--{declared.off}" if declared.off else declared.flag
+        return click.option(name, is_flag=True, **attributes)
+    if declared.kind == "choice":
+        kind: click.ParamType[Any] = click.Choice(declared.choices, case_sensitive=False)
+    elif declared.path:
+        kind = click.Path()
+    else:
+        kind = Value(declared)
+    return click.option(declared.flag, type=kind, metavar=metavar(declared), multiple=declared.several, **attributes)
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
 
 
 def client_options(command: F) -> F:
-    """What is needed to reach a server: everything in ``ClientConfig.build`` but the local port."""
-    for decorate in reversed(
-        (
-            option(
-                "--server",
-                required=True,
-                metavar="HOST[:PORT]/PATH",
-                help="The server: its name, which ECH hides, and the path of the upgrade.",
-            ),
-            option("--token", metavar="TEXT", help="The token that the server expects."),
-            option("--token-file", metavar="FILE", help="Read the token from a file."),
-            option(
-                "--ech/--no-ech",
-                default=True,
-                show_default=True,
-                help="Encrypted Client Hello. --no-ech shows the server's name to the network.",
-            ),
-            option(
-                "--yamux/--no-yamux",
-                default=True,
-                show_default=True,
-                help="Many connections over one session, or a WebSocket for each connection (for Workers).",
-            ),
-            option("--server-ip", multiple=True, metavar="IP", help="The server's address; nothing is looked up then."),
-            option("--ech-domain", metavar="NAME", help="Take the ECH configuration from this name's HTTPS record."),
-            option(
-                "--ech-config",
-                metavar="BASE64|@FILE",
-                help="The ECH configuration list itself: base64, or a file with the raw list, base64 or RFC 9934 PEM.",
-            ),
-            option(
-                "--ech-bootstrap",
-                metavar="PUBLIC_NAME",
-                help="When no resolver has an ECH configuration: ask the server itself, under its provider's public name.",
-            ),
-            option(
-                "--doh-server",
-                multiple=True,
-                metavar="URL",
-                help="A DoH resolver instead of the built-in ones (Cloudflare, Quad9, Google, AdGuard).",
-            ),
-            option("--doh-ip", multiple=True, metavar="IP", help="The address of --doh-server."),
-            option(
-                "--ca-file",
-                metavar="PEM",
-                help="Authorities to trust beside the system's, for the server and the resolvers.",
-            ),
-            option(
-                "--profile",
-                default=DEFAULT_PROFILE,
-                show_default=True,
-                metavar="NAME",
-                help="The browser whose TLS hello is sent.",
-            ),
-            option(
-                "--alpn",
-                type=click.Choice(["auto", "http/1.1"]),
-                default="auto",
-                show_default=True,
-                help="auto: as the browser does it, h2 first; http/1.1: the WebSocket hello from the first contact on.",
-            ),
-            option("--sessions", type=int, default=1, show_default=True, metavar="N", help="Sessions to keep up."),
-            option(
-                "--reply",
-                type=click.Choice(["optimistic", "confirmed"]),
-                default="optimistic",
-                show_default=True,
-                help="Answer local programs at once, or when the server has said that the target is reached.",
-            ),
-            option(
-                "--open-timeout",
-                type=SECONDS,
-                default=8.0,
-                show_default=True,
-                help="How long a local connection waits for a session.",
-            ),
-            option(
-                "--idle-timeout",
-                type=SECONDS,
-                default=600.0,
-                show_default=True,
-                help="When a connection without traffic ends.",
-            ),
-            option("--max-connections", type=int, default=4096, show_default=True, metavar="N", help="At a time."),
-            option(
-                "--memory-limit",
-                type=SIZE,
-                default="256M",
-                show_default=True,
-                help="What the receive windows of all streams may grow by together.",
-            ),
-            option("--cache-dir", metavar="DIR", help="Where ECH configurations are kept; empty: in memory alone."),
-        )
-    ):
-        command = decorate(command)
-    return command
+    """Everything that ``ClientConfig`` has an option for."""
+    return _options(CLIENT, CLIENT_ORDER, CLIENT_PREFIX)(command)
 
 
-status_option = option(
-    "--status-listen",
-    multiple=True,
-    metavar="[ADDR:]PORT",
-    help="A status page, its feed, /healthz and /metrics on this port; may be given several times.",
-)
+def reach_options(command: F) -> F:
+    """What is needed to reach a server: everything but the local ports."""
+    return _options(CLIENT, REACH_NAMES, CLIENT_PREFIX)(command)
 
 
-def log_options(command: F) -> F:
-    """Where log lines go, and how many."""
-    for decorate in reversed(
-        (
-            option(
-                "--log-level",
-                type=click.Choice(LOG_LEVELS, case_sensitive=False),
-                default="info",
-                show_default=True,
-                help="The least level of log lines.",
-            ),
-            option("--log-file", metavar="FILE", help="Append log lines to a file instead of standard error."),
-            click.option("-v", "--verbose", is_flag=True, help="Details with errors, and --log-level debug."),
-        )
-    ):
-        command = decorate(command)
-    return command
+def server_options(command: F) -> F:
+    """Everything that ``ServerConfig`` has an option for."""
+    return _options(SERVER, SERVER_ORDER, SERVER_PREFIX)(command)
+
+
+def demo_options(command: F) -> F:
+    """What the demonstration takes of the proxy's options."""
+    return _options(CLIENT, DEMO_NAMES, DEMO_PREFIX)(command)
+
+
+def config_option(prefix: str) -> Callable[[F], F]:
+    """``--config``."""
+    return click.option(
+        "--config",
+        type=click.Path(),
+        metavar="FILE",
+        envvar=f"{prefix}CONFIG",
+        show_envvar=True,
+        help="The configuration file; empty: none. Without it the one in the user's or the system's configuration directory.",
+    )
+
+
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="Details with errors, and --log-level debug.")
+
+
+def given(ctx: click.Context, options: dict[str, Any]) -> Layer:
+    """What the command line gives of these options."""
+    return {
+        name: Given(value, f"--{name.replace('_', '-')}")
+        for name, value in options.items()
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ech_workers.cli import logs
-from ech_workers.cli.options import client_options, log_options, option, status_option
+from ech_workers.cli.options import client_options, config_option, given, verbose_option
 from ech_workers.cli.stopping import Stopping
 from ech_workers.config import ClientConfig, authority
+from ech_workers.options import load
+from ech_workers.options.load import CLIENT_PREFIX
 from ech_workers.tunnel import Tunnel
 
 if TYPE_CHECKING:
@@ -24,29 +26,30 @@ log = logging.getLogger("ech_workers")
 
 
 @click.command()
-@option(
-    "--listen",
-    multiple=True,
-    default=("127.0.0.1:1080",),
-    show_default=True,
-    metavar="ADDR:PORT",
-    help="The SOCKS5 and HTTP port; may be given several times; port 0 takes a free one.",
-)
-@option("--username", metavar="TEXT", help="What local programs must give, with --password.")
-@option("--password", metavar="TEXT", help="Better set in the environment.")
+@config_option(CLIENT_PREFIX)
 @client_options
-@status_option
-@option("--plain", is_flag=True, help="Single lines instead of the live table (also when the output is no terminal).")
-@log_options
-def proxy(verbose: bool, plain: bool, **options: Any) -> None:
+@click.option(
+    "--plain", is_flag=True, help="Single lines instead of the live table (also when the output is no terminal)."
+)
+@verbose_option
+@click.pass_context
+def proxy(ctx: click.Context, /, verbose: bool, plain: bool, config: str | None, **options: Any) -> None:
     """A local SOCKS5 and HTTP port whose traffic goes through the tunnel.
 
     The port is open from the start and stays open: while the server cannot be reached, local programs get a failing
     reply, and the log says why. SIGINT and SIGTERM end it.
     """
-    config = ClientConfig.build(**options)
-    logs.configure(config.log_level, config.log_file, verbose=verbose)
-    run(config, plain=plain)
+    loaded = load.client(given(ctx, options), config=config)
+    made = loaded.config
+    logs.configure(made, made.log_file, verbose=verbose, secrets=secrets(made))
+    for warning in loaded.warnings:
+        log.warning("%s", warning)
+    run(made, plain=plain)
+
+
+def secrets(config: ClientConfig) -> list[str | None]:
+    """What no log line may show."""
+    return [config.password, *(upstream.token for upstream in config.upstreams)]
 
 
 def run(

@@ -1,0 +1,161 @@
+"""A configuration from the default, the file, the environment and the command line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from ech_workers.config import ClientConfig, ServerConfig
+from ech_workers.errors import ConfigError
+from ech_workers.options import file
+from ech_workers.options.client import CLIENT, SERVER_TABLE
+from ech_workers.options.schema import options_of
+from ech_workers.options.server import SERVER
+from ech_workers.options.sources import Layer, Settings, environment, merge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from ech_workers.options.schema import Schema
+
+__all__ = ["CLIENT_PREFIX", "CONFIG_VARIABLE", "SERVER_PREFIX", "Loaded", "client", "server"]
+
+CLIENT_PREFIX = "ECH_WORKERS_"
+SERVER_PREFIX = "ECH_WORKERS_SERVER_"
+CONFIG_VARIABLE = "CONFIG"
+"""After the prefix: the variable that names the configuration file."""
+
+C = TypeVar("C", ClientConfig, ServerConfig)
+
+# What belongs to one server, so that the command line cannot give it to several at once.
+_OF_ONE_SERVER = ("token", "token_file", "server_ip", "ech_config", "ech_domain", "ech_bootstrap")
+
+
+class Loaded(NamedTuple, Generic[C]):
+    """A configuration and how it came about."""
+
+    config: C
+    settings: Settings
+    tables: tuple[Settings, ...]
+    """What counts for each ``[[server]]``."""
+    path: Path | None
+    """The configuration file; None: there is none."""
+    warnings: tuple[str, ...]
+
+
+def client(
+    command_line: Layer,
+    *,
+    config: str | None = None,
+    variables: Mapping[str, str] | None = None,
+    names: Iterable[str] = (),
+) -> Loaded[ClientConfig]:
+    """The configuration of the proxy. names: the options that the command takes, all unless given; what else a file or the
+    environment gives is not looked at. Raises ConfigError."""
+    found = _file(config, file.CLIENT_FILE, CLIENT_PREFIX, CLIENT, variables)
+    wanted = set(names)
+    own: Layer = (
+        {} if found is None else {key: given for key, given in found.layer.items() if key in wanted or not wanted}
+    )
+    outer = merge(CLIENT, [environment(CLIENT, CLIENT_PREFIX, variables, names=names), command_line])
+    settings = merge(CLIENT, [own, outer.given])
+    tables = _tables(found, own, outer.given)
+    values = {
+        name: value for name, value in settings.values.items() if not tables or name not in options_of(SERVER_TABLE)
+    }
+    try:
+        for number, table in enumerate(tables):
+            try:
+                ClientConfig.of({}, [table.values])
+            except ConfigError as error:
+                raise table.blame(error) from None
+            names_before = [other.values.get("name") for other in tables[:number]]
+            if table.values.get("name") in names_before and table.values.get("name"):
+                raise ConfigError(
+                    f"{table.values['name']!r} is the name of two servers", option=table.given["name"].origin
+                )
+        made = ClientConfig.of(values, [table.values for table in tables])
+    except ConfigError as error:
+        raise _missing(settings.blame(error)) from None
+    return Loaded(made, settings, tables, found.path if found else None, tuple(found.warnings) if found else ())
+
+
+def server(
+    command_line: Layer, *, config: str | None = None, variables: Mapping[str, str] | None = None
+) -> Loaded[ServerConfig]:
+    """The configuration of the server. Raises ConfigError."""
+    found = _file(config, file.SERVER_FILE, SERVER_PREFIX, SERVER, variables)
+    layers = [found.layer if found else {}, environment(SERVER, SERVER_PREFIX, variables), command_line]
+    settings = merge(SERVER, layers)
+    try:
+        made = ServerConfig.of(settings.values)
+    except ConfigError as error:
+        raise settings.blame(error) from None
+    return Loaded(made, settings, (), found.path if found else None, tuple(found.warnings) if found else ())
+
+
+def _file(
+    given: str | None, name: str, prefix: str, schema: Schema, variables: Mapping[str, str] | None
+) -> file.ConfigFile | None:
+    environ = os.environ if variables is None else variables
+    given = environ.get(prefix + CONFIG_VARIABLE) if given is None else given
+    path = Path(given) if given else (None if given == "" else file.find(name, variables))
+    if path is None:
+        return None
+    is_client = schema is CLIENT
+    other, command = (SERVER, "server") if is_client else (CLIENT, "proxy")
+    mine = options_of(schema)
+    return file.read(
+        path,
+        schema,
+        {"server": SERVER_TABLE} if is_client else {},
+        others={
+            f"that is an option of `ech-workers {command}`": [key for key in options_of(other) if key not in mine],
+        },
+    )
+
+
+def _tables(found: file.ConfigFile | None, own: Layer, outer: Layer) -> tuple[Settings, ...]:
+    tables = found.tables.get("server", []) if found else []
+    if not tables:
+        return ()
+    chosen = outer.get("server")
+    if chosen is not None:
+        # One of the file's by its name, or another server, of which the file says nothing.
+        tables = [table for table in tables if "name" in table and table["name"].value == chosen.value]
+        outer = {name: given for name, given in outer.items() if name != "server"}
+        if not tables:
+            return ()
+    of_server = options_of(SERVER_TABLE)
+    outer = {name: given for name, given in outer.items() if name in of_server}
+    if len(tables) > 1:
+        for name in _OF_ONE_SERVER:
+            if name in outer:
+                raise ConfigError(
+                    f"there are {len(tables)} servers in {found.path if found else 'the file'}",
+                    option=outer[name].origin,
+                    advice="say it in the [[server]] it is for, or say which one with --server NAME",
+                )
+    common = {name: given for name, given in own.items() if name in of_server and name != "server"}
+    return tuple(merge(SERVER_TABLE, [common, table, outer]) for table in tables)
+
+
+def _missing(error: ConfigError) -> ConfigError:
+    if error.code != "server-missing":
+        return error
+    return ConfigError(
+        "is missing",
+        option="--server",
+        code="server-missing",
+        advice="give --server HOST[:PORT]/PATH, set ECH_WORKERS_SERVER, or write it down with `ech-workers config init`",
+    )
+
+
+def shown(settings: Settings, name: str, of: Callable[[Any], str] = repr) -> str:
+    """The value of an option for people: never a secret."""
+    given = settings.given.get(name)
+    declared = options_of(settings.schema)[name]
+    if given is None:
+        return declared.default_text
+    return "(hidden)" if declared.secret else of(given.value)

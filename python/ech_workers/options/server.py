@@ -1,0 +1,110 @@
+"""The options of ``ech-workers server``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from ech_workers.options.client import LogFile, LogTuning
+from ech_workers.options.schema import Schema, option
+
+__all__ = ["SERVER", "ServerSchema", "ServerTuning"]
+
+# Seconds.
+_DAY = 86400.0
+_FILES = "str | Path | Sequence[str | Path]"
+_PATH = "str | Path | None"
+
+
+class ServerTuning(LogTuning, frozen=True, kw_only=True):
+    """The options that go to the native server as they are. Times are seconds."""
+
+    allow_private_targets: Annotated[
+        bool,
+        option(
+            "whether loopback, private and link-local targets may be reached",
+            off="refuse-private-targets",
+        ),
+    ] = False
+    max_sessions: Annotated[int, option("connections at a time", low=1, high=10_000_000, metavar="N")] = 10000
+    max_streams: Annotated[int, option("streams of one session", low=1, high=1_000_000, metavar="N")] = 1024
+    connect_timeout: Annotated[float, option("for reaching a target", kind="seconds", low=0.001, high=_DAY)] = 10.0
+    idle_timeout: Annotated[
+        float, option("when a stream without traffic ends", kind="seconds", low=0.001, high=_DAY)
+    ] = 600.0
+    drain: Annotated[
+        float,
+        option(
+            "how long open streams may go on after SIGTERM or SIGINT; a second signal ends them",
+            kind="seconds",
+            low=0.0,
+            high=_DAY,
+            live="now",
+        ),
+    ] = 30.0
+    workers: Annotated[int, option("threads that carry traffic", low=1, high=256, metavar="N")] = 1
+
+
+class ServerSchema(ServerTuning, frozen=True, kw_only=True):
+    """Everything that ``ech-workers server`` takes."""
+
+    log_file: LogFile = None
+
+    listen: Annotated[
+        str | None,
+        option(
+            "the address to listen on; port 0 takes a free one; `listening on ADDR:PORT` says which",
+            metavar="ADDR:PORT",
+            shown_default="required",
+        ),
+    ] = None
+    cert: Annotated[
+        tuple[str, ...],
+        option(
+            "the certificate chain; several pairs are chosen by name. The first is shown to everybody who asks for none of"
+            " them, so it should be the public name's and not the hidden one's. There must be one for each public name."
+            " One that has expired, is not valid yet or ends within 14 days is reported at the start and once a day",
+            metavar="PEM",
+            path=True,
+            shown_default="required",
+            replaces=("key",),
+            api=_FILES,
+        ),
+    ] = ()
+    key: Annotated[
+        tuple[str, ...],
+        option("its private key, in the same order", metavar="PEM", path=True, shown_default="required", api=_FILES),
+    ] = ()
+    ech_keys: Annotated[
+        str | None,
+        option(
+            "every `*.pem` in it (RFC 9934, of any maker). Watched: a new, changed or removed file counts within a second,"
+            " running connections stay; a file that cannot be read is tried again until it can be",
+            metavar="DIR",
+            path=True,
+            shown_default="no ECH",
+            api=_PATH,
+        ),
+    ] = None
+    token: Annotated[
+        tuple[str, ...],
+        option(
+            "a token that clients may use; may be given several times; other users of this machine see command lines, so"
+            " better by a file",
+            metavar="TEXT",
+            secret=True,
+            shown_default="required",
+            api="str | Sequence[str] | None",
+        ),
+    ] = ()
+    token_file: Annotated[
+        str | None,
+        option("tokens, one a line", metavar="FILE", path=True, shown_default="required", api=_PATH),
+    ] = None
+    path: Annotated[str, option("the path of the upgrade; `/` takes every path", metavar="PATH")] = "/"
+    decoy: Annotated[
+        str | None,
+        option("the page for everyone else", metavar="HTML", path=True, shown_default="a plain page", api=_PATH),
+    ] = None
+
+
+SERVER: Schema = (ServerSchema,)
