@@ -17,10 +17,11 @@ from dns.rdtypes.IN.HTTPS import HTTPS
 
 from ech_workers import _native, cli
 from ech_workers.errors import TunnelError
-from ech_workers.options import reference, schema
+from ech_workers.options import load, reference, schema
 from ech_workers.options.client import CLIENT
 from ech_workers.options.schema import options_of
 from ech_workers.options.server import SERVER
+from ech_workers.options.sources import Given
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -238,6 +239,65 @@ def test_times(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(("text", "size"), [("1000", 1000), ("256M", 256 << 20), ("1g", 1 << 30), ("64KiB", 64 << 10)])
 def test_sizes(text: str, size: int) -> None:
     assert schema.parse_size(text) == size
+
+
+def test_config_init_and_check_are_the_whole_set_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "token").write_text("s3cret")
+    given = ["--server", "a.test/ws", "--token-file", "token", "--server-ip", "192.0.2.1", "--open-timeout", "3s"]
+    assert run("config", "init", *given, "--no-yamux", "--listen", "1081") == 0
+    path = tmp_path / "config" / "ech-workers" / "config.toml"
+    assert f"written: {path}, for a.test:443" in capsys.readouterr().out
+    assert path.stat().st_mode & 0o777 == 0o600
+    monkeypatch.chdir("/")
+    config = load.client({}).config
+    assert (str(config.server), config.token, config.mode) == ("a.test:443/ws", "s3cret", "simple")
+    assert (config.server_ips, config.open_timeout, config.listen[0].port) == (("192.0.2.1",), 3.0, 1081)
+    assert run("config", "check") == 0
+    assert capsys.readouterr().out == f"{path}: all right\n"
+    assert run("config", "init", *given) == 2
+    assert "is there already; edit it, or replace it with --force" in capsys.readouterr().err
+
+
+def test_every_line_that_config_init_comments_out_can_be_taken_in(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    assert run("config", "init", str(path), "--server", "a.test") == 0
+    text = re.sub(r"^#(\w+ = )(?!\"\"$)", r"\1", path.read_text(), flags=re.MULTILINE)
+    assert text.count("\nopen_timeout = 8\n") == 1
+    path.write_text(text)
+    written = load.client({}, config=str(path), variables={"ECH_WORKERS_CACHE_DIR": ""}).config
+    plain = load.client({"server": Given("a.test", "--server")}, config="", variables={"ECH_WORKERS_CACHE_DIR": ""})
+    assert written == plain.config
+
+
+def test_config_show_says_where_a_value_comes_from_and_no_secret(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('server = "a.test"\ntoken = "s3cret"\npassword = "s3cret"\nusername = "ann"\n')
+    monkeypatch.setenv("ECH_WORKERS_SESSIONS", "3")
+    assert run("config", "show", "--config", str(path)) == 0
+    said = capsys.readouterr().out
+    assert "s3cret" not in said
+    assert f'server = "a.test"  # {path}, line 1: server\n' in said
+    assert f"token = (hidden)  # {path}, line 2: token\n" in said
+    assert "sessions = 3  # ECH_WORKERS_SESSIONS\n" in said
+    assert "idle_timeout = 600  # default\n" in said
+
+
+def test_config_check_names_the_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text('listen = "0"\ncertt = "a.pem"\n')
+    assert run("config", "check", "--of", "server", "--config", str(path)) == 2
+    assert f"{path}, line 2: 'certt' is no option; did you mean cert?" in capsys.readouterr().err
+
+
+def test_config_schema_is_the_one_of_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("config", "schema") == 0
+    assert capsys.readouterr().out == REFERENCE.with_name("config.schema.json").read_text()
 
 
 def keygen(folder: Path, *arguments: str, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:

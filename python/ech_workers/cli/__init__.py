@@ -21,6 +21,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "proxy": ("ech_workers.cli.proxy", "A local SOCKS5 and HTTP port whose traffic goes through the tunnel."),
     "server": ("ech_workers.cli.server", "The other end of the tunnel."),
     "check": ("ech_workers.cli.check", "Say layer by layer what works, and what to try."),
+    "config": ("ech_workers.cli.config", "The configuration file: try it, show what counts, write one."),
     "keygen": ("ech_workers.cli.keygen", "Make an ECH key and the DNS record for it."),
     "worker": ("ech_workers.cli.worker", "Write a Cloudflare Worker to be the other end."),
     "demo": ("ech_workers.cli.demo", "The whole tunnel on loopback: try it without a server."),

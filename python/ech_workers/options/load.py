@@ -12,14 +12,14 @@ from ech_workers.options import file
 from ech_workers.options.client import CLIENT, SERVER_TABLE
 from ech_workers.options.schema import options_of
 from ech_workers.options.server import SERVER
-from ech_workers.options.sources import Layer, Settings, environment, merge
+from ech_workers.options.sources import Given, Layer, Settings, environment, merge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from ech_workers.options.schema import Schema
 
-__all__ = ["CLIENT_PREFIX", "CONFIG_VARIABLE", "SERVER_PREFIX", "Loaded", "client", "server"]
+__all__ = ["CLIENT_PREFIX", "CONFIG_VARIABLE", "SERVER_PREFIX", "Given", "Loaded", "client", "server", "shown"]
 
 CLIENT_PREFIX = "ECH_WORKERS_"
 SERVER_PREFIX = "ECH_WORKERS_SERVER_"
@@ -157,5 +157,5 @@ def shown(settings: Settings, name: str, of: Callable[[Any], str] = repr) -> str
     given = settings.given.get(name)
     declared = options_of(settings.schema)[name]
     if given is None:
-        return declared.default_text
+        return "(none)" if declared.default is None or declared.default == () else of(declared.default)
     return "(hidden)" if declared.secret else of(given.value)
