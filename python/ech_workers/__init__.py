@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from ech_workers.errors import (
@@ -36,23 +37,29 @@ from ech_workers.errors import (
 )
 
 if TYPE_CHECKING:
-    from ech_workers.config import ClientConfig
-    from ech_workers.tunnel import Tunnel
+    from ech_workers.config import ClientConfig, ClientOptions, ServerConfig
+    from ech_workers.server import TunnelServer
+    from ech_workers.stream import StreamSocket
+    from ech_workers.tunnel import Listener, Tunnel
 
 __all__ = [
     "CertificateError",
     "ClientConfig",
+    "ClientOptions",
     "ConfigError",
     "ConnectError",
     "ConnectTimeout",
     "EchError",
     "EngineClosed",
     "ListenError",
+    "Listener",
     "ResolverError",
     "ResolverTimeout",
+    "ServerConfig",
     "SessionError",
     "SessionTimeout",
     "StreamReset",
+    "StreamSocket",
     "TargetError",
     "TargetTimeout",
     "TlsError",
@@ -60,6 +67,7 @@ __all__ = [
     "TokenError",
     "Tunnel",
     "TunnelError",
+    "TunnelServer",
     "WebSocketError",
     "WebSocketTimeout",
     "__version__",
@@ -67,22 +75,29 @@ __all__ = [
 
 __version__: str
 
+if "t" in getattr(sys, "abiflags", ""):
+    raise ImportError("ech_workers does not support free-threaded Python yet: use the build with the GIL")
+
+_LAZY = {
+    "ClientConfig": "ech_workers.config",
+    "ClientOptions": "ech_workers.config",
+    "Listener": "ech_workers.tunnel",
+    "ServerConfig": "ech_workers.config",
+    "StreamSocket": "ech_workers.stream",
+    "Tunnel": "ech_workers.tunnel",
+    "TunnelServer": "ech_workers.server",
+    "__version__": "ech_workers._native",
+}
+
 
 def __getattr__(name: str) -> object:
     # On first use: a program that only reads errors, or the command line, pays for no more than it needs.
-    if name == "Tunnel":
-        from ech_workers.tunnel import Tunnel
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
 
-        return Tunnel
-    if name == "ClientConfig":
-        from ech_workers.config import ClientConfig
-
-        return ClientConfig
-    if name == "__version__":
-        from ech_workers import _native
-
-        return _native.__version__
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(module), name)
 
 
 def __dir__() -> list[str]:

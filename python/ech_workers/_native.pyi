@@ -4,7 +4,7 @@ Objects here are frozen; times are seconds, sizes bytes. Calls that wait release
 Defaults that PyO3 cannot show (`...` at run time) stand in comments or docstrings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Literal, final
 
 __version__: Final[str]
@@ -281,10 +281,8 @@ class Engine:
         log_level: int = 20,
     ) -> Engine:
         """ca_pem: trusted beside the system's roots (system_roots). open_timeout: how long a local connection waits for a session. Raises ValueError."""
-    def listen(
-        self, host: str, port: int, *, username: str | None = None, password: str | None = None
-    ) -> tuple[str, int]:
-        """Opens a SOCKS5/HTTP port and returns its address. Raises OSError (EADDRINUSE, ...) with the address in it."""
+    def listen(self, host: str, port: int, *, username: str | None = None, password: str | None = None) -> Listener:
+        """Opens a SOCKS5/HTTP port. Raises OSError (EADDRINUSE, ...) with the address in it."""
     def set_plan(self, plan: DialPlan | None) -> None:
         """The plan by which simple mode dials for each connection."""
     def dial(self, plan: DialPlan) -> int:
@@ -297,16 +295,47 @@ class Engine:
         """With a reason: local connections that find no session fail at once. None: they wait up to open_timeout."""
     def fetch(self, plan: FetchPlan) -> int:
         """Starts an exchange; Fetched or FetchFailed with the same number follows."""
-    def open_stream(self, host: str, port: int, timeout: float | None = None) -> int:
-        """Opens a stream to host:port. Returns the file descriptor of a connected stream socket, its other end, which the caller owns
-        (``socket.socket(fileno=...)``). Raises ech_workers.errors.TunnelError subclasses."""
+    def open(
+        self, host: str, port: int, timeout: float | None = None, done: Callable[[], object] | None = None
+    ) -> Opening:
+        """Begins to open a stream to host:port. timeout: seconds for all of it, the wait for a session and the server's answer; None is open_timeout.
+        done: called once when that has ended, in a thread of its own, unless it was cancelled. Raises ValueError for a target that cannot be."""
     def next_event(self, timeout: float | None) -> Event | None:
         """The next event; None when timeout passed. Raises EngineClosed after close()."""
     def wake(self) -> None:
         """Makes next_event return Woken; callable from any thread and from signal handlers."""
     def snapshot(self) -> Snapshot: ...
     def close(self, grace: float = 0.0) -> None:
-        """Ends listeners at once, streams after at most grace seconds. May be called twice."""
+        """Ends listeners and openings at once, streams after at most grace seconds; nothing is left of it then but this object. May be called twice."""
+
+@final
+class Listener:
+    """An open local port."""
+
+    @property
+    def address(self) -> tuple[str, int]: ...
+    def close(self) -> None:
+        """Closes the port; connections that came by it go on. May be called twice."""
+
+@final
+class Opening:
+    """A stream that is being opened. Dropped or cancelled, the stream is reset, and nothing stays behind."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until the opening has ended, for timeout seconds at most; True when it has. Signals are noticed."""
+    def result(self) -> tuple[int, StreamEnd]:
+        """The file descriptor of a connected stream socket, which the caller owns (``socket.socket(fileno=...)``), and how the stream ended, once it has.
+        To be asked for once, when the opening has ended. Raises ech_workers.errors.TunnelError subclasses, and RuntimeError when there is no result (yet)."""
+    def cancel(self) -> None:
+        """Gives the opening up, or the stream that nobody has taken. May be called twice."""
+
+@final
+class StreamEnd:
+    """How a stream ended. Whoever reads an end from its socket asks here whether the data had ended."""
+
+    @property
+    def reason(self) -> Literal["data", "reset", "session-lost", "idle"] | None:
+        """data: all was delivered. None: it has not ended on the other side. Raises EngineClosed in another process."""
 
 # ---------------------------------------------------------------- the server
 

@@ -33,6 +33,7 @@ from ech_workers.errors import (
 from ech_workers.finding import Layer, Row, origin, resolver_row, row, sample_row, source
 from ech_workers.fingerprint import ClientHello
 from ech_workers.steps import Asked, Dialed, Dialing, Exchanged, Failed, Learned, Passed, Settled, Step
+from ech_workers.stream import open_stream
 from ech_workers.supervisor import Supervisor
 from ech_workers.target import DEFAULT_TARGET, STREAM_TIMEOUT, FirstByte, Target
 from ech_workers.timing import Timing
@@ -387,9 +388,9 @@ class _Run:
         target = self._target
         started = time.monotonic()
         try:
-            descriptor = engine.open_stream(target.host, target.port, STREAM_TIMEOUT)
+            stream = open_stream(engine, target.host, target.port, STREAM_TIMEOUT)
             opened = (time.monotonic() - started) * 1000
-            with socket.socket(fileno=descriptor) as raw:
+            with stream as raw:
                 for seen in target.fetch(raw, self._config.ca_pem):
                     if isinstance(seen, FirstByte):
                         what = f"first byte: {seen.status}"

@@ -405,6 +405,8 @@ def _timed(kind: type[TunnelError], code: str) -> type[TunnelError]:
 _CLASS_OF_CODE: dict[str, type[TunnelError]] = {
     "shutdown": EngineClosed,
     "no-session": SessionError,
+    "session-timeout": SessionTimeout,
+    "too-many-connections": SessionError,
     "retired": SessionError,
     "closed": SessionError,
 }
@@ -479,6 +481,11 @@ _ADVICE: dict[str, str] = {
     "yamux-protocol": "the server may not speak yamux: try --no-yamux",
     "internal": "report it, with the lines of the log around it",
     "no-session": "the log says why the server cannot be reached",
+    "session-timeout": "allow more time, or see the log for why the server cannot be reached",
+    "too-many-connections": "close connections that are not needed, or allow more with --max-connections",
+    "stream-reset": "what was received is not all of it: ask again",
+    "session-lost": "what was received is not all of it: ask again; the tunnel connects by itself",
+    "stream-idle": "ask again, or allow longer silences with --idle-timeout",
     "target-not-allowed": (
         "the server refuses private addresses; its operator can allow them with --allow-private-targets"
     ),

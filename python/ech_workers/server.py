@@ -14,6 +14,7 @@ from ech_workers.errors import ConfigError, EngineClosed, ListenError
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import TracebackType
 
     from ech_workers.config import ServerConfig
 
@@ -126,7 +127,7 @@ class KeyDirectory:
 
 
 class TunnelServer:
-    """A running server. ``close`` must be called in the end."""
+    """A running server: ``with TunnelServer(ServerConfig.build(...)) as server``, or ``close`` in the end."""
 
     def __init__(self, config: ServerConfig) -> None:
         """Opens the port and begins to serve. Raises ConfigError and ListenError."""
@@ -175,6 +176,14 @@ class TunnelServer:
     def snapshot(self) -> _native.ServerSnapshot:
         """The counters at this moment."""
         return self._native.snapshot()
+
+    def __enter__(self) -> TunnelServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     def close(self, grace: float = 0.0) -> None:
         """Stops accepting, and ends what is still open after at most ``grace`` seconds."""

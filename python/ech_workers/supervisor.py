@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
-from ech_workers import _native
+from ech_workers import _native, waiting
 from ech_workers._logging import forward
 from ech_workers.errors import Cause, EngineClosed, SessionTimeout
 from ech_workers.knowledge import EchStatus
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ech_workers._native import Event, FetchPlan
     from ech_workers.config import ClientConfig, Resolver
     from ech_workers.ech import EchStore
+    from ech_workers.errors import TunnelError
     from ech_workers.knowledge import Question
 
 __all__ = ["EchStatus", "EngineLike", "SessionStatus", "Supervisor", "SupervisorStatus", "Timing", "UpstreamStatus"]
@@ -125,7 +126,8 @@ class Supervisor:
             trace=trace,
         )
         # Held while state is changed or read, never while waiting for an event.
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = waiting.lock()
+        self._watchers: list[Callable[[], object]] = []
         self._stopping = False
         self._ended = False
         self._unavailable: str | None = None
@@ -148,45 +150,82 @@ class Supervisor:
         except EngineClosed:
             pass
         finally:
-            with self._changed:
+            with self._lock:
                 self._ended = True
-                self._changed.notify_all()
+                self._notify()
 
     def stop(self) -> None:
         """Ends ``run``. The engine is left as it is."""
-        with self._changed:
+        with self._lock:
             self._stopping = True
-            self._changed.notify_all()
+            self._notify()
         self._engine.wake()
+
+    def watch(self, changed: Callable[[], object]) -> Callable[[], None]:
+        """Has ``changed`` called each time that something may have changed, and at the end; in the loop's thread, which it
+        must not hold up. Returns what takes that back."""
+        with self._lock:
+            self._watchers.append(changed)
+
+        def stop() -> None:
+            with self._lock:
+                self._watchers.remove(changed)
+
+        return stop
+
+    def is_ready(self, *, patient: bool = False) -> bool:
+        """Whether a session is up. Raises the TunnelError that says why there is none, once an attempt has failed for good
+        (unless ``patient``), and EngineClosed when the tunnel is stopped.
+
+        An attempt is the whole of it: every server, every resolver, every address, the retry after an ECH rejection, and
+        a second dial when the first one went by what the cache had.
+        """
+        with self._lock:
+            if any(upstream.is_ready for upstream in self._upstreams):
+                return True
+            if self._stopping or self._ended:
+                raise EngineClosed
+            settled = self._settled()
+        if settled is not None and not patient:
+            raise settled.error()
+        return False
+
+    def late(self, timeout: float) -> TunnelError:
+        """What to raise when ``timeout`` seconds were not enough for a session."""
+        with self._lock:
+            best = self._best()
+        if best.cause is None:
+            why, detail, advice = f"still {best.phase}", None, None
+        else:
+            why, detail, advice = best.cause.message, best.cause.detail, best.cause.advice or ""
+        message = f"no session to {best.name} within {timeout:g} s: {why}"
+        return SessionTimeout(message, code="session-timeout", detail=detail, advice=advice)
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Waits until a session is up, or the first attempt has failed for good.
 
-        An attempt is the whole of it: every server, every resolver, every address, the retry after an ECH rejection, and
-        a second dial when the first one went by what the cache had. Raises the TunnelError that explains the failure,
-        SessionTimeout when ``timeout`` (seconds) passes first, EngineClosed when the tunnel is stopped.
+        Raises what ``is_ready`` raises, SessionTimeout when ``timeout`` (seconds) passes first.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
-            while not any(upstream.is_ready for upstream in self._upstreams):
-                if self._stopping or self._ended:
-                    raise EngineClosed
-                settled = self._settled()
-                if settled is not None:
-                    raise settled.error()
+        changed = threading.Event()
+        stop = self.watch(changed.set)
+        try:
+            while not self.is_ready():
                 remaining = None if deadline is None else deadline - time.monotonic()
                 if remaining is not None and remaining <= 0:
-                    best = self._best()
-                    if best.cause is not None:
-                        raise best.cause.error()
-                    raise SessionTimeout(
-                        f"no session to {best.name} within {timeout:g} s: still {best.phase}", code="no-session"
-                    )
-                self._changed.wait(remaining)
+                    raise self.late(timeout or 0.0)
+                changed.wait(remaining)
+                changed.clear()
+        finally:
+            stop()
+
+    def _notify(self) -> None:
+        for changed in tuple(self._watchers):
+            changed()
 
     def status(self) -> SupervisorStatus:
         """What is going on, and why."""
-        with self._changed:
+        with self._lock:
             now = self._now()
             upstreams = tuple(upstream.status(now) for upstream in self._upstreams)
             best = upstreams[self._best().number]
@@ -225,7 +264,7 @@ class Supervisor:
 
     def _turn(self) -> float:
         """Does what is due, and returns how long to wait for events at most."""
-        with self._changed:
+        with self._lock:
             try:
                 now = self._now()
                 self._compare_clocks(now)
@@ -241,7 +280,7 @@ class Supervisor:
                 if following is not None:
                     deadlines.append(following)
                 self._tell_engine()
-                self._changed.notify_all()
+                self._notify()
                 self._last_turn = now.clock
                 return max(0.0, min(deadlines) - self._clock())
             except EngineClosed:
@@ -253,10 +292,10 @@ class Supervisor:
 
     def _take(self, event: Event) -> None:
         try:
-            with self._changed:
+            with self._lock:
                 self._handle(event, self._now())
                 self._tell_engine()
-                self._changed.notify_all()
+                self._notify()
             if self._on_event is not None:
                 self._on_event(event)
         except EngineClosed:

@@ -2,164 +2,73 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
+import sys
 import threading
-from typing import TYPE_CHECKING, Any, Unpack
+import time
+import warnings
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
 
-from ech_workers import _native
+from ech_workers import _native, waiting
 from ech_workers.config import ClientConfig, ListenAddress
 from ech_workers.ech import EchStore
-from ech_workers.errors import ConfigError, EngineClosed, ListenError, SessionError, TargetError
+from ech_workers.errors import ConfigError, EngineClosed, ListenError, SessionError, SessionTimeout, TargetError
+from ech_workers.names import ascii_name
+from ech_workers.stream import StreamSocket
 from ech_workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from ech_workers.config import ClientOptions
+    from ech_workers.errors import Cause
     from ech_workers.status.port import StatusPort
     from ech_workers.supervisor import SupervisorStatus
 
-__all__ = ["StreamSocket", "Tunnel"]
+__all__ = ["Connect", "Listener", "StreamSocket", "Tunnel"]
 
 log = logging.getLogger("ech_workers")
 
+Connect = Literal["wait", "lazy"]
 
-class Tunnel:
-    """A running tunnel: the native engine, and the supervisor that keeps its sessions up, in a thread of its own.
 
-    Takes the options of ``ech-workers proxy`` by their names (``Tunnel("tunnel.example/ws", token="...")``); no local
-    port is opened unless ``listen`` is given. Usable from several threads.
-    """
+class Listener:
+    """An open SOCKS5 and HTTP port of a tunnel. It closes with ``close``, at the end of a ``with``, or with the tunnel."""
 
-    def __init__(self, server: str, **options: Unpack[ClientOptions]) -> None:
-        """Raises ConfigError. Nothing is started yet."""
-        options.setdefault("listen", None)
-        self._prepare(ClientConfig.build(server=server, **options), None)
-
-    @classmethod
-    def from_config(cls, config: ClientConfig, *, on_event: Callable[[_native.Event], object] | None = None) -> Tunnel:
-        """The tunnel for a configuration made before. on_event is called with every native event, in the supervisor's
-        thread."""
-        tunnel = cls.__new__(cls)
-        tunnel._prepare(config, on_event)
-        return tunnel
-
-    def _prepare(self, config: ClientConfig, on_event: Callable[[_native.Event], object] | None) -> None:
-        self.config = config
-        self._on_event = on_event
-        self._lock = threading.Lock()
-        self._engine: _native.Engine | None = None
-        self._supervisor: Supervisor | None = None
-        self._thread: threading.Thread | None = None
-        self._status_port: StatusPort | None = None
-        self._closed = False
-        self._addresses: list[tuple[str, int]] = []
-
-    def start(self) -> None:
-        """Opens the configured local ports and begins to connect; does not wait.
-
-        Raises ListenError, or ConfigError for a certificate file that cannot be used.
-        """
-        with self._lock:
-            if self._closed:
-                raise EngineClosed
-            if self._engine is not None:
-                return
-            config = self.config
-            engine = _engine(config)
-            try:
-                for address in config.listen:
-                    self._addresses.append(_listen(engine, address, config.username, config.password))
-                supervisor = Supervisor(config, engine, EchStore(config.cache_dir), on_event=self._on_event)
-                status_port = self._open_status_port()
-            except BaseException:
-                engine.close()
-                self._addresses.clear()
-                raise
-            self._engine, self._supervisor, self._status_port = engine, supervisor, status_port
-            self._thread = threading.Thread(target=supervisor.run, name="ech-workers-supervisor", daemon=True)
-            self._thread.start()
-            if status_port is not None:
-                status_port.start()
-
-    def wait_ready(self, timeout: float | None = None) -> None:
-        """Waits until the first session is up. Raises the TunnelError that explains why there is none."""
-        self._running()[1].wait_ready(timeout)
-
-    def create_connection(self, address: tuple[str, int], timeout: float | None = None) -> socket.socket:
-        """A connected socket to ``(host, port)`` behind the server, like socket.create_connection.
-
-        The host's name is resolved by the server. timeout, in seconds, is for the opening and then stays set on the
-        socket. Raises TunnelError; a target that cannot be reached is told by our own server as a TargetError, while a
-        deployed one only closes the stream.
-        """
-        engine, supervisor = self._running()
-        host, port = address
-        try:
-            stream = StreamSocket(address, engine.open_stream(host, port, timeout))
-        except SessionError as error:
-            cause = supervisor.status().cause if error.code == "no-session" else None
-            if cause is not None:
-                # Why there is no session says more than that there is none.
-                raise cause.error() from error
-            raise
-        except ValueError as error:
-            raise TargetError(str(error), code="target-invalid") from None
-        stream.settimeout(timeout)
-        return stream
-
-    def listen(
-        self, host: str, port: int = 0, *, username: str | None = None, password: str | None = None
-    ) -> tuple[str, int]:
-        """Opens one more SOCKS5/HTTP port and returns its address; port 0 takes a free one. Raises ListenError."""
-        address = _listen(self._running()[0], ListenAddress(host, port), username, password)
-        self._addresses.append(address)
-        return address
+    def __init__(self, native: _native.Listener, opened: list[Listener]) -> None:
+        """``opened``: those that are open, of which this is one until it is closed."""
+        self._native = native
+        self._opened = opened
+        opened.append(self)
 
     @property
-    def addresses(self) -> tuple[tuple[str, int], ...]:
-        """The local ports that are open."""
-        return tuple(self._addresses)
+    def address(self) -> tuple[str, int]:
+        """Host and port that programs connect to."""
+        return self._native.address
 
     @property
-    def status_addresses(self) -> tuple[tuple[str, int], ...]:
-        """Where the status page is."""
-        return () if self._status_port is None else self._status_port.addresses
+    def host(self) -> str:
+        return self.address[0]
 
-    def status(self) -> SupervisorStatus:
-        """What the supervisor is doing, and why."""
-        return self._running()[1].status()
+    @property
+    def port(self) -> int:
+        return self.address[1]
 
-    def snapshot(self) -> _native.Snapshot:
-        """The engine's counters at this moment."""
-        return self._running()[0].snapshot()
+    def close(self) -> None:
+        """Closes the port; connections that came by it go on. May be called twice."""
+        with contextlib.suppress(ValueError):
+            self._opened.remove(self)
+        self._native.close()
 
-    def close(self, grace: float = 0.0) -> None:
-        """Closes the ports at once and the streams after at most ``grace`` seconds. May be called twice."""
-        with self._lock:
-            self._closed = True
-            engine, supervisor, thread = self._engine, self._supervisor, self._thread
-            status_port = self._status_port
-        if status_port is not None:
-            status_port.close()
-        if supervisor is not None:
-            supervisor.stop()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
-        if engine is not None:
-            engine.close(grace)
+    def __iter__(self) -> Iterator[Any]:
+        """``host, port = tunnel.listen(...)``."""
+        return iter(self.address)
 
-    def __enter__(self) -> Tunnel:
-        """Starts, and waits until a session is up. Raises the TunnelError that explains why there is none."""
-        self.start()
-        try:
-            self.wait_ready()
-        except BaseException:
-            self.close()
-            raise
+    def __enter__(self) -> Listener:
         return self
 
     def __exit__(
@@ -167,42 +76,361 @@ class Tunnel:
     ) -> None:
         self.close()
 
-    def _open_status_port(self) -> StatusPort | None:
-        if not self.config.status_listen:
-            return None
-        from ech_workers.status.port import StatusPort
-
-        return StatusPort(self.config.status_listen, self)
-
-    def _running(self) -> tuple[_native.Engine, Supervisor]:
-        engine, supervisor = self._engine, self._supervisor
-        if engine is None or supervisor is None:
-            raise EngineClosed("the tunnel is not started")
-        if self._closed:
-            raise EngineClosed
-        return engine, supervisor
+    def __repr__(self) -> str:
+        host, port = self.address
+        return f"<Listener on {f'[{host}]' if ':' in host else host}:{port}>"
 
 
-class StreamSocket(socket.socket):
-    """A connected socket whose other end is a stream of the tunnel.
+class Running:
+    """What works for a tunnel once it is started. It knows nothing of the ``Tunnel``, which may be forgotten."""
 
-    Below it is one end of a socket pair; it behaves like the TCP socket that programs expect: ``getpeername`` is the
-    target, and TCP options, which have no meaning here, are accepted.
+    def __init__(self, config: ClientConfig, on_event: Callable[[_native.Event], object] | None) -> None:
+        """Raises ListenError, and ConfigError for a certificate file that cannot be used."""
+        self.config = config
+        self.listeners: list[Listener] = []
+        self.status_port: StatusPort | None = None
+        self._forgotten = False
+        self.engine = _engine(config)
+        try:
+            for address in config.listen:
+                self.listen(address, config.username, config.password)
+            self.supervisor = Supervisor(config, self.engine, EchStore(config.cache_dir), on_event=on_event)
+            if config.status_listen:
+                from ech_workers.status.port import StatusPort
+
+                self.status_port = StatusPort(config.status_listen, self)
+        except BaseException:
+            self.engine.close()
+            raise
+        self._thread = waiting.Thread(self._supervise, "ech-workers-supervisor")
+        if self.status_port is not None:
+            self.status_port.start()
+
+    def _supervise(self) -> None:
+        self.supervisor.run()
+        if self._forgotten:
+            self.engine.close()
+
+    def listen(self, address: ListenAddress, username: str | None, password: str | None) -> Listener:
+        try:
+            native = self.engine.listen(address.host, address.port, username=username, password=password)
+        except EngineClosed:
+            raise
+        except ValueError as error:
+            raise ConfigError(str(error), option="--username") from None
+        except OSError as error:
+            raise ListenError.from_os_error(str(address), error) from None
+        return Listener(native, self.listeners)
+
+    @property
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        return tuple(listener.address for listener in self.listeners)
+
+    def status(self) -> SupervisorStatus:
+        return self.supervisor.status()
+
+    def snapshot(self) -> _native.Snapshot:
+        return self.engine.snapshot()
+
+    def close(self, grace: float) -> None:
+        self.listeners.clear()
+        if self.status_port is not None:
+            self.status_port.close()
+        self.supervisor.stop()
+        self._thread.join()
+        waiting.in_thread(lambda: self.engine.close(grace))
+
+    def forget(self) -> None:
+        """Ends everything without waiting for it."""
+        self._forgotten = True
+        if self.status_port is not None:
+            self.status_port.close()
+        self.supervisor.stop()
+
+
+class Tunnel:
+    """A running tunnel: the native engine, and the supervisor that keeps its sessions up, in a thread of its own.
+
+    Takes the options of ``ech-workers proxy`` by their names (``Tunnel("tunnel.example/ws", token="...")``); no local
+    port is opened unless ``listen`` is given. Usable from several threads, and in the process that started it alone: in
+    a forked child every method raises EngineClosed, and a new Tunnel can be made.
     """
 
-    def __init__(self, target: tuple[str, int], descriptor: int) -> None:
-        """Owns the descriptor from then on."""
-        super().__init__(fileno=descriptor)
-        self._target = target
+    def __init__(self, server: str, *, connect: Connect = "wait", **options: Unpack[ClientOptions]) -> None:
+        """connect: whether ``with`` waits for the first session ("wait"), or goes on at once and leaves that to whoever
+        opens a connection ("lazy"). Raises ConfigError. Nothing is started yet."""
+        options.setdefault("listen", None)
+        self._prepare(ClientConfig.build(server=server, **options), connect, None)
 
-    def getpeername(self) -> tuple[str, int]:
-        """The target as it was asked for."""
-        super().getpeername()  # raises OSError when the stream has ended, as a TCP socket does
-        return self._target
+    @classmethod
+    def from_config(
+        cls,
+        config: ClientConfig,
+        *,
+        connect: Connect = "wait",
+        on_event: Callable[[_native.Event], object] | None = None,
+    ) -> Tunnel:
+        """The tunnel for a configuration made before. on_event is called with every native event, in the supervisor's
+        thread. Raises ConfigError."""
+        tunnel = cls.__new__(cls)
+        tunnel._prepare(config, connect, on_event)
+        return tunnel
 
-    def setsockopt(self, level: int, optname: int, value: Any, *optlen: Any) -> None:
-        if level != socket.IPPROTO_TCP:
-            super().setsockopt(level, optname, value, *optlen)
+    def _prepare(
+        self, config: ClientConfig, connect: Connect, on_event: Callable[[_native.Event], object] | None
+    ) -> None:
+        if connect not in ("wait", "lazy"):
+            raise ConfigError(f"wait or lazy, not {connect!r}", option="connect")
+        self.config = config
+        """The validated configuration."""
+        self._connect = connect
+        self._on_event = on_event
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        self._running: Running | None = None
+        self._entered = 0
+        self._closed = False
+
+    def start(self) -> None:
+        """Opens the configured local ports and begins to connect; does not wait. May be called twice.
+
+        Raises ListenError, or ConfigError for a certificate file that cannot be used.
+        """
+        self._check_process()
+        with self._lock:
+            if self._closed:
+                raise EngineClosed
+            if self._running is None:
+                self._running = Running(self.config, self._on_event)
+
+    def wait_ready(self, timeout: float | None = None, *, patient: bool = False) -> None:
+        """Waits until the first session is up, for ``timeout`` seconds at most (None: as long as it takes).
+
+        Without ``patient`` it raises as soon as an attempt has failed for good: the TunnelError that says why. With it,
+        it waits on: for a server that comes back. Raises SessionTimeout when the time is up, EngineClosed when the tunnel
+        is closed.
+        """
+        supervisor = self._started().supervisor
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with _watching(supervisor) as turns:
+            while not supervisor.is_ready(patient=patient):
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise supervisor.late(timeout or 0.0)
+                turns.wait(left)
+
+    def states(self) -> Iterator[SupervisorStatus]:
+        """The status now, and again each time that its phase, its cause or its sessions change; ends with the tunnel.
+
+        Whoever is slow sees the newest state, and may miss some in between.
+        """
+        running = self._started()
+        with _watching(running.supervisor) as turns:
+            seen: object = None
+            while True:
+                status = running.status()
+                if state_of(status) != seen:
+                    seen = state_of(status)
+                    yield status
+                if status.phase == "stopped":
+                    return
+                turns.wait(None)
+
+    def create_connection(
+        self,
+        address: tuple[Any, ...],
+        timeout: Any = None,
+        source_address: object = None,
+        *,
+        all_errors: bool = False,
+    ) -> StreamSocket:
+        """A connected socket to ``(host, port)`` behind the server, with the arguments of socket.create_connection.
+
+        address: host and port; what an IPv6 address may have beside them is ignored. The name is resolved by the server.
+        timeout: seconds for all of the opening (the wait for a session, and the server's answer), which then stay set on
+        the socket; None is the option ``open_timeout``, and a socket that blocks. source_address and all_errors have no
+        meaning here: the server connects.
+
+        Raises TunnelError: TimeoutError when the time is up, TargetError when our own server says that the target cannot
+        be reached (a deployed one only ends the stream), and why there is no session when there is none.
+        """
+        del source_address, all_errors
+        host, port, limit = checked_target(address, timeout)
+        running = self._started()
+        try:
+            opening = waiting.await_opening(running.engine, host, port, limit)
+        except ValueError as error:
+            raise TargetError(str(error), code="target-invalid") from None
+        stream = self._opened(opening, (host, port), limit)
+        stream.settimeout(limit)
+        return stream
+
+    def _begin(self, host: str, port: int, limit: float | None, done: Callable[[], object]) -> _native.Opening:
+        """Begins to open a stream; ``done`` is called in another thread when that has ended."""
+        try:
+            return self._started().engine.open(host, port, limit, done)
+        except ValueError as error:
+            raise TargetError(str(error), code="target-invalid") from None
+
+    def _opened(self, opening: _native.Opening, target: tuple[str, int], limit: float | None) -> StreamSocket:
+        """The socket of an opening that has ended. Raises TunnelError."""
+        try:
+            descriptor, end = opening.result()
+        except SessionError as error:
+            if error.code not in ("no-session", "session-timeout"):
+                raise
+            # Why there is no session says more than that there is none.
+            running = self._running
+            cause = running.status().cause if running is not None else None
+            if cause is None:
+                raise
+            raise _without_session(error, cause, limit) from None
+        return StreamSocket(target, descriptor, end)
+
+    def listen(self, host: str, port: int = 0, *, username: str | None = None, password: str | None = None) -> Listener:
+        """Opens one more SOCKS5 and HTTP port; port 0 takes a free one. Raises ListenError."""
+        return self._started().listen(ListenAddress(host, port), username, password)
+
+    @property
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """The local ports that are open: host and port of each."""
+        return () if self._running is None else self._running.addresses
+
+    @property
+    def status_addresses(self) -> tuple[tuple[str, int], ...]:
+        """Where the status page is: host and port of each."""
+        running = self._running
+        return () if running is None or running.status_port is None else running.status_port.addresses
+
+    def status(self) -> SupervisorStatus:
+        """What the supervisor is doing, and why. Times are seconds."""
+        return self._started().status()
+
+    def snapshot(self) -> _native.Snapshot:
+        """The engine's counters at this moment: connections, bytes, sessions with their round trips."""
+        return self._started().snapshot()
+
+    def close(self, grace: float = 0.0) -> None:
+        """Closes the ports at once, and the streams when they have ended or after ``grace`` seconds. Whoever waits for a
+        stream to be opened gets EngineClosed. May be called twice."""
+        self._check_process()
+        with self._lock:
+            self._closed = True
+            running = self._running
+        if running is not None:
+            running.close(grace)
+
+    def __enter__(self) -> Tunnel:
+        """Starts, and waits until a session is up unless ``connect`` is "lazy". Raises the TunnelError that explains why
+        there is none."""
+        self.start()
+        try:
+            if self._connect == "wait":
+                self.wait_ready()
+        except BaseException:
+            self.close()
+            raise
+        self._entered += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._entered -= 1
+        # A forked child that leaves the block has nothing to close, and a tunnel entered twice is closed at the last exit.
+        if self._entered == 0 and os.getpid() == self._process:
+            self.close()
+
+    def __del__(self) -> None:
+        running = getattr(self, "_running", None)
+        if running is None or self._closed or os.getpid() != self._process or sys.is_finalizing():
+            return
+        running.forget()
+        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+    def __repr__(self) -> str:
+        running = self._running
+        if self._closed:
+            state = "closed"
+        elif running is None:
+            state = "not started"
+        elif os.getpid() != self._process:
+            state = "of another process"
+        else:
+            status = running.status()
+            state = f"{status.phase}, sessions: {len(status.sessions)}"
+        return f"<Tunnel to {self.config.server}: {state}>"
+
+    def _started(self) -> Running:
+        self._check_process()
+        if self._closed:
+            raise EngineClosed
+        if self._running is None:
+            raise EngineClosed("the tunnel is not started", advice="call start(), or use it in a with statement")
+        return self._running
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise EngineClosed("this tunnel belongs to another process: make a Tunnel in the child")
+
+
+class _State(NamedTuple):
+    phase: str
+    cause: Cause | None
+    sessions: tuple[tuple[int, bool], ...]
+
+
+def state_of(status: SupervisorStatus) -> _State:
+    """What makes one state another, for ``states``."""
+    sessions = tuple((session.session, session.retiring) for session in status.sessions)
+    return _State(status.phase, status.cause, sessions)
+
+
+def checked_target(address: tuple[Any, ...], timeout: Any) -> tuple[str, int, float | None]:
+    """Host, port and time limit in seconds, as socket.create_connection would read them. Raises TargetError, ValueError."""
+    try:
+        host, port = address[0], int(address[1])
+        host = host.decode("ascii") if isinstance(host, bytes) else host
+        if not isinstance(host, str):
+            raise TypeError
+    except (TypeError, ValueError, IndexError):
+        raise TargetError(f"(host, port), not {address!r}", code="target-invalid") from None
+    if not 1 <= port <= 65535:
+        raise TargetError(f"{host}: the port is 1 to 65535, not {port}", code="target-invalid")
+    try:
+        host = ascii_name(host)
+    except ValueError as error:
+        raise TargetError(f"{host!r} is no host name: {error}", code="target-invalid") from None
+    if timeout is not None and not isinstance(timeout, int | float):
+        # The mark for "as set by socket.setdefaulttimeout" that http.client and others hand on.
+        timeout = socket.getdefaulttimeout()
+    if timeout is None:
+        return host, port, None
+    if not 0 <= timeout < float("inf"):
+        raise ValueError("Timeout value out of range")
+    if timeout == 0:
+        raise SessionTimeout("no stream can be opened within 0 s", code="session-timeout")
+    return host, port, float(timeout)
+
+
+def _without_session(error: SessionError, cause: Cause, limit: float | None) -> Exception:
+    if error.code == "no-session":
+        return cause.error()
+    within = "" if limit is None else f" within {limit:g} s"
+    return SessionTimeout(
+        f"no session{within}: {cause.message}", code=error.code, detail=cause.detail, advice=cause.advice or ""
+    )
+
+
+@contextlib.contextmanager
+def _watching(supervisor: Supervisor) -> Iterator[waiting.Turns]:
+    turns = waiting.Turns()
+    stop = supervisor.watch(turns.set)
+    try:
+        yield turns
+    finally:
+        stop()
+        turns.close()
 
 
 def _engine(config: ClientConfig) -> _native.Engine:
@@ -220,14 +448,3 @@ def _engine(config: ClientConfig) -> _native.Engine:
         )
     except ValueError as error:
         raise ConfigError(str(error), option="--ca-file" if config.ca_pem else None) from None
-
-
-def _listen(
-    engine: _native.Engine, address: ListenAddress, username: str | None, password: str | None
-) -> tuple[str, int]:
-    try:
-        return engine.listen(address.host, address.port, username=username, password=password)
-    except ValueError as error:
-        raise ConfigError(str(error), option="--username") from None
-    except OSError as error:
-        raise ListenError.from_os_error(str(address), error) from None

@@ -6,7 +6,6 @@ import base64
 import concurrent.futures
 import itertools
 import logging
-import socket
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -16,12 +15,14 @@ import pytest
 from ech_workers import _native
 from ech_workers.config import ClientConfig
 from ech_workers.ech import EchStore
+from ech_workers.stream import open_stream
 from ech_workers.supervisor import Supervisor, Timing
 from harness.resolver import Resolver
 from harness.tunnel import PATH, PUBLIC_NAME, RESOLVER_NAME, SERVER_NAME, TOKEN
 from harness.waiting import wait_until
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -94,7 +95,7 @@ class Rig:
         return self.supervisor
 
     def open(self, port: int) -> socket.socket:
-        made = socket.socket(fileno=self.engine.open_stream("127.0.0.1", port, 10.0))
+        made = open_stream(self.engine, "127.0.0.1", port, 10.0)
         made.settimeout(10.0)
         return made
 

@@ -24,7 +24,6 @@ from ech_workers import (
     aio,
 )
 from ech_workers.demo import SAMPLE, Demo, sample
-from ech_workers.tunnel import StreamSocket
 from harness.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -251,14 +250,17 @@ def test_a_status_port_in_use_leaves_nothing_open(options: dict[str, Any]) -> No
         tunnel.close()
 
 
-def test_stream_sockets_accept_tcp_options_and_name_their_target() -> None:
-    ours, theirs = socket.socketpair()
-    with theirs, StreamSocket(("a.test", 80), ours.detach()) as stream:
+def test_stream_sockets_accept_tcp_options_and_name_their_target(demo: Demo, tunnel: Tunnel) -> None:
+    with tunnel.create_connection(demo.target_address, timeout=10) as stream:
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
-        assert stream.getpeername() == ("a.test", 80)
-        stream.sendall(b"x")
-        assert theirs.recv(1) == b"x"
+        assert stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 0
+        assert stream.getpeername() == demo.target_address
+        with stream.dup() as copy:
+            assert copy.gettimeout() == 10
+            assert copy.getpeername() == demo.target_address
+            stream.sendall(b"GET /bytes/10 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert copy.recv(8) == b"HTTP/1.1"
 
 
 async def fetch(tunnel: aio.Tunnel, address: tuple[str, int], path: str) -> bytes:

@@ -1,25 +1,50 @@
 //! The client.
 
-use std::os::fd::{IntoRawFd, RawFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ech_workers_proxy::{Credentials, Host, Target};
 use ech_workers_tls::{ClientContext, Trust};
 use ech_workers_tunnel::{self as tunnel, Client, ClientConfig, Next};
+use parking_lot::{Mutex, RwLock};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::events;
-use crate::failure::{closed, raise};
+use crate::failure::closed;
+use crate::notifier::Notifier;
+use crate::opening::Opening;
 use crate::plan::{DialPlan, FetchPlan, seconds};
+use crate::process::{Process, wait};
 use crate::snapshot::Snapshot;
+
+/// How often the end of the last stream is looked for, while the client is being closed.
+const CLOSING_TURN: Duration = Duration::from_millis(10);
 
 /// The client: local listeners, sessions, the relay.
 #[pyclass(frozen, module = "ech_workers._native")]
 pub(crate) struct Engine {
-    client: Client,
+    process: Process,
+    /// Taken when it is closed: what the client owns (threads, descriptors) ends with it.
+    client: RwLock<Option<Arc<Client>>>,
     events: Arc<tunnel::Events<tunnel::Event>>,
+    notifier: Mutex<Notifier>,
+}
+
+impl Engine {
+    fn client(&self, py: Python<'_>) -> PyResult<Arc<Client>> {
+        self.process.check(py)?;
+        self.client.read().clone().ok_or_else(|| closed(py))
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if !self.process.is_current() {
+            // The parent's threads and sockets are not this process's to end.
+            std::mem::forget(self.client.get_mut().take());
+        }
+    }
 }
 
 #[pymethods]
@@ -78,7 +103,12 @@ impl Engine {
                 .map_err(|error| PyValueError::new_err(format!("ca_pem: {error}")))?;
             let client = Client::new(config, tls)?;
             let events = Arc::clone(client.events());
-            Ok(Self { client, events })
+            Ok(Self {
+                process: Process::current(),
+                client: RwLock::new(Some(Arc::new(client))),
+                events,
+                notifier: Mutex::default(),
+            })
         })
     }
 
@@ -90,7 +120,7 @@ impl Engine {
         port: u16,
         username: Option<&str>,
         password: Option<&str>,
-    ) -> PyResult<(String, u16)> {
+    ) -> PyResult<Listener> {
         let credentials = match (username, password) {
             (None, None) => None,
             (username, password) => Some(
@@ -98,83 +128,148 @@ impl Engine {
                     .map_err(|error| PyValueError::new_err(error.to_string()))?,
             ),
         };
-        let address = py
-            .detach(|| self.client.listen(host, port, credentials))
+        let client = self.client(py)?;
+        let listener = py
+            .detach(|| client.listen(host, port, credentials))
             .map_err(|error| at(host, port, error))?;
-        Ok((address.ip().to_string(), address.port()))
+        Ok(Listener {
+            process: self.process,
+            listener,
+        })
     }
 
     #[pyo3(signature = (plan))]
-    fn set_plan(&self, plan: Option<&DialPlan>) {
-        self.client.set_plan(plan.map(|plan| plan.0.clone()));
+    fn set_plan(&self, py: Python<'_>, plan: Option<&DialPlan>) -> PyResult<()> {
+        self.client(py)?.set_plan(plan.map(|plan| plan.0.clone()));
+        Ok(())
     }
 
-    fn dial(&self, plan: &DialPlan) -> u64 {
-        self.client.dial(plan.0.clone())
+    fn dial(&self, py: Python<'_>, plan: &DialPlan) -> PyResult<u64> {
+        Ok(self.client(py)?.dial(plan.0.clone()))
     }
 
-    fn retire(&self, session: u64) {
-        self.client.retire(session);
+    fn retire(&self, py: Python<'_>, session: u64) -> PyResult<()> {
+        self.client(py)?.retire(session);
+        Ok(())
     }
 
-    fn probe(&self) {
-        self.client.probe();
+    fn probe(&self, py: Python<'_>) -> PyResult<()> {
+        self.client(py)?.probe();
+        Ok(())
     }
 
     #[pyo3(signature = (reason))]
-    fn unavailable(&self, reason: Option<String>) {
-        self.client.set_unavailable(reason);
+    fn unavailable(&self, py: Python<'_>, reason: Option<String>) -> PyResult<()> {
+        self.client(py)?.set_unavailable(reason);
+        Ok(())
     }
 
-    fn fetch(&self, plan: &FetchPlan) -> u64 {
-        self.client.fetch(plan.0.clone())
+    fn fetch(&self, py: Python<'_>, plan: &FetchPlan) -> PyResult<u64> {
+        Ok(self.client(py)?.fetch(plan.0.clone()))
     }
 
-    #[pyo3(signature = (host, port, timeout=None))]
-    fn open_stream(
+    #[pyo3(signature = (host, port, timeout=None, done=None))]
+    fn open(
         &self,
         py: Python<'_>,
         host: &str,
         port: u16,
         timeout: Option<f64>,
-    ) -> PyResult<RawFd> {
+        done: Option<Py<PyAny>>,
+    ) -> PyResult<Opening> {
+        let client = self.client(py)?;
         let timeout = timeout
             .map(|timeout| seconds("timeout", timeout))
             .transpose()?;
         let target = target(host, port)?;
-        let socket = py
-            .detach(|| self.client.open(target, timeout))
-            .map_err(|failure| raise(py, failure))?;
-        Ok(socket.into_raw_fd())
+        let done = match done {
+            None => None,
+            Some(callback) => {
+                let due = self.notifier.lock().sender()?;
+                let done: tunnel::Done = Box::new(move || {
+                    // The thread ends with the interpreter; nobody waits then.
+                    let _ = due.send(callback);
+                });
+                Some(done)
+            }
+        };
+        Ok(Opening::new(client.open(target, timeout, done)))
     }
 
     #[pyo3(signature = (timeout))]
     fn next_event(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Py<PyAny>>> {
+        self.process.check(py)?;
         let limit =
             timeout.map(|timeout| Duration::from_secs_f64(timeout.clamp(0.0, 31_536_000.0)));
-        match py.detach(|| self.events.next(limit)) {
-            Next::Event(event) => events::event(py, event).map(Some),
-            Next::Log(line) => events::log_line(py, line).map(Some),
-            Next::Woken => events::woken(py).map(Some),
-            Next::TimedOut => Ok(None),
-            Next::Closed => Err(closed(py)),
+        let next = wait(py, limit, |slice| match self.events.next(slice) {
+            Next::TimedOut => None,
+            next => Some(next),
+        })?;
+        match next {
+            Some(Next::Event(event)) => events::event(py, event).map(Some),
+            Some(Next::Log(line)) => events::log_line(py, line).map(Some),
+            Some(Next::Woken) => events::woken(py).map(Some),
+            Some(Next::TimedOut) | None => Ok(None),
+            Some(Next::Closed) => Err(closed(py)),
         }
     }
 
-    fn wake(&self) {
+    fn wake(&self, py: Python<'_>) -> PyResult<()> {
+        self.process.check(py)?;
         self.events.wake();
+        Ok(())
     }
 
     fn snapshot(&self, py: Python<'_>) -> PyResult<Snapshot> {
-        Snapshot::new(py, self.client.snapshot())
+        Snapshot::new(py, self.client(py)?.snapshot())
     }
 
     #[pyo3(signature = (grace=0.0))]
-    fn close(&self, py: Python<'_>, grace: f64) {
+    fn close(&self, py: Python<'_>, grace: f64) -> PyResult<()> {
+        self.process.check(py)?;
+        let Some(client) = self.client.read().clone() else {
+            return Ok(());
+        };
+        client.stop();
+        let deadline = Instant::now() + Duration::from_secs_f64(grace.clamp(0.0, 86_400.0));
+        let mut interrupted = Ok(());
+        while interrupted.is_ok() && !client.is_idle() && Instant::now() < deadline {
+            py.detach(|| std::thread::sleep(CLOSING_TURN));
+            interrupted = py.check_signals();
+        }
         py.detach(|| {
-            self.client
-                .close(Duration::from_secs_f64(grace.clamp(0.0, 86_400.0)));
+            client.close(Duration::ZERO);
+            self.client.write().take();
+            drop(client);
+            let thread = self.notifier.lock().stop();
+            if let Some(thread) = thread {
+                // It has nothing left to say but what is said already.
+                let _ = thread.join();
+            }
         });
+        interrupted
+    }
+}
+
+/// An open local port.
+#[pyclass(frozen, module = "ech_workers._native")]
+pub(crate) struct Listener {
+    process: Process,
+    listener: tunnel::Listener,
+}
+
+#[pymethods]
+impl Listener {
+    #[getter]
+    fn address(&self) -> (String, u16) {
+        let address = self.listener.address();
+        (address.ip().to_string(), address.port())
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.process.check(py)?;
+        py.detach(|| self.listener.close());
+        Ok(())
     }
 }
 

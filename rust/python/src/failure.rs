@@ -1,6 +1,7 @@
 //! Why something failed, and the exception it becomes.
 
 use ech_workers_tunnel as tunnel;
+use pyo3::call::PyCallArgs;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -68,10 +69,19 @@ pub(crate) fn raise(py: Python<'_>, failure: tunnel::Failure) -> PyErr {
 
 /// `EngineClosed`: the engine, or server, was used after its end.
 pub(crate) fn closed(py: Python<'_>) -> PyErr {
+    engine_closed(py, ())
+}
+
+/// `EngineClosed` for another reason.
+pub(crate) fn closed_because(py: Python<'_>, message: &str) -> PyErr {
+    engine_closed(py, (message,))
+}
+
+fn engine_closed<'py>(py: Python<'py>, arguments: impl PyCallArgs<'py>) -> PyErr {
     match py
         .import("ech_workers.errors")
         .and_then(|errors| errors.getattr("EngineClosed"))
-        .and_then(|class| class.call0())
+        .and_then(|class| class.call1(arguments))
     {
         Ok(exception) => PyErr::from_value(exception),
         Err(error) => error,

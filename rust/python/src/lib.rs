@@ -10,7 +10,10 @@ mod ech;
 mod engine;
 mod events;
 mod failure;
+mod notifier;
+mod opening;
 mod plan;
+mod process;
 mod server;
 mod snapshot;
 
@@ -26,7 +29,7 @@ mod _native {
     #[pymodule_export]
     use crate::ech::{EchConfig, generate_ech_key, parse_ech_config_list, read_ech_pem};
     #[pymodule_export]
-    use crate::engine::Engine;
+    use crate::engine::{Engine, Listener};
     #[pymodule_export]
     use crate::events::{
         DialFailed, EchLearned, FetchFailed, Fetched, H2Chosen, LogLine, SessionLost, SessionUp,
@@ -34,6 +37,8 @@ mod _native {
     };
     #[pymodule_export]
     use crate::failure::Failure;
+    #[pymodule_export]
+    use crate::opening::{Opening, StreamEnd};
     #[pymodule_export]
     use crate::plan::{DialPlan, FetchPlan};
     #[pymodule_export]
@@ -43,6 +48,7 @@ mod _native {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        process::refuse_other_interpreters(module.py())?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("BORINGSSL_REVISION", ech_workers_tls::BORINGSSL_REVISION)?;
         let profiles: Vec<&str> = ech_workers_tls::profile::ALL

@@ -71,7 +71,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!(r#"{{"event":"sessions","count":{up}}}"#);
     let mut open = Vec::with_capacity(streams);
     for _ in 0..streams {
-        let mut stream = UnixStream::from(client.open(target.clone(), None)?);
+        let pending = client.open(target.clone(), None, None);
+        pending.wait(LIMIT);
+        let stream = pending.take().ok_or("no answer in time")??;
+        let (socket, _) = stream.into_parts().ok_or("the stream is gone")?;
+        let mut stream = UnixStream::from(socket);
         stream.set_nonblocking(false)?;
         // There and back: the server has connected to the target.
         stream.write_all(b"Ex")?;

@@ -3,7 +3,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -12,10 +11,10 @@ use ech_workers_proxy::{self as proxy, Credentials, RequestKind, Target};
 use ech_workers_tls::ClientContext;
 use ech_workers_yamux as yamux;
 use parking_lot::Mutex;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tracing::level_filters::LevelFilter;
 
 use crate::counters::{Counter, Traffic};
@@ -29,12 +28,14 @@ use crate::listen::{accept, bind};
 use crate::local::{self, Place};
 use crate::log;
 use crate::panics::caught;
+use crate::pending::{Done, Pending, pending};
 use crate::pool::{Carrier, Member, Pool, WARM};
 use crate::reply::Reply;
 use crate::runtime::runtime;
 use crate::session::{self, ClientObserver, Command, End, Open, SessionStats};
 use crate::simple;
 use crate::snapshot::Snapshot;
+use crate::stream::LocalStream;
 
 /// Opens that wait for one session's driver to take them.
 const COMMANDS: usize = 256;
@@ -121,6 +122,29 @@ pub enum Event {
     },
 }
 
+/// An open local port.
+#[derive(Debug)]
+pub struct Listener {
+    address: SocketAddr,
+    accepting: AbortHandle,
+}
+
+impl Listener {
+    /// Where it listens, which tells the port where 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Closes the port. Connections that were accepted go on.
+    pub fn close(&self) {
+        self.accepting.abort();
+        let deadline = Instant::now() + GOODBYE;
+        while !self.accepting.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 /// The client end of the tunnel. Owns its threads, which end with it.
 #[derive(Debug)]
 pub struct Client {
@@ -137,6 +161,8 @@ struct Shared {
     windows: Arc<yamux::WindowBudget>,
     events: Arc<Events<Event>>,
     pool: Pool,
+    /// Nothing new is to be opened.
+    closing: watch::Sender<bool>,
     /// Connections in simple mode are to end.
     ending: watch::Sender<bool>,
     next: AtomicU64,
@@ -183,6 +209,7 @@ impl Client {
             windows,
             events,
             pool: Pool::default(),
+            closing: watch::Sender::new(false),
             ending: watch::Sender::new(false),
             next: AtomicU64::new(1),
             sessions_total: AtomicU64::new(0),
@@ -211,7 +238,7 @@ impl Client {
         &self.shared.events
     }
 
-    /// Opens a SOCKS5/HTTP port. Returns its address, which tells the port where 0 was asked for.
+    /// Opens a SOCKS5/HTTP port, until the listener is closed or the client is.
     ///
     /// # Errors
     /// The address cannot be had.
@@ -220,7 +247,7 @@ impl Client {
         host: &str,
         port: u16,
         credentials: Option<Credentials>,
-    ) -> io::Result<SocketAddr> {
+    ) -> io::Result<Listener> {
         let _context = self.handle.enter();
         let listener = bind(host, port)?;
         let address = listener.local_addr()?;
@@ -237,8 +264,11 @@ impl Client {
                 }
             }
         });
-        self.listeners.lock().spawn_on(accepting, &self.handle);
-        Ok(address)
+        let mut listeners = self.listeners.lock();
+        // Those that were closed.
+        while listeners.try_join_next().is_some() {}
+        let accepting = listeners.spawn_on(accepting, &self.handle);
+        Ok(Listener { address, accepting })
     }
 
     /// The plan by which simple mode dials for each connection.
@@ -289,63 +319,43 @@ impl Client {
         fetch
     }
 
-    /// Opens a stream to `target` and returns a socket that is its other end. To be called outside of the client's threads.
-    ///
-    /// # Errors
-    /// No session, or the target cannot be had (as far as the server tells).
-    pub fn open(&self, target: Target, limit: Option<Duration>) -> Result<OwnedFd, Failure> {
-        let (answer, answered) = oneshot::channel();
+    /// Begins to open a stream to `target`. `limit` is for all of it: the wait for a session, and the server's answer.
+    pub fn open(&self, target: Target, limit: Option<Duration>, done: Option<Done>) -> Pending {
+        let (pending, mut opening) = pending(done);
+        let shared = &self.shared;
         let limit = limit
-            .unwrap_or(self.shared.config.open_timeout)
+            .unwrap_or(shared.config.open_timeout)
             .min(Duration::from_secs(86400));
         let deadline = Instant::now() + limit;
-        let broken = |error: io::Error| {
-            Failure::new(
+        shared.connections_total.add(1);
+        let Some(place) = Place::take(&shared.places, &shared.connections) else {
+            shared.connections_failed.add(1);
+            opening.end(Err(Failure::new(
                 Layer::Local,
-                Code::Local,
-                format!("the stream's socket: {error}"),
-            )
+                Code::TooManyConnections,
+                "there are too many connections",
+            )));
+            return pending;
         };
-        let place =
-            Place::take(&self.shared.places, &self.shared.connections).ok_or_else(|| {
-                Failure::new(Layer::Local, Code::Local, "there are too many connections")
-            })?;
-        self.shared.connections_total.add(1);
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(broken)?;
-        ours.set_nonblocking(true).map_err(broken)?;
-        let socket = {
-            let _context = self.handle.enter();
-            UnixStream::from_std(ours).map_err(broken)?
-        };
+        let (answer, answered) = oneshot::channel();
         let open = Open {
-            socket: Socket::Unix(socket),
+            socket: Socket::Stream(LocalStream::Pending {
+                answer,
+                begun: Arc::clone(&opening.begun),
+            }),
             target,
             early: Vec::new(),
             exchange: None,
             place: Some(place),
-            deadline,
-            reply: Reply::Api(answer),
+            // The one who waits keeps the time, and says so by going away.
+            deadline: deadline + Duration::from_secs(1),
+            reply: Reply::Api,
             confirm: true,
         };
         self.handle
-            .spawn(Arc::clone(&self.shared).place(Box::new(open)));
-        // The server's own limit on connecting comes on top.
-        let patience = limit + Duration::from_secs(20);
-        self.handle.block_on(async {
-            match tokio::time::timeout(patience, answered).await {
-                Ok(Ok(outcome)) => outcome.map(|()| theirs.into()),
-                Ok(Err(_)) => Err(Failure::new(
-                    Layer::Yamux,
-                    Code::Shutdown,
-                    "the session ended before the stream was open",
-                )),
-                Err(_) => Err(Failure::new(
-                    Layer::Target,
-                    Code::TargetTimeout,
-                    "no answer in time",
-                )),
-            }
-        })
+            .spawn(opening.run(answered, deadline, shared.closing.subscribe()));
+        self.handle.spawn(Arc::clone(shared).place(Box::new(open)));
+        pending
     }
 
     /// The counters now.
@@ -379,14 +389,25 @@ impl Client {
         }
     }
 
+    /// Ends the listeners and what is being opened. Streams that are open go on.
+    pub fn stop(&self) {
+        self.listeners.lock().abort_all();
+        self.shared.closing.send_replace(true);
+    }
+
+    /// Whether no local connection and no stream is open.
+    pub fn is_idle(&self) -> bool {
+        self.shared.connections.value() == 0
+    }
+
     /// Ends listeners at once, and everything else when it is idle, or after `grace`.
     pub fn close(&self, grace: Duration) {
-        self.listeners.lock().abort_all();
+        self.stop();
         let Some(runtime) = self.runtime.lock().take() else {
             return;
         };
         let deadline = Instant::now() + grace;
-        while self.shared.connections.value() > 0 && Instant::now() < deadline {
+        while !self.is_idle() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
         }
         self.part();
@@ -433,15 +454,23 @@ impl Shared {
         self.place(Box::new(open)).await;
     }
 
-    /// Finds a session for a stream, waiting for one if need be.
-    async fn place(self: Arc<Self>, open: Box<Open>) {
+    /// Finds a session for a stream, waiting for one if need be. Gives up when nobody waits for the stream any more.
+    async fn place(self: Arc<Self>, mut open: Box<Open>) {
         let deadline = open.deadline;
         loop {
-            match self.pool.carrier(deadline).await {
+            let carrier = tokio::select! {
+                biased;
+                carrier = self.pool.carrier(deadline) => carrier,
+                () = std::future::poll_fn(|cx| open.socket.poll_abandoned(cx)) => return,
+            };
+            match carrier {
                 Ok(Carrier::Session(commands)) => {
-                    let Ok(permit) =
-                        tokio::time::timeout_at(deadline.into(), commands.reserve()).await
-                    else {
+                    let reserved = tokio::select! {
+                        biased;
+                        reserved = tokio::time::timeout_at(deadline.into(), commands.reserve()) => reserved,
+                        () = std::future::poll_fn(|cx| open.socket.poll_abandoned(cx)) => return,
+                    };
+                    let Ok(permit) = reserved else {
                         return self.refuse(*open, "the session is too busy");
                     };
                     match permit {
@@ -566,21 +595,29 @@ impl Shared {
 
     async fn carry_simple(
         self: Arc<Self>,
-        open: Box<Open>,
+        mut open: Box<Open>,
         plan: Arc<DialPlan>,
         warm: Option<Box<Link>>,
     ) {
         let link = match warm {
             Some(link) => *link,
-            None => match self.dial(0, &plan).await {
-                Ok((link, _)) => link,
-                Err(failure) => {
-                    self.refuse(*open, &failure.message);
-                    self.events.push(Event::DialFailed { dial: 0, failure });
-                    return;
+            None => {
+                let dialed = tokio::select! {
+                    biased;
+                    dialed = self.dial(0, &plan) => dialed,
+                    () = std::future::poll_fn(|cx| open.socket.poll_abandoned(cx)) => return,
+                };
+                match dialed {
+                    Ok((link, _)) => link,
+                    Err(failure) => {
+                        self.refuse(*open, &failure.message);
+                        self.events.push(Event::DialFailed { dial: 0, failure });
+                        return;
+                    }
                 }
-            },
+            }
         };
+        open.socket.begin();
         let limits = simple::Limits {
             answer: self.config.open_timeout.max(Duration::from_secs(15)),
             idle: self.config.idle_timeout,

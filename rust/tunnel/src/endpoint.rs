@@ -10,35 +10,31 @@ use std::time::Duration;
 use ech_workers_proxy::Exchange;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 
 use crate::local::Place;
+use crate::stream::{LocalStream, StreamEnded};
 
-/// A connected stream socket: a local program's or a target's TCP connection, or one end of a socket pair.
+/// A stream socket: a local program's or a target's TCP connection, or the end of a stream of the API.
 #[derive(Debug)]
 pub(crate) enum Socket {
     /// TCP.
     Tcp(TcpStream),
-    /// A Unix stream socket, as `socketpair` makes.
-    Unix(UnixStream),
+    /// The API's.
+    Stream(LocalStream),
 }
 
 impl Socket {
-    fn raw(&self) -> SockRef<'_> {
-        match self {
-            Self::Tcp(socket) => SockRef::from(socket),
-            Self::Unix(socket) => SockRef::from(socket),
-        }
-    }
-
     /// Reads straight into `space`; `Ok(0)` is the end.
     fn poll_read(&mut self, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>> {
-        let mut buffer = ReadBuf::new(space);
-        let ready = match self {
-            Self::Tcp(socket) => Pin::new(socket).poll_read(cx, &mut buffer),
-            Self::Unix(socket) => Pin::new(socket).poll_read(cx, &mut buffer),
-        };
-        ready.map_ok(|()| buffer.filled().len())
+        match self {
+            Self::Tcp(socket) => {
+                let mut buffer = ReadBuf::new(space);
+                let ready = Pin::new(socket).poll_read(cx, &mut buffer);
+                ready.map_ok(|()| buffer.filled().len())
+            }
+            Self::Stream(stream) => stream.poll_read(cx, space),
+        }
     }
 
     fn poll_read_vectored(
@@ -46,18 +42,13 @@ impl Socket {
         cx: &mut Context<'_>,
         spaces: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
+        let socket = match self {
+            Self::Tcp(socket) => socket,
+            Self::Stream(stream) => return stream.poll_read_vectored(cx, spaces),
+        };
         loop {
-            let outcome = match self {
-                Self::Tcp(socket) => {
-                    ready!(socket.poll_read_ready(cx))?;
-                    socket.try_read_vectored(spaces)
-                }
-                Self::Unix(socket) => {
-                    ready!(socket.poll_read_ready(cx))?;
-                    socket.try_read_vectored(spaces)
-                }
-            };
-            match outcome {
+            ready!(socket.poll_read_ready(cx))?;
+            match socket.try_read_vectored(spaces) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 outcome => return Poll::Ready(outcome),
             }
@@ -71,7 +62,30 @@ impl Socket {
     ) -> Poll<io::Result<usize>> {
         match self {
             Self::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
-            Self::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
+            Self::Stream(stream) => stream.poll_write_vectored(cx, slices),
+        }
+    }
+
+    /// The stream goes to the server now.
+    pub(crate) fn begin(&self) {
+        if let Self::Stream(stream) = self {
+            stream.begin();
+        }
+    }
+
+    /// The stream is open, which a stream of the API is told by its socket.
+    pub(crate) fn opened(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp(_) => Ok(()),
+            Self::Stream(stream) => stream.opened(),
+        }
+    }
+
+    /// Ready when nobody waits for it any more: never for a local program, whose socket shows it at the first read.
+    pub(crate) fn poll_abandoned(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Tcp(_) => Poll::Pending,
+            Self::Stream(stream) => stream.poll_abandoned(cx),
         }
     }
 
@@ -80,19 +94,36 @@ impl Socket {
         let mut byte = [0];
         match self {
             Self::Tcp(socket) => socket.poll_peek(cx, &mut ReadBuf::new(&mut byte)),
-            Self::Unix(_) => Poll::Pending,
+            Self::Stream(_) => Poll::Pending,
         }
     }
 
     /// Ends the sending direction.
     pub(crate) fn finish(&self) {
-        // The other side may be gone already; then there is nothing left to tell it.
-        let _ = self.raw().shutdown(Shutdown::Write);
+        match self {
+            // The other side may be gone already; then there is nothing left to tell it.
+            Self::Tcp(socket) => {
+                let _ = SockRef::from(socket).shutdown(Shutdown::Write);
+            }
+            Self::Stream(stream) => stream.finish(),
+        }
+    }
+
+    /// Closes it with both directions at their end.
+    pub(crate) fn close(self) {
+        if let Self::Stream(stream) = &self {
+            stream.finish();
+        }
     }
 
     /// Makes the close that follows a reset, so that a local program does not take it for the end of the data.
-    pub(crate) fn abort(self) {
-        let _ = self.raw().set_linger(Some(Duration::ZERO));
+    pub(crate) fn abort(self, ended: StreamEnded) {
+        match self {
+            Self::Tcp(socket) => {
+                let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+            }
+            Self::Stream(stream) => stream.abort(ended),
+        }
     }
 }
 

@@ -85,6 +85,8 @@ pub enum Code {
     TargetNotAllowed,
     TargetFailed,
     NoSession,
+    SessionTimeout,
+    TooManyConnections,
     Local,
 }
 
@@ -135,6 +137,8 @@ impl Code {
             Self::TargetNotAllowed => "target-not-allowed",
             Self::TargetFailed => "target-failed",
             Self::NoSession => "no-session",
+            Self::SessionTimeout => "session-timeout",
+            Self::TooManyConnections => "too-many-connections",
             Self::Local => "local",
         }
     }

@@ -4,9 +4,8 @@ use std::io;
 use std::task::{Context, Waker};
 
 use ech_workers_proxy::{self as proxy, Request};
-use tokio::sync::oneshot;
 
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, Socket};
 use crate::failure::{Code, Failure, Layer};
 use crate::preamble::Status;
 
@@ -15,20 +14,16 @@ use crate::preamble::Status;
 pub(crate) enum Reply {
     /// A local program, in its proxy protocol.
     Local(Request),
-    /// The API.
-    Api(oneshot::Sender<Result<(), Failure>>),
+    /// The API, which is told by the end of its stream.
+    Api,
 }
 
 impl Reply {
-    /// The bytes that tell of success; the API is told at once.
-    pub(crate) fn succeed(self) -> Vec<u8> {
+    /// Tells of success.
+    pub(crate) fn succeed(self, endpoint: &mut Endpoint, cx: &mut Context<'_>) -> io::Result<()> {
         match self {
-            Self::Local(request) => request.success(),
-            Self::Api(answer) => {
-                // Nobody waits any more: the stream's socket is closed then, which ends the stream.
-                let _ = answer.send(Ok(()));
-                Vec::new()
-            }
+            Self::Local(request) => endpoint.tell(cx, &request.success()),
+            Self::Api => endpoint.socket.opened(),
         }
     }
 
@@ -42,8 +37,10 @@ impl Reply {
                     endpoint.tell(&mut Context::from_waker(Waker::noop()), &bytes);
                 endpoint.socket.finish();
             }
-            Self::Api(answer) => {
-                let _ = answer.send(Err(api_failure(failure, reason)));
+            Self::Api => {
+                if let Socket::Stream(stream) = endpoint.socket {
+                    stream.refuse(api_failure(failure, reason));
+                }
             }
         }
     }

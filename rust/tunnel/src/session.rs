@@ -32,6 +32,7 @@ use crate::panics::{self, caught};
 use crate::preamble::{self, Status};
 use crate::readiness::{Readiness, SocketWaker};
 use crate::reply::Reply;
+use crate::stream::StreamEnded;
 
 const FRAME_HEADER: usize = 12;
 /// Full receive buffers before they do.
@@ -276,7 +277,7 @@ impl Driver {
         let left: Vec<StreamId> = self.core.streams.keys().copied().collect();
         for id in left {
             // After a panic another one may follow: it is in the log, and the other streams are reset all the same.
-            let _ = panics::catch(|| self.core.remove(id, false));
+            let _ = panics::catch(|| self.core.remove(id, false, StreamEnded::SessionLost));
         }
         let _ = tokio::time::timeout(
             Duration::from_secs(1),
@@ -304,7 +305,9 @@ impl Driver {
         let core = &mut self.core;
         core.now = Instant::now();
         core.readiness.register(cx.waker());
-        if let Some(open) = core.deferred.take() {
+        if let Some(mut open) = core.deferred.take()
+            && open.socket.poll_abandoned(cx).is_pending()
+        {
             core.open(open);
         }
         while core.deferred.is_none()
@@ -418,6 +421,7 @@ impl Core {
             ..
         } = open;
         let mut endpoint = Endpoint::local(socket, exchange, place);
+        endpoint.socket.begin();
         let waker = self.readiness.waker(id);
         let mut first = if extended {
             preamble::extended(preamble::Command::Connect, &target)
@@ -430,7 +434,7 @@ impl Core {
             Some(reply)
         } else {
             // A socket that is gone already shows it at the first read.
-            let _ = endpoint.tell(&mut Context::from_waker(waker.waker()), &reply.succeed());
+            let _ = reply.succeed(&mut endpoint, &mut Context::from_waker(waker.waker()));
             None
         };
         let state = if extended {
@@ -467,7 +471,7 @@ impl Core {
     fn connected(&mut self, id: StreamId, socket: TcpStream) {
         let Some(stream) = self.streams.get_mut(&id) else {
             // The stream was reset meanwhile, and so is what was to be its other end.
-            Socket::Tcp(socket).abort();
+            Socket::Tcp(socket).abort(StreamEnded::Reset);
             return;
         };
         let State::Connecting { waiting, extended } = &mut stream.state else {
@@ -496,7 +500,7 @@ impl Core {
             self.queue(id);
         } else {
             // In the deployed protocol the end of the stream is all that tells of it.
-            self.remove(id, true);
+            self.remove(id, true, StreamEnded::Reset);
         }
     }
 
@@ -530,7 +534,7 @@ impl Core {
                 self.mux.consumed(id, written, self.now);
                 self.settle(id);
             }
-            Err(_) => self.remove(id, true),
+            Err(_) => self.remove(id, true, StreamEnded::Reset),
         }
     }
 
@@ -606,7 +610,7 @@ impl Core {
             if held {
                 self.finish(id);
             } else {
-                self.remove(id, true);
+                self.remove(id, true, StreamEnded::Idle);
             }
         }
     }

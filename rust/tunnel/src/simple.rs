@@ -21,6 +21,7 @@ use crate::panics::caught;
 use crate::preamble::Status;
 use crate::reply::Reply;
 use crate::session::Open;
+use crate::stream::StreamEnded;
 
 /// A control text is a word and at most a reason.
 const TEXT_MAX: usize = 4096;
@@ -175,7 +176,9 @@ impl Driver {
                     .map_or("the connection ended", |failure| failure.message.as_str());
                 reply.refuse(endpoint, proxy::Failure::General, reason);
             }
-            Phase::Relay(endpoint) if outcome.is_err() => endpoint.socket.abort(),
+            Phase::Relay(endpoint) if outcome.is_err() => {
+                endpoint.socket.abort(StreamEnded::SessionLost);
+            }
             _ => {}
         }
         let Self {
@@ -203,6 +206,15 @@ impl Driver {
         if !self.early.is_empty() {
             let mut early = std::mem::take(&mut self.early);
             core.absorb(&mut early, cx)?;
+        }
+        if let Phase::Answer(endpoint, _) = &mut core.phase
+            && endpoint.socket.poll_abandoned(cx).is_ready()
+        {
+            return Err(Failure::new(
+                Layer::Local,
+                Code::Local,
+                "nobody waits for the answer any more",
+            ));
         }
         core.attend_connect(cx);
         let received = core.receive(&mut self.tls, cx)?;
@@ -356,7 +368,7 @@ impl Core {
         match std::mem::replace(&mut self.phase, Phase::Over) {
             Phase::Answer(mut endpoint, reply) => {
                 if text == "CONNECTED" {
-                    let told = endpoint.tell(cx, &reply.succeed());
+                    let told = reply.succeed(&mut endpoint, cx);
                     self.active = Instant::now();
                     self.phase = Phase::Relay(endpoint);
                     return told.map_err(|error| local_failure(&error));

@@ -21,7 +21,8 @@ use ech_workers_tls::ServerContext;
 use ech_workers_tls::authority::{CertificateAuthority, Validity};
 use ech_workers_tls::ech::{EchKey, config_list};
 use ech_workers_tunnel::{
-    Client, Code, DialPlan, Ended, Event, Learned, Mode, Next, Server, ServerConfig,
+    Client, Code, DialPlan, Ended, Ending, Event, Failure, Learned, Mode, Next, Server,
+    ServerConfig, Stream, StreamEnded,
 };
 use tracing::level_filters::LevelFilter;
 
@@ -161,17 +162,30 @@ impl Relay {
 
     fn cut(&self) {
         for end in self.connections.lock().unwrap().drain(..) {
-            end.shutdown(Shutdown::Both).unwrap();
+            // One end may be gone already because the other was cut.
+            let _ = end.shutdown(Shutdown::Both);
         }
     }
 }
 
+/// Opens a stream and waits for what comes of it.
+fn opened(client: &Client, target: &Target, limit: Option<Duration>) -> Result<Stream, Failure> {
+    let pending = client.open(target.clone(), limit, None);
+    assert!(pending.wait(LIMIT));
+    pending.take().unwrap()
+}
+
 fn open(client: &Client, target: &Target) -> UnixStream {
-    let stream = UnixStream::from(client.open(target.clone(), None).unwrap());
+    open_with_end(client, target).0
+}
+
+fn open_with_end(client: &Client, target: &Target) -> (UnixStream, Arc<Ending>) {
+    let (socket, ending) = opened(client, target, None).unwrap().into_parts().unwrap();
+    let stream = UnixStream::from(socket);
     stream.set_nonblocking(false).unwrap();
     stream.set_read_timeout(Some(LIMIT)).unwrap();
     stream.set_write_timeout(Some(LIMIT)).unwrap();
-    stream
+    (stream, ending)
 }
 
 /// Bytes that tell where they stand, so that a loss or a swap shows.
@@ -270,7 +284,7 @@ fn a_program_that_resets_its_upload_does_not_end_it_cleanly() {
         let outcome = std::io::copy(&mut connection, &mut std::io::sink());
         ended.send(outcome.is_err()).unwrap();
     });
-    let port = client.listen("127.0.0.1", 0, None).unwrap();
+    let port = client.listen("127.0.0.1", 0, None).unwrap().address();
     for round in 0..60 {
         let mut program = TcpStream::connect(port).unwrap();
         program.set_read_timeout(Some(LIMIT)).unwrap();
@@ -327,7 +341,7 @@ fn a_target_that_cannot_be_reached_is_told_with_its_reason() {
         (Mode::Simple, Code::TargetFailed),
     ] {
         let client = site.joined(mode);
-        let failure = client.open(Target::clone(&closed), None).unwrap_err();
+        let failure = opened(&client, &closed, None).unwrap_err();
         assert_eq!(failure.code, code);
         assert!(failure.message.contains("connection refused"), "{failure}");
         let snapshot = client.snapshot();
@@ -508,13 +522,11 @@ fn without_a_session_a_stream_waits_and_then_fails_with_the_reason() {
     let client = site.client();
     let target: Target = "192.0.2.1:80".parse().unwrap();
     let started = Instant::now();
-    let failure = client
-        .open(target.clone(), Some(Duration::from_millis(200)))
-        .unwrap_err();
-    assert_eq!(failure.code, Code::NoSession);
+    let failure = opened(&client, &target, Some(Duration::from_millis(200))).unwrap_err();
+    assert_eq!(failure.code, Code::SessionTimeout);
     assert!(started.elapsed() >= Duration::from_millis(200));
     client.set_unavailable(Some("the server is gone".to_owned()));
-    let failure = client.open(target, Some(LIMIT)).unwrap_err();
+    let failure = opened(&client, &target, Some(LIMIT)).unwrap_err();
     assert_eq!(
         (failure.code, failure.message.as_str()),
         (Code::NoSession, "the server is gone")
@@ -528,4 +540,132 @@ fn the_end_of_the_server_is_the_end_of_the_session() {
     site.server.close(Duration::from_secs(5));
     wait(&client, |event| matches!(event, Event::SessionLost { .. }));
     assert!(client.snapshot().sessions.is_empty());
+}
+
+/// A target whose connections are never accepted: nobody answers for it.
+struct Silent {
+    _listener: socket2::Socket,
+    _waiting: Vec<TcpStream>,
+    target: Target,
+}
+
+impl Silent {
+    fn new() -> Self {
+        let listener =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        listener.bind(&any.into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        // The backlog is full from here on: the next SYN is dropped.
+        let waiting = (0..2)
+            .filter_map(|_| TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok())
+            .collect();
+        Self {
+            _listener: listener,
+            _waiting: waiting,
+            target: address.to_string().parse().unwrap(),
+        }
+    }
+}
+
+#[test]
+fn an_opening_that_is_given_up_leaves_nothing_behind() {
+    let site = Site::new();
+    let silent = Silent::new();
+    for mode in [Mode::Yamux, Mode::Simple] {
+        let client = site.joined(mode);
+        let pending: Vec<_> = (0..20)
+            .map(|_| client.open(silent.target.clone(), Some(LIMIT), None))
+            .collect();
+        until(|| site.server.stats().streams.streams.value() >= 20);
+        for pending in &pending {
+            assert!(!pending.wait(Duration::ZERO));
+            pending.cancel();
+            assert!(pending.take().is_none());
+        }
+        until(|| client.is_idle() && site.server.stats().streams.streams.value() == 0);
+    }
+}
+
+#[test]
+fn one_deadline_is_for_the_session_and_the_answer() {
+    let site = Site::new();
+    let silent = Silent::new();
+    for mode in [Mode::Yamux, Mode::Simple] {
+        let client = site.joined(mode);
+        let failure =
+            opened(&client, &silent.target, Some(Duration::from_millis(200))).unwrap_err();
+        assert_eq!(failure.code, Code::TargetTimeout);
+        until(|| client.is_idle() && site.server.stats().streams.streams.value() == 0);
+    }
+}
+
+#[test]
+fn what_is_being_opened_ends_with_the_client() {
+    let site = Site::new();
+    let silent = Silent::new();
+    let client = site.joined(Mode::Yamux);
+    let told = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&told);
+    let done = Box::new(move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+    });
+    let pending = client.open(silent.target.clone(), Some(LIMIT), Some(done));
+    until(|| site.server.stats().streams.streams.value() == 1);
+    client.close(Duration::ZERO);
+    assert_eq!(pending.take().unwrap().unwrap_err().code, Code::Shutdown);
+    assert_eq!(told.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_program_can_tell_the_end_of_the_data_from_a_lost_session() {
+    let site = Site::new();
+    let goes_on = Arc::new(AtomicBool::new(true));
+    let goes_on_there = Arc::clone(&goes_on);
+    let target = target(move |mut connection: TcpStream| {
+        connection.write_all(b"half").unwrap();
+        let mut word = [0; 1];
+        let _ = connection.read(&mut word);
+        if word == *b"r" {
+            let _ = socket2::SockRef::from(&connection).set_linger(Some(Duration::ZERO));
+        }
+        while word == *b"w" && goes_on_there.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(5));
+        }
+    });
+    for (word, wanted) in [
+        (b"e", StreamEnded::Data),
+        (b"r", StreamEnded::Reset),
+        (b"w", StreamEnded::SessionLost),
+    ] {
+        let client = site.joined(Mode::Yamux);
+        let (mut stream, ending) = open_with_end(&client, &target);
+        let mut received = [0; 4];
+        stream.read_exact(&mut received).unwrap();
+        assert_eq!(ending.get(), None);
+        stream.write_all(word).unwrap();
+        if wanted == StreamEnded::SessionLost {
+            client.close(Duration::ZERO);
+        }
+        match stream.read(&mut received) {
+            Ok(0) => {}
+            // Where our last byte was not taken any more, the system itself says that it was no end.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {
+                assert_ne!(wanted, StreamEnded::Data);
+            }
+            other => panic!("expected an end, not {other:?}"),
+        }
+        assert_eq!(ending.get(), Some(wanted));
+        goes_on.store(wanted != StreamEnded::SessionLost, Ordering::Relaxed);
+    }
+}
+
+/// Waits for what must come.
+fn until(condition: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < LIMIT);
+        thread::sleep(Duration::from_millis(5));
+    }
 }

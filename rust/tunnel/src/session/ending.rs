@@ -10,6 +10,7 @@ use ech_workers_yamux::{self as yamux, StreamId};
 
 use super::{Core, End, FRAME_HEADER, State};
 use crate::preamble::Status;
+use crate::stream::StreamEnded;
 
 /// How long a local program may go on sending after the server has closed both directions.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -75,7 +76,7 @@ impl Core {
             State::Connected(_) => {}
             // The peer ended before its target was known: nothing is left to do for it.
             State::Preamble(_) if !stream.local_ended => {
-                self.remove(id, true);
+                self.remove(id, true, StreamEnded::Reset);
                 return;
             }
             State::Preamble(_) => {}
@@ -92,13 +93,13 @@ impl Core {
             State::Connecting { .. } | State::Draining { .. } => return,
         }
         if stream.finished {
-            self.forget(id);
+            self.close(id);
         } else if !half_close {
             // A deployed server has closed both directions: what the local program still sends would go nowhere.
             stream.finished = true;
             self.mux.finish(id);
             if stream.local_ended {
-                self.forget(id);
+                self.close(id);
             } else if let State::Connected(endpoint) =
                 std::mem::replace(&mut stream.state, State::Preamble(Vec::new()))
             {
@@ -112,7 +113,7 @@ impl Core {
     }
 
     /// Ends a stream at once: the socket is reset, so that nobody takes it for the end of the data.
-    pub(super) fn remove(&mut self, id: StreamId, tell_peer: bool) {
+    pub(super) fn remove(&mut self, id: StreamId, tell_peer: bool, why: StreamEnded) {
         if tell_peer {
             self.mux.reset(id);
         }
@@ -121,28 +122,41 @@ impl Core {
         };
         self.stats.streams.sub(1);
         match stream.state {
-            State::Connected(endpoint) => endpoint.socket.abort(),
+            State::Connected(endpoint) => endpoint.socket.abort(why),
             State::Answer {
                 endpoint,
                 reply: Some(reply),
                 ..
             } => {
-                reply.refuse(
-                    endpoint,
-                    proxy::Failure::General,
-                    "the server ended the stream",
-                );
+                let (failure, reason) = match why {
+                    StreamEnded::SessionLost => (
+                        proxy::Failure::TunnelDown,
+                        "the session was lost before the answer came",
+                    ),
+                    _ => (proxy::Failure::General, "the server ended the stream"),
+                };
+                reply.refuse(endpoint, failure, reason);
             }
             State::Answer {
                 endpoint,
                 reply: None,
                 ..
-            } => endpoint.socket.abort(),
+            } => endpoint.socket.abort(why),
             State::Preamble(_) | State::Connecting { .. } | State::Draining { .. } => {}
         }
     }
 
-    /// Lets go of a stream that has ended in both directions.
+    /// Ends a stream whose data has ended in both directions.
+    fn close(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.remove(&id) {
+            self.stats.streams.sub(1);
+            if let State::Connected(endpoint) = stream.state {
+                endpoint.socket.close();
+            }
+        }
+    }
+
+    /// Lets go of a stream that has nothing at its end any more.
     pub(super) fn forget(&mut self, id: StreamId) {
         if self.streams.remove(&id).is_some() {
             self.stats.streams.sub(1);

@@ -11,7 +11,7 @@ use super::{Core, End, State, yamux_failure};
 use crate::endpoint::Backlog;
 use crate::failure::{Code, Ended, Failure, Layer};
 use crate::preamble::{self, Preamble, Status};
-use crate::reply::Reply;
+use crate::stream::StreamEnded;
 
 /// The most payloads of one stream handed to its socket in one system call.
 const DELIVER_PIECES: usize = 16;
@@ -133,7 +133,7 @@ impl Core {
                 stream.finished = true;
                 self.settle(id);
             }
-            _ => self.remove(id, false),
+            _ => self.remove(id, false, StreamEnded::Reset),
         }
     }
 
@@ -173,7 +173,7 @@ impl Core {
                 ) {
                     Ok(n) => written += n,
                     Err(_) => {
-                        self.remove(id, true);
+                        self.remove(id, true, StreamEnded::Reset);
                         return;
                     }
                 }
@@ -201,7 +201,7 @@ impl Core {
                     Preamble::Partial => {}
                     Preamble::Invalid(why) => {
                         tracing::debug!("stream refused: {why}");
-                        self.remove(id, true);
+                        self.remove(id, true, StreamEnded::Reset);
                     }
                     Preamble::Whole {
                         target,
@@ -242,7 +242,7 @@ impl Core {
                     &[IoSlice::new(bytes)],
                 ) {
                     Ok(written) => self.mux.consumed(id, written, self.now),
-                    Err(_) => self.remove(id, true),
+                    Err(_) => self.remove(id, true, StreamEnded::Reset),
                 }
             }
             State::Draining { .. } => self.mux.consumed(id, bytes.len(), self.now),
@@ -264,17 +264,20 @@ impl Core {
         };
         self.mux.consumed(id, used, self.now);
         if status == Status::Succeeded {
-            let success = reply.map(Reply::succeed).unwrap_or_default();
             let rest = &partial[used..];
             self.received += rest.len() as u64;
             let mut context = Context::from_waker(stream.waker.waker());
-            let outcome = endpoint
-                .tell(&mut context, &success)
+            let outcome = reply
+                .map_or(Ok(()), |reply| reply.succeed(&mut endpoint, &mut context))
                 .and_then(|()| endpoint.deliver(&mut context, &[IoSlice::new(rest)]));
             stream.state = State::Connected(endpoint);
             match outcome {
-                Ok(written) => self.mux.consumed(id, written, self.now),
-                Err(_) => self.remove(id, true),
+                Ok(written) => {
+                    self.mux.consumed(id, written, self.now);
+                    // A stream of the API has its socket from now on.
+                    self.queue(id);
+                }
+                Err(_) => self.remove(id, true, StreamEnded::Reset),
             }
             return;
         }
@@ -285,7 +288,7 @@ impl Core {
         self.mux.reset(id);
         match reply {
             Some(reply) => reply.refuse(endpoint, status.into(), reason),
-            None => endpoint.socket.abort(),
+            None => endpoint.socket.abort(StreamEnded::Reset),
         }
     }
 }

@@ -9,6 +9,7 @@ use ech_workers_yamux::StreamId;
 
 use super::{Core, FRAME_HEADER, State};
 use crate::failure::Failure;
+use crate::stream::StreamEnded;
 
 /// Records that a bulk stream may fill with one read: all that go out with one system call.
 const BULK_RECORDS: usize = 16;
@@ -112,7 +113,7 @@ impl Core {
             // The socket tells of its reset once: the next read would look like a clean end.
             Poll::Ready(Err(_)) => {
                 self.sendable.pop_front();
-                self.remove(id, true);
+                self.remove(id, true, StreamEnded::Reset);
                 return Ok(0);
             }
             Poll::Pending => 0,
@@ -219,7 +220,7 @@ impl Core {
                     }
                     self.queue(id);
                 }
-                Poll::Ready(Err(_)) => self.remove(id, true),
+                Poll::Ready(Err(_)) => self.remove(id, true, StreamEnded::Reset),
             }
         }
     }
