@@ -116,7 +116,7 @@ def _options(
     verify: ssl.SSLContext | bool, http1: bool, http2: bool, limits: httpx.Limits, retries: int
 ) -> dict[str, Any]:
     return {
-        "ssl_context": httpx.create_ssl_context(verify=verify, trust_env=False),
+        "ssl_context": httpx.create_ssl_context(verify=verify),
         "max_connections": limits.max_connections,
         "max_keepalive_connections": limits.max_keepalive_connections,
         "keepalive_expiry": limits.keepalive_expiry,
