@@ -1,5 +1,6 @@
 """Fixtures that every room of the tests shares."""
 
+import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def site(tmp_path: Path, processes: Processes, authority: Authority) -> Iterator
     yield made
     processes.stop()
     made.resolver.stop()
+    shutil.rmtree(made.runtime)
 
 
 @pytest.fixture(scope="session")

@@ -229,6 +229,8 @@ class ClientConfig(ClientTuning, frozen=True, kw_only=True):
     status_listen: tuple[ListenAddress, ...] = ()
     """Where the status page, its feed and the metrics are; nowhere unless it is said."""
     log_file: Path | None = None
+    control: str | None = None
+    """The control socket of a command; None: in the runtime directory, empty: none. A ``Tunnel`` has none by itself."""
     cache_dir: Path | None = None
     """Where ECH configurations are kept between runs; None keeps them in memory alone."""
     servers: tuple[UpstreamConfig, ...] = ()
@@ -278,7 +280,7 @@ class ClientConfig(ClientTuning, frozen=True, kw_only=True):
             raise ConfigError("--username and --password go together")
         ca = options.path("ca_file")
         return cls(
-            **{name: getattr(first, name) for name in _SHARED},
+            **{name: getattr(first, name) for name in SHARED},
             servers=upstreams,
             **options.tuning(ClientTuning),
             resolvers=_resolvers(options.several("doh_server"), options.several("doh_ip")),
@@ -291,12 +293,13 @@ class ClientConfig(ClientTuning, frozen=True, kw_only=True):
                 ListenAddress.parse(text, "--status-listen") for text in options.several("status_listen")
             ),
             log_file=options.path("log_file"),
+            control=_control(options),
             cache_dir=_cache_dir(options.given.get("cache_dir")),
         )
 
 
 # What a ClientConfig says of its first server.
-_SHARED = (
+SHARED = (
     "server",
     "token",
     "ech",
@@ -353,6 +356,11 @@ class _Values:
 
 # What Python programs give for an address, a port or a path.
 _ONE = (str, int, Path, ipaddress.IPv4Address, ipaddress.IPv6Address)
+
+
+def _control(options: _Values) -> str | None:
+    path = options.path("control")
+    return "" if options.given.get("control") == "" else None if path is None else str(path)
 
 
 def _of_server(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -423,6 +431,8 @@ class ServerConfig(ServerTuning, frozen=True, kw_only=True):
     path: str = "/"
     decoy: bytes | None = None
     log_file: Path | None = None
+    control: str | None = None
+    """The control socket of the command; None: in the runtime directory, empty: none."""
 
     def __repr__(self) -> str:
         return f"ServerConfig({self.listen}, {self.path})"  # no secrets in logs
@@ -477,6 +487,7 @@ class ServerConfig(ServerTuning, frozen=True, kw_only=True):
             path=_path(options.text("path") or "/", "--path"),
             decoy=files.read(decoy, "--decoy") if decoy else None,
             log_file=options.path("log_file"),
+            control=_control(options),
         )
 
 

@@ -7,9 +7,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from ech_workers import _native
 from ech_workers._logging import forward
 from ech_workers.certificates import validity_problem
+from ech_workers.config import authority
 from ech_workers.errors import ConfigError, EngineClosed, ListenError
 
 if TYPE_CHECKING:
@@ -191,6 +194,22 @@ class TunnelServer:
         self._thread.join()
         self._tell()
 
+    def status(self) -> dict[str, object]:
+        """The counters and the keys, for people and programs."""
+        now = self.snapshot()
+        keys = self._keys.keys if self._keys else ()
+        return {
+            "listening": authority(*self.address),
+            **{name: getattr(now, name) for name in _COUNTERS},
+            "ech_by_config": {str(number): count for number, count in now.ech_by_config.items()},
+            "ech_keys": [key.path.name for key in keys],
+            "certificates": [validity_problem(pair) or f"{pair.name} is valid" for pair in self.config.certificates],
+        }
+
+    def apply(self, config: ServerConfig) -> None:
+        """Takes what can be changed while the server runs from another configuration; the rest keeps its value."""
+        self.config = msgspec.structs.replace(self.config, drain=config.drain)
+
     def summary(self) -> str:
         """What happened so far, in one line: sessions, and what ECH configurations the clients used."""
         return _summary(self.snapshot(), self._keys.keys if self._keys else ())
@@ -305,3 +324,18 @@ def _summary(now: _native.ServerSnapshot, keys: tuple[KeyFile, ...]) -> str:
 
 
 _SUMMARY_IDS = 8
+
+_COUNTERS = (
+    "uptime",
+    "sessions",
+    "sessions_total",
+    "streams",
+    "streams_total",
+    "streams_failed",
+    "bytes_up",
+    "bytes_down",
+    "handshakes_failed",
+    "ech_accepted",
+    "ech_rejected",
+    "ech_absent",
+)

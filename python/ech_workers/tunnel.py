@@ -12,11 +12,14 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
 
+import msgspec
+
 from ech_workers import _native, waiting
-from ech_workers.config import ClientConfig, ListenAddress
+from ech_workers.config import SHARED, ClientConfig, ListenAddress
 from ech_workers.ech import EchStore
 from ech_workers.errors import ConfigError, EngineClosed, ListenError, SessionError, SessionTimeout, TargetError
 from ech_workers.names import ascii_name
+from ech_workers.options.client import LogTuning
 from ech_workers.stream import StreamSocket
 from ech_workers.supervisor import Supervisor
 
@@ -87,13 +90,15 @@ class Running:
     def __init__(self, config: ClientConfig, on_event: Callable[[_native.Event], object] | None) -> None:
         """Raises ListenError, and ConfigError for a certificate file that cannot be used."""
         self.config = config
+        self._on_event = on_event
         self.listeners: list[Listener] = []
         self.status_port: StatusPort | None = None
         self._forgotten = False
         self.engine = _engine(config)
         try:
-            for address in config.listen:
-                self.listen(address, config.username, config.password)
+            self._configured = {
+                address: self.listen(address, config.username, config.password) for address in config.listen
+            }
             self.supervisor = Supervisor(config, self.engine, EchStore(config.cache_dir), on_event=on_event)
             if config.status_listen:
                 from ech_workers.status.port import StatusPort
@@ -107,9 +112,83 @@ class Running:
             self.status_port.start()
 
     def _supervise(self) -> None:
-        self.supervisor.run()
-        if self._forgotten:
+        supervisor = self.supervisor
+        supervisor.run()
+        if self._forgotten and supervisor is self.supervisor:
             self.engine.close()
+
+    def apply(self, config: ClientConfig) -> None:
+        """See ``Tunnel.apply``."""
+        old = self.config
+        credentials = (config.username, config.password)
+        if credentials != (old.username, old.password):
+            # A port knows its own, so each is opened anew.
+            for listener in self._configured.values():
+                listener.close()
+            self._configured = {}
+        added = {}
+        try:
+            for address in config.listen:
+                if address not in self._configured:
+                    added[address] = self.listen(address, *credentials)
+            self._move_status_port(config)
+        except (ListenError, ConfigError):
+            for listener in added.values():
+                listener.close()
+            for address in old.listen:
+                if address not in self._configured:
+                    self._configured[address] = self.listen(address, old.username, old.password)
+            raise
+        self._configured |= added
+        for address in self._configured.keys() - set(config.listen):
+            # It takes no new connections; those that came by it go on.
+            self._configured.pop(address).close()
+        live = {name: getattr(config, name) for name in _LIVE}
+        self.config = msgspec.structs.replace(old, **live)
+        if any(getattr(old, name) != getattr(config, name) for name in _OF_SUPERVISOR):
+            self._replace_supervisor()
+
+    def _move_status_port(self, config: ClientConfig) -> None:
+        before = self.status_port
+        if config.status_listen == self.config.status_listen:
+            return
+        from ech_workers.status.port import StatusPort
+
+        overlap = before is not None and set(self.config.status_listen) & set(config.status_listen)
+        if before is not None and overlap:
+            # A port that stays cannot be opened a second time.
+            before.close()
+        try:
+            opened = StatusPort(config.status_listen, self) if config.status_listen else None
+        except ListenError:
+            if overlap:
+                self.status_port = StatusPort(self.config.status_listen, self)
+                self.status_port.start()
+            raise
+        if before is not None:
+            before.close()
+        self.status_port = opened
+        if opened is not None:
+            opened.start()
+
+    def _replace_supervisor(self) -> None:
+        """Another supervisor, by the present configuration, for the same engine."""
+        old = self.supervisor
+        old.stop()
+        self._thread.join()
+        stale = {session.session for session in self.engine.snapshot().sessions}
+        stale |= {session.session for session in old.status().sessions}
+
+        def on_event(event: _native.Event) -> None:
+            # The first session of the new one: now the others may go.
+            if isinstance(event, _native.SessionUp) and event.session not in stale:
+                while stale:
+                    self.engine.retire(stale.pop())
+            if self._on_event is not None:
+                self._on_event(event)
+
+        self.supervisor = Supervisor(self.config, self.engine, EchStore(self.config.cache_dir), on_event=on_event)
+        self._thread = waiting.Thread(self._supervise, "ech-workers-supervisor")
 
     def listen(self, address: ListenAddress, username: str | None, password: str | None) -> Listener:
         try:
@@ -146,6 +225,13 @@ class Running:
         if self.status_port is not None:
             self.status_port.close()
         self.supervisor.stop()
+
+
+# What a supervisor is made of: another value takes another one.
+_OF_SUPERVISOR = (*SHARED, "servers", "resolvers", "sessions")
+
+# What can be changed while the tunnel runs; the last two have their effect in the command that runs it.
+_LIVE = (*_OF_SUPERVISOR, "listen", "username", "password", "status_listen", "log_file", *LogTuning.__struct_fields__)
 
 
 class Tunnel:
@@ -309,6 +395,20 @@ class Tunnel:
     def snapshot(self) -> _native.Snapshot:
         """The engine's counters at this moment: connections, bytes, sessions with their round trips."""
         return self._started().snapshot()
+
+    def apply(self, config: ClientConfig) -> None:
+        """Takes from another configuration what can be changed in a running tunnel: servers and all that is said of them,
+        resolvers, the number of sessions, local ports and their password, status ports. What else is different needs a new
+        tunnel.
+
+        Nothing that is open is cut: sessions by the new configuration are made first, then those that were there take no
+        new streams, and end with their last one. Whoever waits in ``wait_ready`` meanwhile gets EngineClosed. Raises
+        ListenError: nothing has changed then.
+        """
+        running = self._started()
+        with self._lock:
+            running.apply(config)
+            self.config = running.config
 
     def close(self, grace: float = 0.0) -> None:
         """Closes the ports at once, and the streams when they have ended or after ``grace`` seconds. Whoever waits for a

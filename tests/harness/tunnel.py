@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ class Site:
     outer: Certificate
     key: EchKey
     keys_folder: Path
+    runtime: Path
+    """For control sockets, whose paths may have no more than 107 bytes."""
     servers: list["ServerProgram"] = field(default_factory=list)
 
     @classmethod
@@ -45,6 +48,7 @@ class Site:
             outer=authority.issue(PUBLIC_NAME),
             key=ech_key(keys, PUBLIC_NAME, 7),
             keys_folder=keys,
+            runtime=Path(tempfile.mkdtemp(prefix="ech-")),
         )
 
     def server(
@@ -134,7 +138,11 @@ class Site:
     @property
     def environment(self) -> dict[str, str]:
         """Nothing is remembered between tests, and nothing of the user's is read or changed."""
-        return {"XDG_CACHE_HOME": str(self.folder / "cache"), "HOME": str(self.folder)}
+        return {
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
+            "XDG_RUNTIME_DIR": str(self.runtime),
+            "HOME": str(self.folder),
+        }
 
 
 @dataclass

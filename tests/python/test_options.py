@@ -420,7 +420,8 @@ def _greeting(tunnel: Tunnel, sent: bytes) -> bytes:
         return connection.recv(2)
 
 
-LOGGING = {name for name in options_of(CLIENT) if name.startswith("log_")}
+# Tested below, and with whole processes in tests/integration/test_control.py.
+LOGGING = {name for name in options_of(CLIENT) if name.startswith("log_")} | {"control"}
 
 
 def test_the_table_of_arrivals_has_every_option() -> None:
@@ -515,6 +516,6 @@ def test_the_options_of_the_log_arrive(tmp_path: Path) -> None:
         log.info("not this")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "log.1"]
     assert json.loads((tmp_path / "log").read_text())["message"] == "line 3"
-    (handler,) = logging.getLogger("ech_workers").handlers
+    handler = logging.getLogger("ech_workers").handlers[0]
     assert isinstance(handler, logs.LogFile)
     assert handler._max_age == 1000.0

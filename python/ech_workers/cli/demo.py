@@ -50,7 +50,10 @@ def demo(ctx: click.Context, /, check: bool, plain: bool, verbose: bool, **optio
         return _check()
     with Demo() as running:
         config = msgspec.structs.replace(
-            running.client(mode="yamux", listen="0"), listen=config.listen, status_listen=config.status_listen
+            running.client(mode="yamux", listen="0"),
+            listen=config.listen,
+            status_listen=config.status_listen,
+            control="",
         )
         proxy.run(config, plain=plain, notes=lambda ports: notes(running, ports[0]))
     return 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import calendar
+import collections
 import contextlib
 import io
 import json
 import logging
 import logging.handlers
 import os
+import queue
 import re
 import sys
 import time
@@ -17,12 +19,12 @@ from typing import TYPE_CHECKING
 from ech_workers.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from ech_workers.options.client import LogTuning
 
-__all__ = ["LogFile", "configure"]
+__all__ = ["LogFile", "Recent", "configure", "recent"]
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -47,9 +49,16 @@ def configure(
     hidden = [secret for secret in secrets if secret is not None and len(secret) >= _SECRET_LENGTH]
     handler.setFormatter(_formatter(tuning.log_format, is_file=file is not None, hidden=hidden))
     logger = logging.getLogger("ech_workers")
-    old, logger.handlers = logger.handlers, [handler]
-    for handler in old:
-        handler.close()
+    fresh = Recent()
+    fresh.setFormatter(_Text(hidden))
+    kept = [one for one in logger.handlers if isinstance(one, Recent)]
+    for one in kept:
+        # Whoever follows the log goes on to do so.
+        one.setFormatter(fresh.formatter)
+    old = [other for other in logger.handlers if not isinstance(other, Recent)]
+    logger.handlers = [handler, *(kept or [fresh])]
+    for other in old:
+        other.close()
     logger.setLevel(logging.DEBUG if verbose else _LEVELS[level or tuning.log_level])
     logger.propagate = False
 
@@ -122,6 +131,45 @@ class _Json(_Text):
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         return self._shown(json.dumps(fields, ensure_ascii=False))
+
+
+class Recent(logging.Handler):
+    """Keeps the last lines, and hands new ones to whoever follows the log. A follower that is slow misses lines."""
+
+    LINES = 500
+    QUEUE = 1000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: collections.deque[str] = collections.deque(maxlen=self.LINES)
+        self._followers: set[queue.SimpleQueue[str]] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record)
+        self._lines.append(line)
+        for follower in list(self._followers):
+            if follower.qsize() < self.QUEUE:
+                follower.put(line)
+
+    def lines(self, count: int) -> list[str]:
+        """The last lines, at most ``count``."""
+        return list(self._lines)[-count:] if count > 0 else []
+
+    @contextlib.contextmanager
+    def followed(self) -> Iterator[queue.SimpleQueue[str]]:
+        """New lines, while entered."""
+        follower: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._followers.add(follower)
+        try:
+            yield follower
+        finally:
+            self._followers.discard(follower)
+
+
+def recent() -> Recent | None:
+    """The handler that ``configure`` made."""
+    found = (one for one in logging.getLogger("ech_workers").handlers if isinstance(one, Recent))
+    return next(found, None)
 
 
 class _StandardError(logging.StreamHandler):  # type: ignore[type-arg]

@@ -34,7 +34,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 LOG_NAMES = [name for name in CLIENT_ORDER if name.startswith("log_")]
 
-LOCAL_NAMES = ["listen", "username", "password", "status_listen"]
+LOCAL_NAMES = ["listen", "username", "password", "status_listen", "control"]
 """What only a command with local ports takes."""
 
 DEMO_NAMES = ["listen", "status_listen", *LOG_NAMES]

@@ -8,13 +8,18 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from ech_workers.cli import logs
+from ech_workers.cli.controlled import Reloader, controlled
 from ech_workers.cli.options import client_options, config_option, given, verbose_option
 from ech_workers.cli.stopping import Stopping
 from ech_workers.config import ClientConfig, authority
 from ech_workers.options import load
+from ech_workers.options.client import CLIENT
 from ech_workers.options.load import CLIENT_PREFIX
+from ech_workers.reload import Difference, difference
+from ech_workers.status.facts import Observer
 from ech_workers.tunnel import Tunnel
 
 if TYPE_CHECKING:
@@ -39,12 +44,20 @@ def proxy(ctx: click.Context, /, verbose: bool, plain: bool, config: str | None,
     The port is open from the start and stays open: while the server cannot be reached, local programs get a failing
     reply, and the log says why. SIGINT and SIGTERM end it.
     """
-    loaded = load.client(given(ctx, options), config=config)
+
+    def read() -> load.Loaded[ClientConfig]:
+        return load.client(given(ctx, options), config=config)
+
+    loaded = read()
     made = loaded.config
-    logs.configure(made, made.log_file, verbose=verbose, secrets=secrets(made))
+    _configure_logs(made, verbose)
     for warning in loaded.warnings:
         log.warning("%s", warning)
-    run(made, plain=plain)
+    run(made, plain=plain, read=lambda: read().config, verbose=verbose)
+
+
+def _configure_logs(config: ClientConfig, verbose: bool) -> None:
+    logs.configure(config, config.log_file, verbose=verbose, secrets=secrets(config))
 
 
 def secrets(config: ClientConfig) -> list[str | None]:
@@ -53,9 +66,15 @@ def secrets(config: ClientConfig) -> list[str | None]:
 
 
 def run(
-    config: ClientConfig, *, plain: bool, notes: Callable[[Sequence[tuple[str, int]]], Sequence[str]] | None = None
+    config: ClientConfig,
+    *,
+    plain: bool,
+    notes: Callable[[Sequence[tuple[str, int]]], Sequence[str]] | None = None,
+    read: Callable[[], ClientConfig] | None = None,
+    verbose: bool = False,
 ) -> None:
-    """Runs the tunnel until a signal ends it. ``notes`` makes, of the open ports, what to say below all else."""
+    """Runs the tunnel until a signal ends it. ``notes`` makes, of the open ports, what to say below all else; ``read``
+    gives the configuration as it is now, for a reload."""
     plain = plain or not shows_table()
     if config.username is None and not all(address.loopback for address in config.listen):
         log.warning(
@@ -63,25 +82,43 @@ def run(
         )
     if not all(address.loopback for address in config.status_listen):
         log.warning("the status page is open to the network: anyone there can see the server's name and what failed")
-    with Stopping() as stopping:
-        tunnel = Tunnel.from_config(config, on_event=_say if plain and not _is_logged(config) else None)
+    tunnel = Tunnel.from_config(config, on_event=_say if plain and not _is_logged(config) else None)
+
+    def take() -> Difference:
+        assert read is not None
+        new = read()
+        found = difference(CLIENT, tunnel.config, new)
+        tunnel.apply(new)
+        _configure_logs(new, verbose)
+        return found
+
+    reloader = Reloader(take) if read is not None else None
+    with Stopping(reloader) as stopping:
         try:
             tunnel.start()
-            below = [f"status page on http://{authority(*address)}/" for address in tunnel.status_addresses]
-            below += notes(tunnel.addresses) if notes else ()
-            if plain:
-                for address in tunnel.addresses:
-                    click.echo(f"listening on {authority(*address)}")
-                for note in below:
-                    click.echo(note)
-                stopping.wait()
-            else:
-                from ech_workers.status.table import show
+            observer = Observer(tunnel)
+            with controlled("proxy", config.control, lambda: _status(observer), stopping, reloader):
+                below = [f"status page on http://{authority(*address)}/" for address in tunnel.status_addresses]
+                below += notes(tunnel.addresses) if notes else ()
+                if plain:
+                    for address in tunnel.addresses:
+                        click.echo(f"listening on {authority(*address)}")
+                    for note in below:
+                        click.echo(note)
+                    stopping.wait()
+                else:
+                    from ech_workers.status.table import show
 
-                show(tunnel, stopping.wait, below)
+                    show(tunnel, stopping.wait, below)
         finally:
             tunnel.close()
     log.info("stopped")
+
+
+def _status(observer: Observer) -> msgspec.Raw:
+    from ech_workers.status.feed import frame
+
+    return msgspec.Raw(frame(observer.look()))
 
 
 def shows_table() -> bool:

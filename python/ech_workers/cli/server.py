@@ -9,11 +9,14 @@ from typing import Any
 import click
 
 from ech_workers.cli import logs
+from ech_workers.cli.controlled import Reloader, controlled
 from ech_workers.cli.options import config_option, given, server_options, verbose_option
 from ech_workers.cli.stopping import Stopping
-from ech_workers.config import authority
+from ech_workers.config import ServerConfig, authority
 from ech_workers.options import load
 from ech_workers.options.load import SERVER_PREFIX
+from ech_workers.options.server import SERVER
+from ech_workers.reload import Difference, difference
 
 log = logging.getLogger("ech_workers.server")
 
@@ -28,21 +31,37 @@ def server(ctx: click.Context, /, verbose: bool, config: str | None, **options: 
 
     SIGTERM and SIGINT end it in order: no new sessions, open streams may finish; a second signal ends it at once.
     """
-    loaded = load.server(given(ctx, options), config=config)
-    made = loaded.config
-    logs.configure(made, made.log_file, verbose=verbose, secrets=made.tokens)
+
+    def read() -> load.Loaded[ServerConfig]:
+        return load.server(given(ctx, options), config=config)
+
+    loaded = read()
+    _configure_logs(loaded.config, verbose)
     for warning in loaded.warnings:
         log.warning("%s", warning)
     from ech_workers.server import TunnelServer
 
-    with Stopping() as stopping:
-        running = TunnelServer(made)
-        click.echo(f"listening on {authority(*running.address)}")
-        stopping.wait()
-        streams = running.snapshot().streams
-        if streams:
-            log.info("draining for %g s at most: streams still open: %d; another signal ends them", made.drain, streams)
-        closing = threading.Thread(target=running.close, args=(made.drain,), daemon=True)
-        closing.start()
-        drained = stopping.wait_for(closing)
+    def take() -> Difference:
+        new = read().config
+        found = difference(SERVER, running.config, new)
+        running.apply(new)
+        _configure_logs(new, verbose)
+        return found
+
+    reloader = Reloader(take)
+    with Stopping(reloader) as stopping:
+        running = TunnelServer(loaded.config)
+        with controlled("server", loaded.config.control, running.status, stopping, reloader):
+            click.echo(f"listening on {authority(*running.address)}")
+            stopping.wait()
+            streams, drain = running.snapshot().streams, running.config.drain
+            if streams:
+                log.info("draining for %g s at most: streams still open: %d; another signal ends them", drain, streams)
+            closing = threading.Thread(target=running.close, args=(drain,), daemon=True)
+            closing.start()
+            drained = stopping.wait_for(closing)
     log.info("stopped" if drained else "stopped without waiting for the rest")
+
+
+def _configure_logs(config: ServerConfig, verbose: bool) -> None:
+    logs.configure(config, config.log_file, verbose=verbose, secrets=config.tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import select
 import signal
 import socket
@@ -12,21 +13,26 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import threading
+    from collections.abc import Callable
     from types import FrameType, TracebackType
 
 __all__ = ["Stopping"]
 
 
 class Stopping:
-    """While entered, SIGINT and SIGTERM ask for the end instead of raising; ``wait`` sees it at once.
+    """While entered, SIGINT and SIGTERM ask for the end instead of raising, SIGHUP for what it is given; ``wait`` sees it at once.
 
     Only for the main thread: Python runs signal handlers there, and only between byte codes. A signal that comes just
     before a native wait would go unnoticed until the next one, so the interpreter writes each to a socket
     (``signal.set_wakeup_fd``), and ``wait`` waits for that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_hangup: Callable[[], object] | None = None) -> None:
+        """on_hangup: called by ``wait`` after a SIGHUP. Where the program has a terminal, SIGHUP says that it is gone, and
+        asks for the end."""
         self._asked = 0
+        self._on_hangup = on_hangup
+        self._hung_up = False
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
@@ -39,6 +45,10 @@ class Stopping:
         self._fd_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._handle)
+        # Under nohup it is ignored, and stays so.
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            ends = self._on_hangup is None or os.isatty(0) or os.isatty(1)
+            self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._handle if ends else self._hang_up)
         return self
 
     def __exit__(
@@ -76,6 +86,9 @@ class Stopping:
             self._poll.poll(None if left is None else math.ceil(left * 1000))
             with contextlib.suppress(BlockingIOError):
                 self._reader.recv(4096)
+            if self._hung_up and self._on_hangup is not None:
+                self._hung_up = False
+                self._on_hangup()
         return True
 
     def wait_for(self, thread: threading.Thread) -> bool:
@@ -88,3 +101,6 @@ class Stopping:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._asked += 1
+
+    def _hang_up(self, number: int, frame: FrameType | None) -> None:
+        self._hung_up = True

@@ -13,6 +13,7 @@ __all__ = [
     "Alpn",
     "ClientSchema",
     "ClientTuning",
+    "Control",
     "LogFormat",
     "LogLevel",
     "LogTuning",
@@ -194,6 +195,18 @@ class LogTuning(msgspec.Struct, frozen=True, kw_only=True):
     ] = 5
 
 
+Control = Annotated[
+    str | None,
+    option(
+        "the Unix socket for `status`, `reload` and the like; empty: none",
+        metavar="FILE",
+        path=True,
+        shown_default="in the runtime directory",
+        api=_PATH,
+    ),
+]
+"""How a running program is asked and told things."""
+
 LogFile = Annotated[
     str | None,
     option(
@@ -252,13 +265,14 @@ class ClientSchema(ClientTuning, frozen=True, kw_only=True):
     """Everything that ``ech-workers proxy`` takes beside what is said of a server."""
 
     log_file: LogFile = None
+    control: Control = None
 
     listen: Annotated[
         tuple[str, ...],
         option(
             "the SOCKS5 and HTTP port; may be given several times; a bare port is on 127.0.0.1; port 0 takes a free one",
             metavar="ADDR:PORT",
-            live="restart",
+            live="drains",
             api=_PORTS,
         ),
     ] = ("127.0.0.1:1080",)
@@ -267,7 +281,7 @@ class ClientSchema(ClientTuning, frozen=True, kw_only=True):
         option("what local programs must give, with `--password` (SOCKS5 RFC 1929, HTTP Basic)", metavar="TEXT"),
     ] = None
     password: Annotated[
-        str | None, option("better set in the environment or in a file", metavar="TEXT", secret=True)
+        str | None, option("better set in the environment or in a file", metavar="TEXT", secret=True, live="drains")
     ] = None
     doh_server: Annotated[
         tuple[str, ...],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from ech_workers.options.client import LogFile, LogTuning
+from ech_workers.options.client import Control, LogFile, LogTuning
 from ech_workers.options.schema import Schema, option
 
 __all__ = ["SERVER", "ServerSchema", "ServerTuning"]
@@ -48,6 +48,7 @@ class ServerSchema(ServerTuning, frozen=True, kw_only=True):
     """Everything that ``ech-workers server`` takes."""
 
     log_file: LogFile = None
+    control: Control = None
 
     listen: Annotated[
         str | None,

@@ -63,15 +63,15 @@ def environment(
     """What the environment gives. Raises ConfigError that names the variable.
 
     A list is separated by spaces, where quotes keep a path with a space together as in a shell, or by lines. Quotes around
-    the whole of a value, which some readers of env files leave there, are taken off. An empty variable is as good as none,
-    but for ``cache_dir``, where it has a meaning."""
+    the whole of a value, which some readers of env files leave there, are taken off. An empty variable is as good as none
+    where it has no meaning."""
     variables = os.environ if variables is None else variables
     wanted = set(names) or set(options_of(schema))
     found: Layer = {}
     for name, declared in options_of(schema).items():
         origin = variable(prefix, name)
         text = variables.get(origin)
-        if text is None or name not in wanted or (not text.strip() and name != "cache_dir"):
+        if text is None or name not in wanted or (not text.strip() and name not in _MAY_BE_EMPTY):
             continue
         if any("\udc80" <= character <= "\udcff" for character in text):
             raise ConfigError("is not in the encoding of this system", option=origin)
@@ -84,6 +84,10 @@ def environment(
             raise ConfigError(str(error), option=origin) from None
         found[name] = Given(value, origin)
     return found
+
+
+# Empty is a value of these.
+_MAY_BE_EMPTY = ("cache_dir", "control")
 
 
 def _split(text: str) -> tuple[str, ...]:

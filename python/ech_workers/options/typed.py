@@ -43,6 +43,7 @@ class ClientOptions(TypedDict, total=False):
     memory_limit: int | str
     cache_dir: str | Path | None
     status_listen: str | int | Sequence[str | int] | None
+    control: str | Path | None
     log_level: str
     log_file: str | Path | None
     log_format: str
@@ -69,6 +70,7 @@ class ServerOptions(TypedDict, total=False):
     idle_timeout: float | timedelta
     drain: float | timedelta
     workers: int
+    control: str | Path | None
     log_level: str
     log_file: str | Path | None
     log_format: str

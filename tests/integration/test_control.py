@@ -1,0 +1,201 @@
+"""A running proxy and server, asked and told things as their user does it."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import socks
+from harness.processes import run
+from harness.tunnel import COMMAND, PATH, SERVER_NAME, TOKEN, ProxyProgram, Site
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Ask = Callable[..., subprocess.CompletedProcess[str]]
+"""Runs `ech-workers` with these words; ``code``: the exit code that is expected."""
+
+SECOND_TOKEN = "another-battery-of-staples"
+
+
+def write(site: Site, port: int, *lines: str, token: str = TOKEN) -> Path:
+    """The proxy's configuration file."""
+    path = site.folder / ".config" / "ech-workers" / "config.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(
+        f"""
+listen = "127.0.0.1:0"
+server = "{SERVER_NAME}:{port}{PATH}"
+token = "{token}"
+doh_server = "{site.resolver.url}"
+doh_ip = "127.0.0.1"
+ca_file = "{site.authority.path}"
+"""
+        + "\n".join(lines)
+    )
+    return path
+
+
+def start(site: Site) -> ProxyProgram:
+    process = site.processes.start(COMMAND, "proxy", env=site.environment)
+    found = process.wait_line(r"listening on (\S*):(\d+)\b")
+    program = ProxyProgram(process, int(found.group(2)))
+    program.wait_session()
+    return program
+
+
+@pytest.fixture
+def ask(site: Site) -> Ask:
+    return lambda *words, code=0: _checked(run(COMMAND, *words, env=site.environment), code)
+
+
+def _checked(done: subprocess.CompletedProcess[str], code: int) -> subprocess.CompletedProcess[str]:
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def test_a_running_proxy_says_what_it_does_and_ends_when_it_is_told(site: Site, ask: Ask) -> None:
+    server = site.server()
+    write(site, server.port)
+    proxy = start(site)
+    said = ask("status").stdout
+    assert f"127.0.0.1:{proxy.port}" in said
+    assert "ECH accepted" in " ".join(said.split()) or "accepted" in said
+    found = json.loads(ask("status", "--json").stdout)
+    assert found["facts"]["phase"] == "up"
+    assert TOKEN not in said
+    assert "session up" in ask("logs").stdout
+    assert "stopped: process" in ask("stop").stdout
+    assert proxy.process.wait() == 0
+    assert "no proxy of yours is running; start it with" in ask("status", code=1).stderr
+
+
+def test_nobody_runs_is_said_in_one_line(ask: Ask) -> None:
+    for command in ("status", "reload", "logs", "stop", "env"):
+        said = ask(command, code=1).stderr
+        assert said.count("\n") == 1
+        assert "no proxy of yours is running" in said
+
+
+def test_the_log_can_be_followed_from_elsewhere(site: Site, ask: Ask) -> None:
+    write(site, site.server().port)
+    proxy = start(site)
+    follower = site.processes.start(COMMAND, "logs", "-f", env=site.environment)
+    follower.wait_line("session up")
+    ask("reload")
+    follower.wait_line("reloaded: nothing changed")
+    ask("stop")
+    assert follower.wait() == 0
+    assert not proxy.process.running
+
+
+def test_the_server_is_asked_too(site: Site, ask: Ask) -> None:
+    server = site.processes.start(
+        COMMAND, "server", "--listen", "127.0.0.1:0", "--cert", site.inner.chain, "--key", site.inner.key,
+        "--token", TOKEN, env=site.environment,
+    )  # fmt: skip
+    server.wait_line("listening on")
+    found = json.loads(ask("status", "--of", "server", "--json").stdout)
+    assert found["sessions"] == 0
+    assert found["certificates"] == [f"{site.inner.chain} is valid"]
+    assert "nothing changed" in ask("reload", "--of", "server").stdout
+    ask("stop", "--of", "server")
+    assert server.wait() == 0
+
+
+def test_500_connections_survive_100_reloads(site: Site, targets: dict[str, int], tmp_path: Path) -> None:
+    """Each reload changes the token, so that each makes new sessions and lets the old ones end."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4096:
+        pytest.skip("needs 4096 open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
+    server = site.server("--token", SECOND_TOKEN)
+    write(site, server.port)
+    proxy = start(site)
+    connections = [socks.connect(proxy.address, "localhost", targets["echo"]) for _ in range(500)]
+    try:
+        for number in range(100):
+            before = len(proxy.process.lines)
+            write(site, server.port, token=SECOND_TOKEN if number % 2 == 0 else TOKEN)
+            proxy.process.signal(signal.SIGHUP)
+            proxy.process.wait_line(r"reloaded: applied to what is new: token$", after=before)
+            for connection in connections[number * 5 : number * 5 + 5]:
+                connection.sendall(b"%d\n" % number)
+                assert socks.exactly(connection, len(b"%d\n" % number)) == b"%d\n" % number
+        proxy.wait_session(after=0)
+        for connection in connections:
+            connection.sendall(b"still here\n")
+        for connection in connections:
+            assert socks.exactly(connection, 11) == b"still here\n"
+        # And the newest sessions carry what is new.
+        with socks.connect(proxy.address, "localhost", targets["echo"]) as fresh:
+            fresh.sendall(b"new\n")
+            assert socks.exactly(fresh, 4) == b"new\n"
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def test_a_wrong_file_changes_nothing(site: Site, ask: Ask, targets: dict[str, int]) -> None:
+    server = site.server()
+    path = write(site, server.port)
+    proxy = start(site)
+    path.write_text(path.read_text() + "\nsesions = 3\n")
+    said = ask("reload", code=1).stderr
+    assert "line 9: 'sesions' is no option; did you mean sessions?" in said
+    proxy.process.wait_line("not reloaded, everything stays as it was: config: --config: .*line 9")
+    with socks.connect(proxy.address, "localhost", targets["echo"]) as connection:
+        connection.sendall(b"hello\n")
+        assert socks.exactly(connection, 6) == b"hello\n"
+
+
+def test_a_reload_says_what_counts_at_once_and_what_needs_a_restart(site: Site, ask: Ask) -> None:
+    server = site.server()
+    write(site, server.port)
+    start(site)
+    log = site.folder / "proxy.log"
+    write(site, server.port, "sessions = 2", f'log_file = "{log}"', "status_listen = 0", "max_connections = 7")
+    said = ask("reload").stdout.strip()
+    assert said == "applied: sessions, status_listen, log_file; needs a restart: max_connections"
+    found = json.loads(ask("status", "--json").stdout)["facts"]
+    assert found["wanted"] == 2
+    assert "needs a restart: max_connections" in log.read_text()
+
+
+def test_programs_find_the_running_proxy(site: Site, ask: Ask, targets: dict[str, int]) -> None:
+    write(site, site.server().port)
+    proxy = start(site)
+    said = ask("env").stdout
+    assert f"export all_proxy=socks5h://127.0.0.1:{proxy.port}\n" in said
+    program = "import os, sys; print(os.environ['https_proxy'], sys.argv[1:])"
+    done = ask("run", "--", sys.executable, "-c", program, "--proxy", "x")
+    assert done.stdout == f"http://127.0.0.1:{proxy.port} ['--proxy', 'x']\n"
+    assert "cannot start no-such-program: No such file" in ask("run", "no-such-program", code=2).stderr
+
+
+def test_connect_is_a_pipe_to_the_target(site: Site, targets: dict[str, int]) -> None:
+    write(site, site.server().port)
+    start(site)
+    command = shlex.join([str(COMMAND), "connect", "localhost", str(targets["http"])])
+    request = b"GET /bytes/3000000 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command],
+        input=request,
+        env={**os.environ, **site.environment},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"HTTP/1.1 200")
+    assert len(done.stdout) > 3_000_000
