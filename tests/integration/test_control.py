@@ -7,6 +7,7 @@ import os
 import resource
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -170,6 +171,35 @@ def test_a_reload_says_what_counts_at_once_and_what_needs_a_restart(site: Site, 
     found = json.loads(ask("status", "--json").stdout)["facts"]
     assert found["wanted"] == 2
     assert "needs a restart: max_connections" in log.read_text()
+
+
+def test_a_port_that_goes_away_keeps_its_connections_and_a_password_holds_at_once(
+    site: Site, ask: Ask, targets: dict[str, int]
+) -> None:
+    path = write(site, site.server().port)
+    proxy = start(site)
+    with socks.connect(proxy.address, "localhost", targets["echo"]) as connection:
+        free = path.read_text()
+        path.write_text(free + '\nusername = "ann"\npassword = "secret"\n')
+        assert ask("reload").stdout.strip() == "applied to what is new: username, password"
+        (found,) = json.loads(ask("status", "--json").stdout)["facts"]["listening"]
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(proxy.address, 5)
+        host, port = found.split(":")
+        with socket.create_connection((host, int(port)), 5) as stranger:
+            stranger.sendall(b"\x05\x01\x00")
+            assert stranger.recv(2) == b"\x05\xff"
+        # A fixed port takes another password without a moment in which it is anyone's.
+        path.write_text(free.replace("127.0.0.1:0", found) + '\nusername = "ann"\npassword = "another"\n')
+        ask("reload")
+        assert "wants a user name" in ask("connect", "localhost", str(targets["echo"]), code=4).stderr
+        connection.sendall(b"hello\n")
+        assert socks.exactly(connection, 6) == b"hello\n"
+        taken = socket.create_server(("127.0.0.1", 0))
+        path.write_text(path.read_text().replace(f"127.0.0.1:{port}", f"127.0.0.1:{taken.getsockname()[1]}"))
+        assert "the port is in use" in ask("reload", code=1).stderr
+        taken.close()
+        assert json.loads(ask("status", "--json").stdout)["facts"]["listening"] == [f"{host}:{port}"]
 
 
 def test_programs_find_the_running_proxy(site: Site, ask: Ask, targets: dict[str, int]) -> None:

@@ -278,7 +278,11 @@ class ClientSchema(ClientTuning, frozen=True, kw_only=True):
     ] = ("127.0.0.1:1080",)
     username: Annotated[
         str | None,
-        option("what local programs must give, with `--password` (SOCKS5 RFC 1929, HTTP Basic)", metavar="TEXT"),
+        option(
+            "what local programs must give, with `--password` (SOCKS5 RFC 1929, HTTP Basic)",
+            metavar="TEXT",
+            live="drains",
+        ),
     ] = None
     password: Annotated[
         str | None, option("better set in the environment or in a file", metavar="TEXT", secret=True, live="drains")
