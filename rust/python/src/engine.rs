@@ -19,7 +19,7 @@ use crate::process::{Process, wait};
 use crate::snapshot::Snapshot;
 
 /// How often the end of the last stream is looked for, while the client is being closed.
-const CLOSING_TURN: Duration = Duration::from_millis(10);
+pub(crate) const CLOSING_TURN: Duration = Duration::from_millis(10);
 
 /// The client: local listeners, sessions, the relay.
 #[pyclass(frozen, module = "ech_workers._native")]

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ech_workers_tls::ech::EchKey;
 use ech_workers_tls::{Identity, ServerContext};
@@ -10,17 +10,36 @@ use ech_workers_tunnel::{self as tunnel, Next, ServerConfig};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::engine::{at, level};
+use crate::engine::{CLOSING_TURN, at, level};
 use crate::events;
 use crate::failure::closed;
 use crate::plan::seconds;
+use crate::process::{Process, wait};
 use crate::snapshot::ServerSnapshot;
 
 /// The other end of the tunnel.
 #[pyclass(frozen, module = "ech_workers._native")]
 pub(crate) struct Server {
-    server: tunnel::Server,
+    process: Process,
+    /// Taken when the object is dropped.
+    server: Option<tunnel::Server>,
     events: Arc<tunnel::Events<Infallible>>,
+}
+
+impl Server {
+    fn server(&self, py: Python<'_>) -> PyResult<&tunnel::Server> {
+        self.process.check(py)?;
+        self.server.as_ref().ok_or_else(|| closed(py))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if !self.process.is_current() {
+            // The parent's threads and sockets are not this process's to end.
+            std::mem::forget(self.server.take());
+        }
+    }
 }
 
 #[pymethods]
@@ -90,49 +109,70 @@ impl Server {
             let server = tunnel::Server::new(host, port, config, tls)
                 .map_err(|error| at(host, port, error))?;
             let events = Arc::clone(server.events());
-            Ok(Self { server, events })
+            Ok(Self {
+                process: Process::current(),
+                server: Some(server),
+                events,
+            })
         })
     }
 
     #[getter]
-    fn address(&self) -> (String, u16) {
-        let address = self.server.address();
-        (address.ip().to_string(), address.port())
+    fn address(&self, py: Python<'_>) -> PyResult<(String, u16)> {
+        let address = self.server(py)?.address();
+        Ok((address.ip().to_string(), address.port()))
     }
 
     fn set_ech_keys(&self, py: Python<'_>, keys: Vec<(Vec<u8>, bool)>) -> PyResult<()> {
+        let server = self.server(py)?;
         let keys = self::keys(&keys)?;
-        py.detach(|| self.server.set_ech_keys(&keys))
+        py.detach(|| server.set_ech_keys(&keys))
             .map_err(|error| PyValueError::new_err(error.to_string()))
     }
 
     #[pyo3(signature = (timeout))]
     fn next_event(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Py<PyAny>>> {
+        self.process.check(py)?;
         let limit =
             timeout.map(|timeout| Duration::from_secs_f64(timeout.clamp(0.0, 31_536_000.0)));
-        match py.detach(|| self.events.next(limit)) {
-            Next::Event(never) => match never {},
-            Next::Log(line) => events::log_line(py, line).map(Some),
-            Next::Woken => events::woken(py).map(Some),
-            Next::TimedOut => Ok(None),
-            Next::Closed => Err(closed(py)),
+        let next = wait(py, limit, |slice| match self.events.next(slice) {
+            Next::TimedOut => None,
+            next => Some(next),
+        })?;
+        match next {
+            Some(Next::Event(never)) => match never {},
+            Some(Next::Log(line)) => events::log_line(py, line).map(Some),
+            Some(Next::Woken) => events::woken(py).map(Some),
+            Some(Next::TimedOut) | None => Ok(None),
+            Some(Next::Closed) => Err(closed(py)),
         }
     }
 
-    fn wake(&self) {
+    fn wake(&self, py: Python<'_>) -> PyResult<()> {
+        self.process.check(py)?;
         self.events.wake();
+        Ok(())
     }
 
-    fn snapshot(&self) -> ServerSnapshot {
-        ServerSnapshot::new(&self.server)
+    fn snapshot(&self, py: Python<'_>) -> PyResult<ServerSnapshot> {
+        Ok(ServerSnapshot::new(self.server(py)?))
     }
 
     #[pyo3(signature = (grace=0.0))]
-    fn close(&self, py: Python<'_>, grace: f64) {
-        py.detach(|| {
-            self.server
-                .close(Duration::from_secs_f64(grace.clamp(0.0, 86_400.0)));
-        });
+    fn close(&self, py: Python<'_>, grace: f64) -> PyResult<()> {
+        let server = self.server(py)?;
+        server.drain();
+        let deadline = Instant::now() + Duration::from_secs_f64(grace.clamp(0.0, 86_400.0));
+        let mut interrupted = Ok(());
+        while interrupted.is_ok()
+            && server.stats().sessions.value() > 0
+            && Instant::now() < deadline
+        {
+            py.detach(|| std::thread::sleep(CLOSING_TURN));
+            interrupted = py.check_signals();
+        }
+        py.detach(|| server.close(Duration::ZERO));
+        interrupted
     }
 }
 

@@ -214,14 +214,19 @@ impl Server {
         self.started
     }
 
+    /// Stops accepting, and tells sessions to take no new streams. They end with their last one.
+    pub fn drain(&self) {
+        self.accepting.lock().abort_all();
+        // Sessions of the last moment may not have looked yet: the value stays for them.
+        let _ = self.stopping.send(Stopping::Draining);
+    }
+
     /// Stops accepting, tells sessions to take no new streams, and ends everything when it is idle or after `grace`.
     pub fn close(&self, grace: Duration) {
-        self.accepting.lock().abort_all();
+        self.drain();
         let Some(runtime) = self.runtime.lock().take() else {
             return;
         };
-        // Sessions of the last moment may not have looked yet: the value stays for them.
-        let _ = self.stopping.send(Stopping::Draining);
         self.wait_for_sessions(grace);
         let _ = self.stopping.send(Stopping::Now);
         self.wait_for_sessions(GOODBYE);

@@ -16,6 +16,9 @@ use tokio::sync::oneshot;
 
 use crate::failure::{Code, Failure, Layer};
 
+/// What each end of a socket pair may hold for the other, bytes; the system has a limit of its own below it.
+const SEND_BUFFER: usize = 512 << 10;
+
 /// How a stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -129,6 +132,10 @@ impl LocalStream {
         };
         let pair = std::os::unix::net::UnixStream::pair().and_then(|(ours, theirs)| {
             ours.set_nonblocking(true)?;
+            for end in [&ours, &theirs] {
+                // Best effort: with the default both sides would take turns over a few records.
+                let _ = SockRef::from(end).set_send_buffer_size(SEND_BUFFER);
+            }
             Ok((UnixStream::from_std(ours)?, theirs))
         });
         match pair {
