@@ -19,7 +19,8 @@ FILE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "api.md"
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Blocking", "ech_workers", ("Tunnel", "Listener", "StreamSocket")),
     ("asyncio", "ech_workers.aio", ("Tunnel", "Listener")),
-    ("Configuration", "ech_workers", ("ClientConfig", "ServerConfig", "ClientOptions")),
+    ("Status", "ech_workers.supervisor", ("SupervisorStatus", "SessionStatus", "EchStatus")),
+    ("Configuration", "ech_workers", ("ClientOptions", "ClientConfig", "ServerConfig")),
     ("A server", "ech_workers", ("TunnelServer",)),
     ("Failures", "ech_workers.errors", ("TunnelError", "Cause")),
     ("httpx", "ech_workers.integrations.httpx", ("TunnelTransport", "AsyncTunnelTransport")),
@@ -43,6 +44,9 @@ ECHConfigList. Nothing is read from the environment. The native module, `ech_wor
 change.
 """
 
+# What a tunnel makes, and no program.
+MADE = ("Listener", "StreamSocket", "Cause")
+
 # Methods that programs use although their names begin with an underscore.
 SPECIAL = ("__enter__", "__aenter__")
 
@@ -52,7 +56,7 @@ def reference() -> str:
     for heading, module_name, names in SECTIONS:
         module = importlib.import_module(module_name)
         lines.append(f"## {heading}\n")
-        if module_name.startswith("ech_workers.integrations."):
+        if module_name.startswith("ech_workers.integrations.") or module_name == "ech_workers.errors":
             lines.append(_text(module.__doc__))
         for name in names:
             lines += _entry(module_name, name, getattr(module, name))
@@ -63,8 +67,13 @@ def _entry(module_name: str, name: str, thing: object) -> list[str]:
     if not inspect.isclass(thing):
         return [f"### {module_name}.{name}\n", *_call(name, thing)]
     lines = [f"### {module_name}.{name}\n", _text(thing.__doc__)]
-    if "__init__" in vars(thing) and not issubclass(thing, BaseException):
+    if "__init__" in vars(thing) and not issubclass(thing, BaseException) and name not in MADE:
         lines += _call(name, vars(thing)["__init__"])
+    fields = {name: kind for name, kind in getattr(thing, "__annotations__", {}).items() if not name.startswith("_")}
+    if fields and not issubclass(thing, BaseException):
+        # Annotations are kept as text, which a TypedDict wraps.
+        shown = (f"{field}: {getattr(kind, '__forward_arg__', kind)}" for field, kind in fields.items())
+        lines.append("```text\n" + "\n".join(shown) + "\n```\n")
     for member, value in vars(thing).items():
         if member.startswith("_") and member not in SPECIAL:
             continue

@@ -201,7 +201,9 @@ class Tunnel:
             raise
         return reader, _Writer(transport, protocol, reader, loop)
 
-    async def create_connection(self, address: tuple[Any, ...], timeout: float | None = None) -> StreamSocket:
+    async def create_connection(
+        self, address: tuple[str, int] | tuple[str, int, int, int], timeout: float | None = None
+    ) -> StreamSocket:
         """A connected, non-blocking socket to ``(host, port)``, for the loop's sock_* methods, or for libraries that take
         one (``sock=``).
 

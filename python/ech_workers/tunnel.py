@@ -324,8 +324,8 @@ class Tunnel:
 
     def create_connection(
         self,
-        address: tuple[Any, ...],
-        timeout: Any = None,
+        address: tuple[str, int] | tuple[str, int, int, int],
+        timeout: float | None = None,
         source_address: object = None,
         *,
         all_errors: bool = False,

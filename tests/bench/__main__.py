@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from . import ROOT, handshakes, latency, live_table, long_path, memory, sing_box, stopped, throughput
+from . import ROOT, api, handshakes, latency, live_table, long_path, memory, sing_box, stopped, throughput
 from .report import preface
 from .subjects import Bench
 
@@ -24,6 +24,7 @@ TABLES = {
     "round-trips": long_path.round_trips,
     "handshakes": handshakes.table,
     "live-table": live_table.table,
+    "api": api.table,
 }
 
 
