@@ -228,6 +228,10 @@ class ClientConfig(ClientTuning, frozen=True, kw_only=True):
     password: str | None = None
     status_listen: tuple[ListenAddress, ...] = ()
     """Where the status page, its feed and the metrics are; nowhere unless it is said."""
+    status_hosts: tuple[str, ...] = ()
+    """Names that a request to a status port may have, beside addresses and localhost."""
+    status_token: str | None = None
+    """What a request must have to a status port that is not on loopback."""
     log_file: Path | None = None
     control: str | None = None
     """The control socket of a command; None: in the runtime directory, empty: none. A ``Tunnel`` has none by itself."""
@@ -279,6 +283,15 @@ class ClientConfig(ClientTuning, frozen=True, kw_only=True):
         if (username is None) != (password is None):
             raise ConfigError("--username and --password go together")
         ca = options.path("ca_file")
+        status_listen = tuple(ListenAddress.parse(text, "--status-listen") for text in options.several("status_listen"))
+        status_token = options.text("status_token")
+        status_token = _check_token(status_token, "--status-token") if status_token else None
+        if status_token is None and not all(address.loopback for address in status_listen):
+            raise ConfigError(
+                "other machines could read the status page",
+                option="--status-listen",
+                advice="give --status-token, or an address of loopback",
+            )
         return cls(
             **{name: getattr(first, name) for name in SHARED},
             servers=upstreams,
@@ -289,9 +302,9 @@ class ClientConfig(ClientTuning, frozen=True, kw_only=True):
             listen=tuple(ListenAddress.parse(text) for text in options.several("listen")),
             username=_credential(username, "--username"),
             password=_credential(password, "--password"),
-            status_listen=tuple(
-                ListenAddress.parse(text, "--status-listen") for text in options.several("status_listen")
-            ),
+            status_listen=status_listen,
+            status_hosts=tuple(_host(name, "--status-host") for name in options.several("status_host")),
+            status_token=status_token,
             log_file=options.path("log_file"),
             control=_control(options),
             cache_dir=_cache_dir(options.given.get("cache_dir")),

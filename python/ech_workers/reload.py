@@ -48,6 +48,7 @@ _OPTIONS = {
     "resolvers": "doh_server",
     "ca_pem": "ca_file",
     "servers": "server",
+    "status_hosts": "status_host",
     "certificates": "cert",
     "tokens": "token",
 }

@@ -230,8 +230,13 @@ class Running:
 # What a supervisor is made of: another value takes another one.
 _OF_SUPERVISOR = (*SHARED, "servers", "resolvers", "sessions")
 
-# What can be changed while the tunnel runs; the last two have their effect in the command that runs it.
-_LIVE = (*_OF_SUPERVISOR, "listen", "username", "password", "status_listen", "log_file", *LogTuning.__struct_fields__)
+# What can be changed while the tunnel runs; the last line has its effect in the command that runs it.
+_LIVE = (
+    *_OF_SUPERVISOR,
+    *("listen", "username", "password"),
+    *("status_listen", "status_hosts", "status_token"),
+    *("log_file", *LogTuning.__struct_fields__),
+)
 
 
 class Tunnel:

@@ -136,9 +136,9 @@ class Made:
 
 
 @contextlib.contextmanager
-def served(made: Made) -> Iterator[StatusPort]:
-    """Its status port on loopback."""
-    opened = StatusPort([ListenAddress("127.0.0.1", 0)], made)
+def served(made: Made, address: ListenAddress = ListenAddress("127.0.0.1", 0)) -> Iterator[StatusPort]:  # noqa: B008
+    """Its status port, on loopback unless another address is given."""
+    opened = StatusPort([address], made)
     opened.start()
     with contextlib.closing(opened):
         yield opened

@@ -156,9 +156,12 @@ def test_a_port_in_use_is_one_line(site: Site, processes: Processes) -> None:
     )
 
 
-def test_a_page_that_is_open_to_the_network_is_warned_of(site: Site) -> None:
-    proxy = site.proxy(site.server().port, "--status-listen", "0.0.0.0:0")
-    proxy.process.wait_line("WARNING.*status page is open to the network")
+def test_a_page_for_the_network_is_not_opened_without_a_token(site: Site) -> None:
+    options = ["--status-listen", "0.0.0.0:0"]
+    process = site.processes.start(*site.proxy_arguments(site.server().port, *options), env=site.environment)
+    assert process.wait() == 2
+    assert "--status-listen: other machines could read the status page; give --status-token" in process.output
+    proxy = site.proxy(site.server().port, *options, "--status-token", "distinctive")
     proxy.process.wait_line(r"status page on http://0\.0\.0\.0:\d+/")
 
 

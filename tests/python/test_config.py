@@ -157,10 +157,15 @@ def test_defaults_are_those_of_the_documentation() -> None:
 
 def test_the_status_page_is_on_loopback_unless_an_address_is_given() -> None:
     assert build(status_listen="9090").status_listen == (ListenAddress("127.0.0.1", 9090),)
-    assert build(status_listen=["0.0.0.0:9090", "[::1]:0"]).status_listen == (
+    assert build(status_listen=["0.0.0.0:9090", "[::1]:0"], status_token="x").status_listen == (
         ListenAddress("0.0.0.0", 9090),
         ListenAddress("::1", 0),
     )
+
+
+def test_a_status_page_for_other_machines_needs_a_token() -> None:
+    with pytest.raises(ConfigError, match=r"--status-listen: other machines could read .*; give --status-token"):
+        build(status_listen=["127.0.0.1:0", "192.0.2.1:0"])
 
 
 def test_built_in_resolvers_need_no_look_up() -> None:

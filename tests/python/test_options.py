@@ -399,6 +399,18 @@ ARRIVALS: dict[str, tuple[Any, dict[str, Any], Callable[[Calls, Tunnel], object]
     "username": ("ann", {"password": "pw", "listen": ["0"]}, lambda calls, tunnel: _greeting(tunnel, b"\x05\x01\x00"), b"\x05\xff"),
     "password": ("pw", {"username": "ann", "listen": ["0"]}, lambda calls, tunnel: _greeting(tunnel, b"\x05\x01\x02"), b"\x05\x02"),
     "status_listen": (["0"], {}, lambda calls, tunnel: len(tunnel.status_addresses), 1),
+    "status_host": (
+        ["proxy"],
+        {"status_listen": ["0"]},
+        lambda calls, tunnel: _http_status(tunnel, "127.0.0.1", {"Host": "proxy"}),
+        503,
+    ),
+    "status_token": (
+        "s3cret",
+        {"status_listen": ["0.0.0.0:0"]},
+        lambda calls, tunnel: _http_status(tunnel, "127.0.0.1", {}),
+        503,
+    ),
     "cache_dir": ("FOLDER", {"ech_config": CONFIGS}, lambda calls, tunnel: tunnel.config.cache_dir is not None, True),
 }  # fmt: skip
 
@@ -410,6 +422,16 @@ def _asked(calls: Calls, name: bytes) -> bool:
 def _in_path(path: str, name: bytes) -> bool:
     encoded = path.partition("dns=")[2]
     return name in base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
+
+
+def _http_status(tunnel: Tunnel, host: str, headers: dict[str, str]) -> int:
+    import http.client
+
+    client = http.client.HTTPConnection(host, tunnel.status_addresses[0][1], timeout=5)
+    client.request("GET", "/healthz", headers=headers)
+    answer = client.getresponse()
+    client.close()
+    return answer.status
 
 
 def _greeting(tunnel: Tunnel, sent: bytes) -> bytes:

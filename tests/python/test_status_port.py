@@ -10,6 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
@@ -122,7 +123,7 @@ def test_metrics_say_their_format(serving: StatusPort) -> None:
         ("POST", "/", None, 405),
         ("POST", "/", b"a body", 405),
         ("DELETE", "/metrics", None, 405),
-        ("HEAD", "/healthz", None, 405),
+        ("HEAD", "/nothing", None, 404),
         ("GET", "/metrics", b"a body", 400),
         ("GET", "/feed", None, 426),
     ],
@@ -131,7 +132,69 @@ def test_anything_else_is_refused(serving: StatusPort, method: str, path: str, b
     found, _, headers = ask(serving, path, method=method, body=body)
     assert found == code
     if code == 405:
-        assert headers["Allow"] == "GET"
+        assert headers["Allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/healthz"])
+def test_head_is_answered_as_get_without_the_body(serving: StatusPort, path: str) -> None:
+    code, body, headers = ask(serving, path)
+    found, nothing, others = ask(serving, path, method="HEAD")
+    assert (found, nothing) == (code, "")
+    assert others["Content-Type"] == headers["Content-Type"]
+    if path == "/":
+        assert int(others["Content-Length"]) == len(body.encode())
+
+
+def test_a_method_that_comes_in_pieces_is_read(serving: StatusPort) -> None:
+    with socket.create_connection(serving.addresses[0], 10) as slow:
+        slow.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in (b"H", b"EA", b"D", b" /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+            slow.sendall(piece)
+            time.sleep(0.02)
+        answer = b""
+        while more := slow.recv(4096):
+            answer += more
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"\r\n\r\n")
+
+
+def test_a_name_that_was_given_is_answered(made: Made) -> None:
+    made.config = msgspec.structs.replace(made.config, status_hosts=("proxy", "a.b-c_d.test"))
+    with served(made) as serving:
+        for host, code in (("proxy:9090", 200), ("PROXY", 200), ("a.b-c_d.test.", 200), ("other", 403)):
+            assert ask(serving, "/healthz", headers={"Host": host})[0] == code, host
+
+
+def test_the_network_needs_the_token_and_this_machine_does_not(made: Made) -> None:
+    address = _own_address()
+    made.config = msgspec.structs.replace(made.config, status_token="s3cret")
+    with served(made, ListenAddress("0.0.0.0", 0)) as serving:
+        port = serving.addresses[0][1]
+
+        def code(host: str, path: str = "/metrics", **headers: str) -> int:
+            client = http.client.HTTPConnection(host, port, timeout=10)
+            with contextlib.closing(client):
+                client.request("GET", path, headers=headers)
+                return client.getresponse().status
+
+        assert code("127.0.0.1") == 200
+        assert code(address) == 401
+        assert code(address, Authorization="Bearer s3cret") == 200
+        assert code(address, "/metrics?token=s3cret") == 200
+        assert code(address, "/?token=wrong") == 401
+        assert code(address, Authorization="Basic s3cret") == 401
+        with connect(f"ws://{address}:{port}/feed?token=s3cret", proxy=None) as feed_of:
+            assert json.loads(feed_of.recv(timeout=5))["version"] == feed.VERSION
+
+
+def _own_address() -> str:
+    """An address of this machine that is not loopback; no packet is sent for it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("this machine has no address but loopback")
+        return str(probe.getsockname()[0])
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 LOG_NAMES = [name for name in CLIENT_ORDER if name.startswith("log_")]
 
-LOCAL_NAMES = ["listen", "username", "password", "status_listen", "control"]
+LOCAL_NAMES = ["listen", "username", "password", "status_listen", "status_host", "status_token", "control"]
 """What only a command with local ports takes."""
 
-DEMO_NAMES = ["listen", "status_listen", *LOG_NAMES]
+DEMO_NAMES = ["listen", "status_listen", "status_host", "status_token", *LOG_NAMES]
 DEMO_PREFIX = "ECH_WORKERS_DEMO_"
 
 REACH_NAMES = [name for name in CLIENT_ORDER if name not in LOCAL_NAMES]

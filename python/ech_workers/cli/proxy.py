@@ -62,7 +62,7 @@ def _configure_logs(config: ClientConfig, verbose: bool) -> None:
 
 def secrets(config: ClientConfig) -> list[str | None]:
     """What no log line may show."""
-    return [config.password, *(upstream.token for upstream in config.upstreams)]
+    return [config.password, config.status_token, *(upstream.token for upstream in config.upstreams)]
 
 
 def run(
@@ -80,8 +80,6 @@ def run(
         log.warning(
             "the port is open to the network without a password: anyone there can use it (--username, --password)"
         )
-    if not all(address.loopback for address in config.status_listen):
-        log.warning("the status page is open to the network: anyone there can see the server's name and what failed")
     tunnel = Tunnel.from_config(config, on_event=_say if plain and not _is_logged(config) else None)
 
     def take() -> Difference:

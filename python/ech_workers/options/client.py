@@ -338,6 +338,26 @@ class ClientSchema(ClientTuning, frozen=True, kw_only=True):
             api=_PORTS,
         ),
     ] = ()
+    status_host: Annotated[
+        tuple[str, ...],
+        option(
+            "a name by which programs may ask for the status port (Prometheus in another container: `proxy`), beside"
+            " addresses and localhost; may be given several times",
+            metavar="NAME",
+            live="now",
+            api=_TEXTS,
+        ),
+    ] = ()
+    status_token: Annotated[
+        str | None,
+        option(
+            "what whoever asks a status port on another address than loopback must give, as `Authorization: Bearer TOKEN` or"
+            " as `?token=TOKEN`; such a port is not opened without one",
+            metavar="TEXT",
+            secret=True,
+            live="now",
+        ),
+    ] = None
 
 
 CLIENT: Schema = (UpstreamSchema, ClientSchema)

@@ -41,6 +41,8 @@ CLIENT_ORDER = [
     "memory_limit",
     "cache_dir",
     "status_listen",
+    "status_host",
+    "status_token",
     "control",
     "log_level",
     "log_file",

@@ -43,6 +43,8 @@ class ClientOptions(TypedDict, total=False):
     memory_limit: int | str
     cache_dir: str | Path | None
     status_listen: str | int | Sequence[str | int] | None
+    status_host: str | Sequence[str] | None
+    status_token: str | None
     control: str | Path | None
     log_level: str
     log_file: str | Path | None

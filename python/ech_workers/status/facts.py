@@ -245,7 +245,7 @@ _SECRET_LENGTH = 4
 def _hiding(config: ClientConfig) -> Callable[[str], str]:
     """What takes out of a text that others wrote: the server's path and the resolvers', the token, the password."""
     paths = [config.server.path, *(resolver.path for resolver in config.resolvers if resolver.path != "/dns-query")]
-    words = [config.token, config.password, *(path.strip("/") for path in paths)]
+    words = [config.token, config.password, config.status_token, *(path.strip("/") for path in paths)]
     instead = {word: "..." for word in words if word is not None and len(word) >= _SECRET_LENGTH}
     instead |= {path: "/..." for path in paths if path != "/"}
     instead[str(config.server)] = config.server.authority

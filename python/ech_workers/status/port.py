@@ -12,7 +12,9 @@ must be this port's.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import hmac
 import ipaddress
 import logging
 import re
@@ -21,6 +23,7 @@ import socket
 import threading
 import time
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
 
 from websockets.datastructures import Headers, MultipleValuesError
 from websockets.frames import CloseCode, Frame, Opcode
@@ -74,6 +77,7 @@ class StatusPort:
 
     def __init__(self, addresses: Sequence[ListenAddress], tunnel: Observed) -> None:
         """Opens the ports; served from ``start`` on. Raises ListenError."""
+        self._tunnel = tunnel
         self._observer = Observer(tunnel, public=True)
         self._page = page()
         self._policy = policy(self._page)
@@ -213,9 +217,14 @@ class StatusPort:
 
     def _answer(self, connection: _Connection, request: Request) -> Response:
         reject = connection.protocol.reject
-        refusal = _refusal(request)
+        config = self._tunnel.config
+        refusal = _refusal(request, config.status_hosts)
         if refusal is not None:
             return reject(403, refusal)
+        if not connection.is_local and not _has_token(request, config.status_token):
+            response = reject(401, "give the token: Authorization: Bearer TOKEN, or ?token=TOKEN\n")
+            response.headers["WWW-Authenticate"] = "Bearer"
+            return response
         path = request.path.partition("?")[0]
         if path not in ("/", "/feed", "/healthz", "/metrics"):
             return reject(404, "there are /, /feed, /healthz and /metrics here\n")
@@ -272,7 +281,11 @@ class _Connection:
         self._selector = selector
         self._all = all_connections
         self._answer = answer
+        self.is_local = ipaddress.ip_address(accepted.getsockname()[0].removeprefix("::ffff:")).is_loopback
+        """Whether it came by a loopback address of this machine."""
         self._head = b""
+        self._is_begun = False
+        self._is_head = False
         self._answered = False
         self._out = bytearray()
         self._ends = False
@@ -321,8 +334,18 @@ class _Connection:
             return False
         if not data:
             return False
-        if not self._answered:
-            self._head = (self._head + data)[:16]
+        if not self._is_begun:
+            data = self._head + data
+            if len(data) < len(_HEAD) and _HEAD.startswith(data):
+                # Not enough to say which method it is.
+                self._head = data
+                return True
+            self._is_begun = True
+            self._is_head = data.startswith(_HEAD)
+            if self._is_head:
+                # The library knows GET alone, and the two answers differ by their body alone.
+                data = b"GET " + data.removeprefix(_HEAD)
+            self._head = data[:16]
         self.protocol.receive_data(data)
         for event in self.protocol.events_received():
             if isinstance(event, Request):
@@ -338,6 +361,9 @@ class _Connection:
         for name, value in _HEADERS:
             if name not in response.headers:
                 response.headers[name] = value
+        if self._is_head and not self.is_watching:
+            # Its length is that of the body which GET would have had (RFC 9110 section 9.3.2).
+            response = dataclasses.replace(response, body=b"")
         self.protocol.send_response(response)
         self.deadline = None
         if self.is_watching:
@@ -387,6 +413,8 @@ class _Connection:
             self._selector.modify(self._socket, events, self)
 
 
+_HEAD = b"HEAD "
+
 # For every answer: nothing here is to be kept, shown inside another site's page, or taken for a script by one.
 _HEADERS = (
     ("Cache-Control", "no-store"),
@@ -404,33 +432,44 @@ def _response(status: int, reason: str, kind: str, body: bytes, *headers: tuple[
 
 
 def _not_allowed(protocol: ServerProtocol) -> Response:
-    response = protocol.reject(405, "only GET is answered here\n")
-    response.headers["Allow"] = "GET"
+    response = protocol.reject(405, "only GET and HEAD are answered here\n")
+    response.headers["Allow"] = "GET, HEAD"
     return response
 
 
-def _refusal(request: Request) -> str | None:
+def _has_token(request: Request, token: str | None) -> bool:
+    """Whether a request from the network has the token; none is let in where there is no token."""
+    if token is None:
+        return False
+    scheme, _, given = (request.headers.get("Authorization") or "").partition(" ")
+    offered = [given.strip()] if scheme.lower() == "bearer" else []
+    offered += parse_qs(request.path.partition("?")[2], max_num_fields=16).get("token", [])
+    return any(hmac.compare_digest(one.encode(), token.encode()) for one in offered)
+
+
+def _refusal(request: Request, names: Sequence[str]) -> str | None:
     """Why this request may be another site's page's, or None."""
     try:
         host, origin = request.headers.get("Host"), request.headers.get("Origin")
     except MultipleValuesError:
         return "several Host or Origin fields\n"
-    if host is None or not _is_ours(host):
-        return "name this port by its address, or as localhost\n"
+    if host is None or not _is_ours(host, names):
+        return "name this port by its address, as localhost, or by a name given with --status-host\n"
     if origin is not None and origin.lower() != f"http://{host}".lower():
         return "this is not for pages of other sites\n"
     return None
 
 
-_HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]|(?P<name>[0-9A-Za-z.-]{1,45}))(?::[0-9]{1,5})?")
+_HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]|(?P<name>[0-9A-Za-z_.-]{1,253}))(?::[0-9]{1,5})?")
 
 
-def _is_ours(host: str) -> bool:
-    """Whether a Host field holds an IP literal or localhost: no name that a stranger's DNS could lead here."""
+def _is_ours(host: str, names: Sequence[str]) -> bool:
+    """Whether a Host field holds an IP literal, localhost or one of ``names``: no name that a stranger's DNS could lead
+    here."""
     found = _HOST.fullmatch(host)
     if found is None:
         return False
-    if found["name"] is not None and found["name"].lower() == "localhost":
+    if found["name"] is not None and found["name"].lower().removesuffix(".") in ("localhost", *names):
         return True
     try:
         address = ipaddress.ip_address(found["v6"] or found["name"])
