@@ -275,11 +275,6 @@ class _Protocol(asyncio.StreamReaderProtocol):
         self._reader = reader
         self.target = stream.target
         self._end = stream.end
-        self._transport_of_stream: asyncio.BaseTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport_of_stream = transport
-        super().connection_made(transport)
 
     def eof_received(self) -> bool | None:
         error = self._reset()

@@ -32,6 +32,9 @@ class TunnelConnector(aiohttp.TCPConnector):
 
     aiohttp has no public way to say how a connection is made. Should a release make them by another one than this class
     knows, they fail: the sockets for direct connections are refused to it.
+
+    An answer that has neither a length nor chunks ends with its connection, and aiohttp takes it for whole also when the
+    connection was reset, with or without a tunnel.
     """
 
     def __init__(self, tunnel: Tunnel, **options: Any) -> None:
