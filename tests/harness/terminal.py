@@ -37,6 +37,9 @@ class Terminal:
     def screen(self) -> str:
         return run(*self._tmux, "capture-pane", "-p").stdout
 
+    def cursor_is_visible(self) -> bool:
+        return run(*self._tmux, "display-message", "-p", "#{cursor_flag}").stdout.strip() == "1"
+
     def wait_for(self, text: str, timeout: float = 20.0) -> str:
         """The screen, as soon as the text is on it."""
         deadline = time.monotonic() + timeout

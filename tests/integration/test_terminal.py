@@ -1,6 +1,7 @@
 """The live table as a person sees it, in a real terminal."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,44 @@ def test_table_survives_other_sizes(site: Site, tmp_path: Path, size: tuple[int,
         wait_until(lambda: re.search(r"state +up", terminal.screen()), "the table in its new size")
         terminal.press("C-c")
         assert "Traceback" not in terminal.wait_for("exit=0")
+
+
+def test_keys_show_help_and_servers_and_end_the_proxy(site: Site, tmp_path: Path) -> None:
+    server = site.server()
+    with Terminal(tmp_path, proxy_command(site, server.port, free_port()), env=site.environment) as terminal:
+        wait_until(lambda: re.search(r"state +up", terminal.screen()), "the session")
+        terminal.press("?")
+        terminal.wait_for("takes no new streams and ends with its last one")
+        terminal.press("s")
+        screen = terminal.wait_for("1 of 1")
+        assert f"{SERVER_NAME}:{server.port}" in screen
+        terminal.press("x")
+        terminal.wait_for("SOCKS5 and HTTP")
+        terminal.press("q")
+        assert "Traceback" not in terminal.wait_for("exit=0")
+
+
+def test_ctrl_z_gives_the_terminal_back_and_fg_draws_again(site: Site, tmp_path: Path) -> None:
+    server, listen = site.server(), free_port()
+    command = shlex.join(str(word) for word in proxy_command(site, server.port, listen))
+    with Terminal(tmp_path, ["/bin/bash", "--norc", "-i"], env={**site.environment, "PS1": "ready> "}) as terminal:
+        terminal.wait_for("ready>")
+        terminal.press("-l", f"{command} && echo ended=$?")
+        terminal.press("Enter")
+        wait_until(lambda: re.search(r"state +up", terminal.screen()), "the session")
+        terminal.press("C-z")
+        screen = terminal.wait_for("Stopped")
+        assert "SOCKS5 and HTTP" not in screen
+        assert terminal.cursor_is_visible()
+        terminal.press("-l", "echo typed")
+        terminal.press("Enter")
+        wait_until(lambda: re.search(r"^typed$", terminal.screen(), re.MULTILINE), "what is typed to be seen")
+        terminal.press("-l", "fg")
+        terminal.press("Enter")
+        wait_until(lambda: re.search(r"state +up", terminal.screen()), "the table again")
+        terminal.press("q")
+        wait_until(lambda: "ready>" in terminal.screen().rstrip().splitlines()[-1], "the shell")
+        assert terminal.cursor_is_visible()
 
 
 def test_demo_in_a_terminal_says_which_curl_to_try_and_ends_with_ctrl_c(tmp_path: Path) -> None:

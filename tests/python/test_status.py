@@ -52,6 +52,61 @@ def test_the_table_of_a_tunnel_that_is_up() -> None:
         assert part in text, text
 
 
+def fitted(width: int, height: int, sessions: int, log: int = 0, **changes: Any) -> list[str]:
+    carried = [
+        msgspec.structs.replace(
+            seen(status(), snapshot()).sessions[0],
+            session=number,
+            streams=number * 7 % 24,
+            bytes_up=1024,
+            bytes_down=2048,
+        )
+        for number in range(1, sessions + 1)
+    ]
+    shown = msgspec.structs.replace(seen(status(**changes), snapshot()), sessions=tuple(carried))
+    console = Console(file=io.StringIO(), width=width, height=height, color_system=None)
+    recent = [f"line {number}" for number in range(log)]
+    notes = ["try curl", "and more of it"]
+    console.print(table.fitted(shown, notes, console, lambda count: recent[-count:] if count > 0 else []))
+    return cast("io.StringIO", console.file).getvalue().splitlines()
+
+
+@pytest.mark.parametrize("size", [(60, 15), (80, 24), (40, 10), (200, 50)])
+@pytest.mark.parametrize("sessions", [0, 1, 2, 24, 64])
+def test_the_table_fits_every_screen_and_shows_what_matters(size: tuple[int, int], sessions: int) -> None:
+    lines = fitted(*size, sessions, log=30)
+    assert len(lines) <= size[1]
+    assert all(len(line.rstrip()) <= size[0] for line in lines)
+    text = "\n".join(lines)
+    assert re.search(r"^state +up", text, re.MULTILINE)
+    assert "127.0.0.1:1080" in text
+    assert "? help" in text
+
+
+def test_of_many_sessions_the_busiest_are_shown_and_the_others_summed_up() -> None:
+    lines = fitted(80, 24, 24)
+    shown = [int(line.split()[0]) for line in lines if re.match(r" *\d+ +192\.0\.2\.1", line)]
+    busiest = sorted(range(1, 25), key=lambda number: -(number * 7 % 24))
+    assert set(shown) == set(busiest[: len(shown)])
+    assert len(shown) > 2
+    rest = busiest[len(shown) :]
+    streams = sum(number * 7 % 24 for number in rest)
+    assert any(line.startswith(f"and {len(rest)} more: {streams} streams, up {len(rest)}.0 KiB") for line in lines)
+
+
+def test_a_large_screen_shows_the_last_log_lines() -> None:
+    lines = [line.strip() for line in fitted(100, 40, 1, log=30)]
+    assert "try curl" in lines
+    assert "line 29" in lines
+    assert "line 0" not in lines
+
+
+def test_a_small_screen_keeps_the_cause() -> None:
+    cause = TokenError("the server does not accept this token (or this path)")
+    text = " ".join(fitted(60, 15, 0, phase="waiting", cause=cause, cause_age=3.0, next_attempt_in=7.5))
+    assert "does not accept this token" in " ".join(text.split())
+
+
 def test_the_table_says_why_there_is_no_session() -> None:
     cause = TokenError("the server does not accept this token (or this path)")
     text = drawn(

@@ -107,7 +107,8 @@ def run(
                 else:
                     from ech_workers.status.table import show
 
-                    show(tunnel, stopping.wait, below)
+                    recent = logs.recent()
+                    show(tunnel, stopping, below, recent.lines if recent is not None else None)
         finally:
             tunnel.close()
     log.info("stopped")
