@@ -291,8 +291,9 @@ class Engine:
         """No new streams on this session; it ends when its last stream does (SessionLost with code retired)."""
     def probe(self) -> None:
         """Has every session measure its round trip now; one that does not answer in time is lost."""
-    def unavailable(self, reason: str | None) -> None:
-        """With a reason: local connections that find no session fail at once. None: they wait up to open_timeout."""
+    def unavailable(self, reason: str | None, code: str = "") -> None:
+        """With a reason: connections that find no session fail at once. None: they wait up to open_timeout. The reason is for
+        open_stream alone; local programs are told what the error code stands for, which names neither server nor address."""
     def fetch(self, plan: FetchPlan) -> int:
         """Starts an exchange; Fetched or FetchFailed with the same number follows."""
     def open(

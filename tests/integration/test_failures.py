@@ -1,5 +1,6 @@
 """What users see when something is wrong: each cause has its own line, the port stays open, local programs fail soon."""
 
+import contextlib
 import re
 import socket
 import time
@@ -7,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from harness import socks
 from harness.authority import Authority
 from harness.curl import curl, fetch
 from harness.ech import ech_key
 from harness.processes import Processes
 from harness.tap import Tap
 from harness.targets import pattern
-from harness.tunnel import COMMAND, PATH, PUBLIC_NAME, SERVER_NAME, TOKEN, ProxyProgram, Site
+from harness.tunnel import COMMAND, PATH, PUBLIC_NAME, RESOLVER_NAME, SERVER_NAME, TOKEN, ProxyProgram, Site
 
 REPLY_LIMIT = 10.0
 
@@ -34,9 +36,40 @@ def assert_fails_soon_and_says_why_once(proxy: ProxyProgram, pattern: str, targe
             assert failed.stdout.split()[1] in ("502", "503"), failed
         else:
             assert failed.stdout.split()[0] in ("502", "503"), failed
+    assert_tells_only_the_cause(proxy, targets["http"])
     assert proxy.process.running
     said = [line for line in proxy.process.lines if re.search(pattern, line)]
     assert len(said) == 1, said
+
+
+def told(proxy: ProxyProgram, *requests: bytes) -> bytes:
+    """All that programs get that send these, a connection each."""
+    heard = bytearray()
+    for request in requests:
+        with socket.create_connection(proxy.address, timeout=20) as program, contextlib.suppress(ConnectionResetError):
+            program.sendall(request)
+            heard += socks.until_end(program)
+    return bytes(heard)
+
+
+def assert_tells_only_the_cause(proxy: ProxyProgram, target: int) -> None:
+    """Whoever can reach the local port learns neither the server's name and address nor the token: not in any reply."""
+    authority = f"localhost:{target}".encode()
+    heard = told(
+        proxy,
+        b"\x05\x01\x00" + b"\x05\x01\x00\x03\x09localhost" + target.to_bytes(2, "big"),
+        b"\x04\x01\x00\x50\x7f\x00\x00\x01\x00",
+        b"CONNECT %s HTTP/1.1\r\n\r\n" % authority,
+        b"GET http://%s/ HTTP/1.1\r\n\r\n" % authority,
+        b"HEAD http://%s/ HTTP/1.1\r\n\r\n" % authority,
+        b"GET http://%s/ HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n" % authority,
+        b"GET / HTTP/1.1\r\nHost: %s\r\n\r\n" % authority,
+        b"GET ftp://%s/ HTTP/1.1\r\n\r\n" % authority,
+        b"\x16\x03\x01\x00\x05",
+    )
+    assert heard.count(b"HTTP/1.1 5") == 4, heard
+    secrets = (SERVER_NAME, PUBLIC_NAME, RESOLVER_NAME, "ech-workers.test", TOKEN, "another-token", PATH, "127.0.0.1")
+    assert [secret for secret in secrets if secret.encode() in heard] == [], heard
 
 
 def closed_port() -> int:
@@ -55,10 +88,22 @@ def test_wrong_path(site: Site, targets: dict[str, int]) -> None:
     assert_fails_soon_and_says_why_once(proxy, r"token.*path|path.*token", targets)
 
 
-def test_unreachable_server(site: Site, targets: dict[str, int]) -> None:
+@pytest.mark.parametrize("reply", ["optimistic", "confirmed"])
+@pytest.mark.parametrize("mode", ["--yamux", "--no-yamux"])
+def test_target_that_cannot_be_had_is_told_without_a_name(site: Site, mode: str, reply: str) -> None:
+    proxy = site.proxy(site.server().port, mode, "--reply", reply)
+    request = b"http://127.0.0.1:%d/" % closed_port()
+    heard = told(proxy, b"GET %s HTTP/1.1\r\n\r\n" % request, b"HEAD %s HTTP/1.1\r\n\r\n" % request)
+    assert heard.count(b"HTTP/1.1 502 Bad Gateway\r\n") == 2, heard
+    assert b"127.0.0.1" not in heard
+    assert b"ech-workers.test" not in heard
+
+
+@pytest.mark.parametrize("mode", ["--yamux", "--no-yamux"])
+def test_unreachable_server(site: Site, targets: dict[str, int], mode: str) -> None:
     port = closed_port()
     site.publish(port, site.key.base64)
-    assert_fails_soon_and_says_why_once(site.proxy(port, wait=False), r"(?i)\btcp\b.*refused", targets)
+    assert_fails_soon_and_says_why_once(site.proxy(port, mode, wait=False), r"(?i)\btcp\b.*refused", targets)
 
 
 def test_server_that_never_answers(site: Site, targets: dict[str, int]) -> None:

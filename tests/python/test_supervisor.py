@@ -186,7 +186,7 @@ class World:
     def probe(self) -> None:
         self.verbs.append(("probe", self.now))
 
-    def unavailable(self, reason: str | None) -> None:
+    def unavailable(self, reason: str | None, code: str = "") -> None:
         self.reason = reason
         self.verbs.append(("unavailable", reason))
 

@@ -63,22 +63,17 @@ impl Request {
 
     /// The answer when the target cannot be had; the connection is closed after it.
     ///
-    /// `detail` is shown to HTTP clients in a text body (its first 512 characters, control characters
-    /// left out); SOCKS5 has room for a code only.
+    /// HTTP clients get a text; SOCKS5 has room for a code only. `cause` may be empty. Whoever can reach the port reads
+    /// it, and text that is in the program from the start can name neither the server nor what it said.
     #[must_use]
-    pub fn failure(&self, failure: Failure, detail: &str) -> Vec<u8> {
+    pub fn failure(&self, failure: Failure, cause: &'static str) -> Vec<u8> {
         if self.kind == RequestKind::Socks5 {
             return socks5::reply(failure.socks5_reply());
         }
         let mut text = format!("ech-workers: {failure}");
-        let detail: String = detail
-            .chars()
-            .filter(|character| !character.is_control())
-            .take(512)
-            .collect();
-        if !detail.is_empty() {
+        if !cause.is_empty() {
             text.push_str(": ");
-            text.push_str(&detail);
+            text.push_str(cause);
         }
         let (status, error_type) = failure.http_status();
         let field = format!("Proxy-Status: ech-workers; error={error_type}\r\n");

@@ -158,9 +158,9 @@ impl Engine {
         Ok(())
     }
 
-    #[pyo3(signature = (reason))]
-    fn unavailable(&self, py: Python<'_>, reason: Option<String>) -> PyResult<()> {
-        self.client(py)?.set_unavailable(reason);
+    #[pyo3(signature = (reason, code=""))]
+    fn unavailable(&self, py: Python<'_>, reason: Option<String>, code: &str) -> PyResult<()> {
+        self.client(py)?.set_unavailable(reason, code);
         Ok(())
     }
 

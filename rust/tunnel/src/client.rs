@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::level_filters::LevelFilter;
 
+use crate::cause;
 use crate::counters::{Counter, Traffic};
 use crate::dial::{self, DialPlan, Dialed, Learned, Mode};
 use crate::endpoint::{Endpoint, Socket};
@@ -29,7 +30,7 @@ use crate::local::{self, Place};
 use crate::log;
 use crate::panics::caught;
 use crate::pending::{Done, Pending, pending};
-use crate::pool::{Carrier, Member, Pool, WARM};
+use crate::pool::{Carrier, Member, Pool, Unavailable, WARM};
 use crate::reply::Reply;
 use crate::runtime::runtime;
 use crate::session::{self, ClientObserver, Command, End, Open, SessionStats};
@@ -299,9 +300,14 @@ impl Client {
         self.shared.pool.tell_all(|| Command::Probe);
     }
 
-    /// With a reason: connections that find no session fail at once. Without: they wait.
-    pub fn set_unavailable(&self, reason: Option<String>) {
-        self.shared.pool.set_unavailable(reason);
+    /// With a reason: connections that find no session fail at once. Without: they wait. The reason is for the API's user;
+    /// local programs hear what `code` stands for, which names nobody.
+    pub fn set_unavailable(&self, reason: Option<String>, code: &str) {
+        let why = reason.map(|reason| Unavailable {
+            reason,
+            cause: cause::of(code),
+        });
+        self.shared.pool.set_unavailable(why);
     }
 
     /// Starts an exchange; its outcome is reported with the number returned.
@@ -471,7 +477,11 @@ impl Shared {
                         () = std::future::poll_fn(|cx| open.socket.poll_abandoned(cx)) => return,
                     };
                     let Ok(permit) = reserved else {
-                        return self.refuse(*open, "the session is too busy");
+                        let why = Unavailable {
+                            reason: "the session is too busy".to_owned(),
+                            cause: "the session is too busy",
+                        };
+                        return self.refuse(*open, &why);
                     };
                     match permit {
                         Ok(permit) => return permit.send(Command::Open(open)),
@@ -482,16 +492,16 @@ impl Shared {
                 Ok(Carrier::Simple(plan, warm)) => {
                     return self.carry_simple(open, plan, warm).await;
                 }
-                Err(reason) => return self.refuse(*open, &reason),
+                Err(why) => return self.refuse(*open, &why),
             }
         }
     }
 
-    fn refuse(&self, open: Open, reason: &str) {
+    fn refuse(&self, open: Open, why: &Unavailable) {
         self.connections_failed.add(1);
         let endpoint = Endpoint::local(open.socket, None, open.place);
         open.reply
-            .refuse(endpoint, proxy::Failure::TunnelDown, reason);
+            .refuse(endpoint, proxy::Failure::TunnelDown, why.cause, &why.reason);
     }
 
     async fn make_session(self: Arc<Self>, number: u64, plan: DialPlan) {
@@ -610,7 +620,11 @@ impl Shared {
                 match dialed {
                     Ok((link, _)) => link,
                     Err(failure) => {
-                        self.refuse(*open, &failure.message);
+                        let why = Unavailable {
+                            reason: failure.message.clone(),
+                            cause: cause::of(failure.code.as_str()),
+                        };
+                        self.refuse(*open, &why);
                         self.events.push(Event::DialFailed { dial: 0, failure });
                         return;
                     }

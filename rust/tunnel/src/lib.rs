@@ -6,6 +6,7 @@
 //! owner's to decide. A [`Server`] is the other end.
 
 mod accept;
+mod cause;
 mod client;
 mod connect;
 mod counters;

@@ -35,7 +35,16 @@ struct State {
     warm: VecDeque<(Instant, Box<Link>)>,
     /// By which simple mode dials for each connection.
     plan: Option<Arc<DialPlan>>,
-    unavailable: Option<String>,
+    unavailable: Option<Unavailable>,
+}
+
+/// Why no session will carry a stream.
+#[derive(Clone, Debug)]
+pub(crate) struct Unavailable {
+    /// For the owner.
+    pub(crate) reason: String,
+    /// For local programs.
+    pub(crate) cause: &'static str,
 }
 
 pub(crate) struct Member {
@@ -95,8 +104,8 @@ impl Pool {
     }
 
     /// With a reason: streams that find no session fail at once. Without: they wait.
-    pub(crate) fn set_unavailable(&self, reason: Option<String>) {
-        self.state.lock().unavailable = reason;
+    pub(crate) fn set_unavailable(&self, why: Option<Unavailable>) {
+        self.state.lock().unavailable = why;
         self.wake();
     }
 
@@ -137,7 +146,7 @@ impl Pool {
     }
 
     /// What carries the next stream, waiting for it until `deadline`. An error: nothing will.
-    pub(crate) async fn carrier(&self, deadline: Instant) -> Result<Carrier, String> {
+    pub(crate) async fn carrier(&self, deadline: Instant) -> Result<Carrier, Unavailable> {
         while Instant::now() < deadline {
             if let Some(carrier) = self.state.lock().choose()? {
                 return Ok(carrier);
@@ -153,13 +162,16 @@ impl Pool {
             let _ = tokio::time::timeout_at(deadline.into(), changed).await;
             self.waiting.sub(1);
         }
-        Err("no session came up in time".to_owned())
+        Err(Unavailable {
+            reason: "no session came up in time".to_owned(),
+            cause: "none came up in time",
+        })
     }
 }
 
 impl State {
     /// The least loaded session, or how simple mode goes. `Ok(None)`: wait. An error: do not.
-    fn choose(&mut self) -> Result<Option<Carrier>, String> {
+    fn choose(&mut self) -> Result<Option<Carrier>, Unavailable> {
         if let Some(plan) = &self.plan
             && plan.mode == Mode::Simple
         {

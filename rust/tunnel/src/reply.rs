@@ -27,11 +27,18 @@ impl Reply {
         }
     }
 
-    /// Tells of a failure and closes the socket.
-    pub(crate) fn refuse(self, mut endpoint: Endpoint, failure: proxy::Failure, reason: &str) {
+    /// Tells of a failure and closes the socket. A local program hears the `cause`, which may be empty, the API's user the
+    /// `reason`.
+    pub(crate) fn refuse(
+        self,
+        mut endpoint: Endpoint,
+        failure: proxy::Failure,
+        cause: &'static str,
+        reason: &str,
+    ) {
         match self {
             Self::Local(request) => {
-                let bytes = request.failure(failure, reason);
+                let bytes = request.failure(failure, cause);
                 // A few bytes into a fresh socket's empty buffer: there is nothing to wait for, and no one to tell otherwise.
                 let _: io::Result<()> =
                     endpoint.tell(&mut Context::from_waker(Waker::noop()), &bytes);

@@ -400,6 +400,7 @@ impl Core {
                 reply.refuse(
                     Endpoint::local(socket, None, place),
                     proxy::Failure::TunnelDown,
+                    "the session takes no new stream",
                     &reason,
                 );
             }

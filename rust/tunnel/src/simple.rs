@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
+use crate::cause;
 use crate::counters::Traffic;
 use crate::endpoint::{Endpoint, Socket};
 use crate::failure::{Code, Failure, Layer};
@@ -170,11 +171,16 @@ impl Driver {
         }
         match std::mem::replace(&mut self.core.phase, Phase::Over) {
             Phase::Answer(endpoint, reply) => {
-                let reason = outcome
-                    .as_ref()
-                    .err()
-                    .map_or("the connection ended", |failure| failure.message.as_str());
-                reply.refuse(endpoint, proxy::Failure::General, reason);
+                let (failure, cause, reason) = match &outcome {
+                    Err(failure) if failure.layer != Layer::Target => (
+                        proxy::Failure::TunnelDown,
+                        cause::of(failure.code.as_str()),
+                        failure.message.as_str(),
+                    ),
+                    Err(failure) => (proxy::Failure::General, "", failure.message.as_str()),
+                    Ok(()) => (proxy::Failure::General, "", "the connection ended"),
+                };
+                reply.refuse(endpoint, failure, cause, reason);
             }
             Phase::Relay(endpoint) if outcome.is_err() => {
                 endpoint.socket.abort(StreamEnded::SessionLost);

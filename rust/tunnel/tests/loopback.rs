@@ -525,7 +525,7 @@ fn without_a_session_a_stream_waits_and_then_fails_with_the_reason() {
     let failure = opened(&client, &target, Some(Duration::from_millis(200))).unwrap_err();
     assert_eq!(failure.code, Code::SessionTimeout);
     assert!(started.elapsed() >= Duration::from_millis(200));
-    client.set_unavailable(Some("the server is gone".to_owned()));
+    client.set_unavailable(Some("the server is gone".to_owned()), "tcp-refused");
     let failure = opened(&client, &target, Some(LIMIT)).unwrap_err();
     assert_eq!(
         (failure.code, failure.message.as_str()),

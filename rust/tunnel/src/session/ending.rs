@@ -128,14 +128,15 @@ impl Core {
                 reply: Some(reply),
                 ..
             } => {
-                let (failure, reason) = match why {
+                let (failure, cause, reason) = match why {
                     StreamEnded::SessionLost => (
                         proxy::Failure::TunnelDown,
                         "the session was lost before the answer came",
+                        "the session was lost before the answer came",
                     ),
-                    _ => (proxy::Failure::General, "the server ended the stream"),
+                    _ => (proxy::Failure::General, "", "the server ended the stream"),
                 };
-                reply.refuse(endpoint, failure, reason);
+                reply.refuse(endpoint, failure, cause, reason);
             }
             State::Answer {
                 endpoint,

@@ -287,7 +287,7 @@ impl Core {
         self.forget(id);
         self.mux.reset(id);
         match reply {
-            Some(reply) => reply.refuse(endpoint, status.into(), reason),
+            Some(reply) => reply.refuse(endpoint, status.into(), "", reason),
             None => endpoint.socket.abort(StreamEnded::Reset),
         }
     }
