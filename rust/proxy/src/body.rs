@@ -54,18 +54,18 @@ impl Body {
             }
             State::Chunked(chunk) => {
                 let mut taken = 0;
-                while taken < bytes.len() && *chunk != Chunk::End {
+                while let Some(rest @ [byte, ..]) = bytes.get(taken..)
+                    && *chunk != Chunk::End
+                {
                     if let Chunk::Data { remaining } = chunk {
-                        let data = at_most(*remaining, bytes.len() - taken);
+                        let data = at_most(*remaining, rest.len());
                         *remaining -= data as u64;
                         taken += data;
                         if *remaining == 0 {
                             *chunk = Chunk::DataCarriageReturn;
                         }
                     } else {
-                        *chunk = chunk
-                            .after(bytes[taken])
-                            .inspect_err(|_| *chunk = Chunk::Broken)?;
+                        *chunk = chunk.after(*byte).inspect_err(|_| *chunk = Chunk::Broken)?;
                         taken += 1;
                     }
                 }

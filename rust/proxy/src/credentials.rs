@@ -86,7 +86,7 @@ impl Field {
     fn new(bytes: &[u8]) -> Option<Self> {
         let mut field = [0; 256];
         field[0] = u8::try_from(bytes.len()).ok()?;
-        field[1..=bytes.len()].copy_from_slice(bytes);
+        field.get_mut(1..=bytes.len())?.copy_from_slice(bytes);
         Some(Self(field))
     }
 }

@@ -59,15 +59,14 @@ pub(crate) struct HeadScanner {
 impl HeadScanner {
     /// The length of the head with its empty line, once it is there. `bytes` begins where the head does.
     pub(crate) fn scan(&mut self, bytes: &[u8]) -> Result<Option<usize>, Error> {
-        while self.scanned < bytes.len() {
+        while let Some((seen, &[byte, ..])) = bytes.split_at_checked(self.scanned) {
             if self.scanned == MAX_HEAD {
                 return Err(Error::HeadTooLarge);
             }
-            let (seen, byte) = (&bytes[..self.scanned], bytes[self.scanned]);
             check_byte(seen, byte)?;
             self.scanned += 1;
             if byte == b'\n' {
-                let line = &seen[..seen.len() - 1];
+                let line = seen.strip_suffix(b"\r").unwrap_or(seen);
                 if !self.in_fields {
                     check_request_line(line)?;
                     self.in_fields = true;
@@ -380,11 +379,11 @@ fn authenticate(fields: &Fields<'_>, credentials: &Credentials) -> Result<(), Er
     let Ok(user_pass) = user_pass else {
         return Err(Error::AuthenticationFailed);
     };
-    let Some(colon) = user_pass.iter().position(|&byte| byte == b':') else {
+    let mut parts = user_pass.splitn(2, |&byte| byte == b':');
+    let (Some(username), Some(password)) = (parts.next(), parts.next()) else {
         return Err(Error::AuthenticationFailed);
     };
-    if values.next().is_none() && credentials.matches(&user_pass[..colon], &user_pass[colon + 1..])
-    {
+    if values.next().is_none() && credentials.matches(username, password) {
         Ok(())
     } else {
         Err(Error::AuthenticationFailed)

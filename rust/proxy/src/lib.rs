@@ -16,6 +16,8 @@
 //! assert_eq!(request.success(), b"HTTP/1.1 200 Connection established\r\n\r\n");
 //! ```
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 mod answer;
 mod body;
 mod credentials;

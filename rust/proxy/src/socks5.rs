@@ -82,17 +82,17 @@ pub(crate) fn request(bytes: &[u8]) -> Parsed<Target> {
         Some(&version) => return Err(Error::SocksVersion(version)),
         None => return Ok(None),
     }
-    let Some(&address_type) = bytes.get(3) else {
+    let [_, command, _, address_type, rest @ ..] = bytes else {
         return Ok(None);
     };
-    let Some((host, end)) = address(address_type, &bytes[4..])? else {
+    let Some((host, end)) = address(*address_type, rest)? else {
         return Ok(None);
     };
-    let Some(&[high, low]) = bytes[4 + end..].first_chunk() else {
+    let Some(&[high, low]) = rest.get(end..).and_then(|port| port.first_chunk()) else {
         return Ok(None);
     };
-    if bytes[1] != CONNECT {
-        return Err(Error::CommandNotSupported(bytes[1]));
+    if *command != CONNECT {
+        return Err(Error::CommandNotSupported(*command));
     }
     let port = u16::from_be_bytes([high, low]);
     if port == 0 {
