@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness import socks
+from harness.answering import Answering
 from harness.curl import KINDS, curl, fetch, fetch_sha256
 from harness.deployed import DeployedServer
 from harness.ech import ech_key
@@ -86,6 +87,29 @@ def test_half_close_is_held_back(site: Site, deployed_server: Start, targets: di
         connection.sendall(b"GET /slow/20 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         connection.shutdown(socket.SHUT_WR)
         assert socks.until_end(connection).endswith(b"\r\n\r\n" + b"." * 20)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_forwarded_request_ends_with_its_answer(site: Site, deployed_server: Start, mode: str) -> None:
+    """A target that keeps its connection open is left when the program has the whole answer: the FIN is not held back then."""
+    proxy = site.proxy(deployed_server().port, MODES[mode])
+    with Answering() as target:
+        request = f"GET http://127.0.0.1:{target.port}/ HTTP/1.1\r\n\r\n".encode()
+        with socket.create_connection(proxy.address, timeout=20) as program:
+            program.sendall(request + request)
+            assert socks.until_end(program).endswith(b"\r\nConnection: close\r\n\r\nok")
+        wait_until(lambda: target.connections[0].fileno() < 0, "the end of the target's connection")
+        assert target.bytes.count(b"\r\n\r\n") == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_refused_target_of_a_forwarded_request_is_a_502(site: Site, deployed_server: Start, mode: str) -> None:
+    proxy = site.proxy(deployed_server().port, MODES[mode])
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    with socket.create_connection(proxy.address, timeout=20) as program:
+        program.sendall(f"GET http://127.0.0.1:{port}/ HTTP/1.1\r\n\r\n".encode())
+        assert socks.until_end(program).startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
 
 
 @pytest.mark.parametrize("mode", MODES)
