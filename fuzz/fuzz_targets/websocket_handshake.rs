@@ -22,7 +22,7 @@ fuzz_target!(|input: &[u8]| {
         (Ok(whole), Ok(cut)) => assert_eq!(whole, cut),
         (Err(HandshakeError::Refused(whole)), Err(HandshakeError::Refused(cut))) => {
             assert_eq!(whole.status, cut.status);
-            assert_eq!(whole.location, cut.location);
+            assert_eq!(whole.location(), cut.location());
             assert!(whole.body.len() <= 3 * MAX_REFUSAL_BODY);
         }
         // What an error quotes of the answer depends on how much of it had come.

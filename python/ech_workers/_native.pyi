@@ -26,7 +26,8 @@ class Failure:
         """A stable word: tcp-refused, tcp-timeout, tcp-unreachable, tcp-reset, tcp-failed, tls-alert, tls-reset (reset or closed right after the hello),
         tls-version, tls-not-spoken, tls-unsupported, tls-server-name, tls-timeout, tls-failed, ech-rejected (with retry_configs if any were authenticated), ech-disabled (rejected, none handed over),
         ech-not-accepted, ech-config-invalid, certificate-unknown-issuer, certificate-expired, certificate-not-yet-valid, certificate-name,
-        certificate-invalid, websocket-status, websocket-protocol, websocket-closed, websocket-timeout, token-rejected, yamux-ping-timeout, yamux-go-away,
+        certificate-invalid, websocket-status, websocket-redirect, websocket-busy (429 or 503), cdn-challenge, cdn-refused, cdn-origin (a CDN does not reach the
+        server), websocket-protocol, websocket-closed, websocket-timeout, token-rejected, yamux-ping-timeout, yamux-go-away,
         yamux-protocol, closed (clean end by the peer), retired, internal (an error in this program; the log says where), http-status, http-failed, http-too-large, shutdown,
         target-refused, target-unreachable, target-not-found, target-timeout, target-not-allowed, target-failed (the server answered ERROR:..., the text is in message), no-session."""
     @property
@@ -38,6 +39,9 @@ class Failure:
     @property
     def retry_configs(self) -> bytes | None:
         """An authenticated ECHConfigList, with ech-rejected only."""
+    @property
+    def retry_after(self) -> float | None:
+        """So many seconds (at most a day) the server, or a CDN before it, asks to wait before the next try (Retry-After)."""
     @property
     def ech_rejected(self) -> bool:
         """The server rejected ECH in this handshake; a certificate that failed in it is the public name's."""

@@ -80,7 +80,7 @@ class Cause(NamedTuple):
     advice: str | None
     detail: str | None
     more: tuple[tuple[str, object], ...] = ()
-    """What the class has beside these (``option``, ``retry_configs``)."""
+    """What the class has beside these (``option``, ``retry_configs``, ``retry_after``)."""
 
     @property
     def exit_code(self) -> int:
@@ -209,11 +209,16 @@ class CertificateError(TunnelError):
 
 
 class WebSocketError(TunnelError, ConnectionError):
-    """The upgrade was refused, or the WebSocket connection ended wrongly."""
+    """The upgrade was refused, or the WebSocket connection ended wrongly.
+
+    ``retry_after`` is how many seconds the server, or a CDN before it, asks to wait before the next try, if it does.
+    """
 
     default_layer = "websocket"
     default_code = "websocket-protocol"
     exit_code = 8
+    _more = ("retry_after",)
+    retry_after: float | None = None
 
 
 class TokenError(TunnelError):
@@ -317,6 +322,11 @@ BLAMED_ON_ENDPOINT = BLAMED_ON_ADDRESS | {
     "ech-disabled",
     "websocket-timeout",
     "websocket-status",
+    "websocket-redirect",
+    "websocket-busy",
+    "cdn-challenge",
+    "cdn-refused",
+    "cdn-origin",
 }
 """After these another endpoint of the same server may do better."""
 
@@ -359,6 +369,8 @@ def from_failure(
         error = kind(message, code=failure.code, layer=failure.layer, detail=failure.detail, advice=advice)
     if isinstance(error, EchError):
         error.retry_configs = failure.retry_configs
+    if isinstance(error, WebSocketError):
+        error.retry_after = failure.retry_after
     return error
 
 
@@ -475,6 +487,16 @@ _ADVICE: dict[str, str] = {
     "certificate-name": "check the name in --server; with --server-ip, check that the address is that server's",
     "certificate-invalid": "ask the server's operator",
     "websocket-status": "check the path in --server, and that this is the tunnel's server",
+    "websocket-redirect": "what stands before the server sends clients elsewhere: check the name and the path in --server",
+    "websocket-busy": "wait; it is tried again less often. Behind Cloudflare a Worker's daily quota may be used up",
+    "cdn-challenge": (
+        "the CDN takes this client for a robot: its operator can turn that check off for the path of the tunnel;"
+        " try another --profile or another network"
+    ),
+    "cdn-refused": (
+        "the error code says which of the CDN's rules it was: the server's operator can change it; try another network"
+    ),
+    "cdn-origin": "wait, and check that the tunnel's server runs where the CDN looks for it",
     "websocket-protocol": "check that this is the tunnel's server and not something in front of it",
     "websocket-timeout": "the server accepts TLS but does not answer the upgrade: check the path in --server",
     "token-rejected": "check --token and the path in --server",

@@ -2,20 +2,30 @@
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
+
+from .authority import Certificate
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 class Answering:
     """`answer` makes the answer to a request head; None closes the connection instead. `received` has all bytes that came, a
-    connection each."""
+    connection each. With a certificate it speaks TLS."""
 
-    def __init__(self, answer: Callable[[bytes], bytes | None] = lambda head: OK) -> None:
+    def __init__(
+        self, answer: Callable[[bytes], bytes | None] = lambda head: OK, certificate: Certificate | None = None
+    ) -> None:
         self.answer = answer
+        self.tls: ssl.SSLContext | None = None
+        if certificate is not None:
+            self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.tls.load_cert_chain(certificate.chain, certificate.key)
+            self.tls.set_alpn_protocols(["http/1.1"])
         self.received: list[bytearray] = []
         self.connections: list[socket.socket] = []
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
@@ -43,6 +53,9 @@ class Answering:
     def _serve(self, connection: socket.socket, record: bytearray) -> None:
         done = 0
         with contextlib.suppress(OSError), connection:
+            if self.tls is not None:
+                connection = self.tls.wrap_socket(connection, server_side=True)
+                self.connections.append(connection)
             while piece := connection.recv(1 << 16):
                 record += piece
                 while (end := record.find(b"\r\n\r\n", done)) >= 0:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness import socks
+from harness.answering import Answering
 from harness.authority import Authority
 from harness.curl import curl, fetch
 from harness.ech import ech_key
@@ -86,6 +87,35 @@ def test_wrong_token(site: Site, targets: dict[str, int], mode: str) -> None:
 def test_wrong_path(site: Site, targets: dict[str, int]) -> None:
     proxy = site.proxy(site.server().port, path="/elsewhere", wait=False)
     assert_fails_soon_and_says_why_once(proxy, r"token.*path|path.*token", targets)
+
+
+CHALLENGE = b"HTTP/1.1 403 Forbidden\r\nCF-Mitigated: challenge\r\nCF-Ray: 8a-AMS\r\nContent-Length: 0\r\n\r\n"
+BLOCKED = b"HTTP/1.1 403 Forbidden\r\nCF-Ray: 8a-AMS\r\nContent-Length: 16\r\n\r\nerror code: 1020"
+ELSEWHERE = b"HTTP/1.1 302 Found\r\nLocation: https://login.test/?next=/ws\r\nContent-Length: 0\r\n\r\n"
+BUSY = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 120\r\nContent-Length: 0\r\n\r\n"
+NO_ORIGIN = b"HTTP/1.1 522 \r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize("mode", ["--yamux", "--no-yamux"])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (CHALLENGE, r"websocket: .*CDN.*challenge.*403 Forbidden"),
+        (BLOCKED, r"websocket: .*CDN.*refuses.*403 Forbidden.*1020"),
+        (ELSEWHERE, r"websocket: .*redirect: 302 Found, to https://login.test/\?next=/ws"),
+        (BUSY, r"websocket: .*429 Too Many Requests.*wait 120 s"),
+        (NO_ORIGIN, r"websocket: .*CDN.*does not reach it.*522"),
+    ],
+    ids=["challenge", "blocked", "redirect", "busy", "origin"],
+)
+def test_cdn_that_answers_for_the_server(
+    site: Site, targets: dict[str, int], answer: bytes, words: str, mode: str
+) -> None:
+    with Answering(lambda head: answer, site.inner) as cdn:
+        site.publish(cdn.port, None)
+        proxy = site.proxy(cdn.port, "--no-ech", mode, wait=False)
+        assert_fails_soon_and_says_why_once(proxy, words, targets)
+        assert "token: " not in proxy.process.output
 
 
 @pytest.mark.parametrize("reply", ["optimistic", "confirmed"])

@@ -38,11 +38,23 @@ if TYPE_CHECKING:
 
 
 def failure(
-    layer: str, code: str, message: str = "it failed", detail: str | None = None, retry_configs: bytes | None = None
+    layer: str,
+    code: str,
+    message: str = "it failed",
+    detail: str | None = None,
+    retry_configs: bytes | None = None,
+    retry_after: float | None = None,
 ) -> Failure:
     return cast(
         "Failure",
-        SimpleNamespace(layer=layer, code=code, message=message, detail=detail, retry_configs=retry_configs),
+        SimpleNamespace(
+            layer=layer,
+            code=code,
+            message=message,
+            detail=detail,
+            retry_configs=retry_configs,
+            retry_after=retry_after,
+        ),
     )
 
 
@@ -60,6 +72,11 @@ PROMISED = [
     ("certificate", "certificate-expired", CertificateError, 7),
     ("certificate", "certificate-unknown-issuer", CertificateError, 7),
     ("websocket", "websocket-status", WebSocketError, 8),
+    ("websocket", "websocket-redirect", WebSocketError, 8),
+    ("websocket", "websocket-busy", WebSocketError, 8),
+    ("websocket", "cdn-challenge", WebSocketError, 8),
+    ("websocket", "cdn-refused", WebSocketError, 8),
+    ("websocket", "cdn-origin", WebSocketError, 8),
     ("token", "token-rejected", TokenError, 9),
     ("tls", "tls-timeout", TlsTimeout, 5),
     ("websocket", "websocket-timeout", WebSocketTimeout, 8),
@@ -98,6 +115,13 @@ def test_a_cause_makes_an_exception_for_each_raise() -> None:
     assert (second.line(), second.detail, second.retry_configs) == (first.line(), "d", b"x")
     assert second.cause == cause
     assert ConfigError("is missing", option="--server").cause.error().line() == "config: --server: is missing"
+
+
+def test_the_wait_that_a_server_asks_for_travels_with_the_error() -> None:
+    error = from_failure(failure("websocket", "websocket-busy", retry_after=30.0))
+    assert isinstance(error, WebSocketError)
+    assert error.retry_after == 30.0
+    assert cast("WebSocketError", error.cause.error()).retry_after == 30.0
 
 
 def of_this_module() -> list[type[TunnelError]]:

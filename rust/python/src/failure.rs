@@ -41,6 +41,11 @@ impl Failure {
     }
 
     #[getter]
+    fn retry_after(&self) -> Option<f64> {
+        self.0.retry_after.map(|wait| wait.as_secs_f64())
+    }
+
+    #[getter]
     fn ech_rejected(&self) -> bool {
         self.0.is_ech_rejected
     }

@@ -15,6 +15,7 @@ use crate::connect::{Connected, Route, connect};
 use crate::failure::{Code, Failure, Layer};
 use crate::link::Link;
 use crate::preamble;
+use crate::refusal;
 
 /// How a connection carries local ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -292,30 +293,7 @@ async fn upgrade(mut tls: TlsStream, plan: &DialPlan) -> Result<(Link, Vec<Strin
 fn refused(error: handshake::HandshakeError) -> Failure {
     use handshake::HandshakeError;
     match error {
-        HandshakeError::Refused(refusal) => {
-            let what = format!("{} {}", refusal.status, refusal.reason);
-            let what = what.trim();
-            let failure = match refusal.status {
-                // A deployed server shows its decoy page, a Worker says 4xx.
-                200 | 400 | 401 | 403 | 404 | 405 => Failure::new(
-                    Layer::Token,
-                    Code::TokenRejected,
-                    format!(
-                        "the server does not accept this token (or this path): it answered {what}"
-                    ),
-                ),
-                _ => Failure::new(
-                    Layer::WebSocket,
-                    Code::WebSocketStatus,
-                    format!("the server answered the upgrade with {what}"),
-                ),
-            };
-            let mut detail = refusal.body;
-            if let Some(location) = refusal.location {
-                detail = format!("Location: {location}; {detail}");
-            }
-            failure.with_detail(detail)
-        }
+        HandshakeError::Refused(refusal) => refusal::failure(&refusal),
         HandshakeError::ProtocolNotConfirmed => Failure::new(
             Layer::Token,
             Code::TokenRejected,

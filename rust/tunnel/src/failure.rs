@@ -1,6 +1,7 @@
 //! Why something failed: the layer, a stable code, one line for a person, and detail for a developer.
 
 use std::io;
+use std::time::Duration;
 
 use ech_workers_tls::{CertificateProblem, HandshakeError};
 
@@ -65,6 +66,11 @@ pub enum Code {
     CertificateName,
     CertificateInvalid,
     WebSocketStatus,
+    WebSocketRedirect,
+    WebSocketBusy,
+    CdnChallenge,
+    CdnRefused,
+    CdnOrigin,
     WebSocketProtocol,
     WebSocketClosed,
     WebSocketTimeout,
@@ -117,6 +123,11 @@ impl Code {
             Self::CertificateName => "certificate-name",
             Self::CertificateInvalid => "certificate-invalid",
             Self::WebSocketStatus => "websocket-status",
+            Self::WebSocketRedirect => "websocket-redirect",
+            Self::WebSocketBusy => "websocket-busy",
+            Self::CdnChallenge => "cdn-challenge",
+            Self::CdnRefused => "cdn-refused",
+            Self::CdnOrigin => "cdn-origin",
             Self::WebSocketProtocol => "websocket-protocol",
             Self::WebSocketClosed => "websocket-closed",
             Self::WebSocketTimeout => "websocket-timeout",
@@ -158,6 +169,8 @@ pub struct Failure {
     pub detail: Option<String>,
     /// An authenticated `ECHConfigList`, with `ech-rejected` only.
     pub retry_configs: Option<Vec<u8>>,
+    /// So long the server, or what stands before it, asks to wait before the next try.
+    pub retry_after: Option<Duration>,
     /// The server's name was not reached: ECH was rejected. With a certificate's failure it is the public name's.
     pub is_ech_rejected: bool,
 }
@@ -171,6 +184,7 @@ impl Failure {
             message: message.into(),
             detail: None,
             retry_configs: None,
+            retry_after: None,
             is_ech_rejected: false,
         }
     }
@@ -242,6 +256,7 @@ impl Failure {
             message,
             detail: None,
             retry_configs,
+            retry_after: None,
             is_ech_rejected,
         }
     }

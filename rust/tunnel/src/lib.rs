@@ -25,6 +25,7 @@ mod pending;
 mod pool;
 mod preamble;
 mod readiness;
+mod refusal;
 mod reply;
 mod runtime;
 mod server;

@@ -6,16 +6,16 @@ use super::template::Values;
 use super::{RequestTemplate, accept_key, list_holds};
 
 /// The longest response head that is read, interim responses included.
-pub const MAX_HEAD: usize = 16 * 1024;
+pub const MAX_HEAD: usize = 64 * 1024;
 
-/// How much of the body of a refusal is kept.
-pub const MAX_REFUSAL_BODY: usize = 256;
+/// How much of the body of a refusal is kept: enough of an error page to tell whose it is.
+pub const MAX_REFUSAL_BODY: usize = 1024;
 
 /// How much of that body is read as it came, with the borders of chunks, however small these are.
-const MAX_RAW_BODY: usize = 8 * MAX_REFUSAL_BODY;
+const MAX_RAW_BODY: usize = 4 * MAX_REFUSAL_BODY;
 
 /// More fields than any server sends; httparse wants to know.
-const MAX_FIELDS: usize = 128;
+const MAX_FIELDS: usize = 256;
 
 /// What the upgrade request asks for.
 #[derive(Clone, Copy)]
@@ -67,7 +67,7 @@ pub struct ClientHandshake {
 pub struct Response {
     /// The Sec-WebSocket-Protocol, which is the token that was sent; `None` where none was.
     pub protocol: Option<String>,
-    fields: Vec<(String, Vec<u8>)>,
+    fields: Fields,
 }
 
 /// An answer other than 101: a decoy page, a redirect, an error of the server or of something before it.
@@ -77,11 +77,14 @@ pub struct Refusal {
     pub status: u16,
     /// The text beside it, often empty.
     pub reason: String,
-    /// Where a redirect leads.
-    pub location: Option<String>,
     /// The beginning of the body, at most [`MAX_REFUSAL_BODY`] bytes of it.
     pub body: String,
+    fields: Fields,
 }
+
+/// Header fields, in their order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Fields(Vec<(String, Vec<u8>)>);
 
 /// Why an opening handshake failed.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -97,7 +100,7 @@ pub enum HandshakeError {
     #[error("malformed response: {0}")]
     Malformed(String),
     /// The head of the response is longer than [`MAX_HEAD`].
-    #[error("the head of the response is longer than 16 KiB")]
+    #[error("the head of the response is longer than 64 KiB")]
     HeadTooLong,
     /// A 101 without `Upgrade: websocket`.
     #[error("the server switches protocols, but not to WebSocket")]
@@ -203,7 +206,11 @@ impl ClientHandshake {
 
             let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
             let mut response = httparse::Response::new(&mut fields);
-            match response.parse(&head) {
+            // A firewall or CDN may put fields in that break RFC 9110. Browsers pass over them.
+            let parsed = httparse::ParserConfig::default()
+                .ignore_invalid_headers_in_responses(true)
+                .parse_response(&mut response, &head);
+            match parsed {
                 Ok(httparse::Status::Complete(_)) => {}
                 Ok(httparse::Status::Partial) => {
                     return Err(HandshakeError::Malformed("incomplete head".to_owned()));
@@ -307,10 +314,7 @@ impl ClientHandshake {
         }
         Ok(Response {
             protocol: self.token.clone(),
-            fields: headers
-                .iter()
-                .map(|header| (header.name.to_owned(), header.value.to_owned()))
-                .collect(),
+            fields: Fields::new(headers),
         })
     }
 }
@@ -318,10 +322,35 @@ impl ClientHandshake {
 impl Response {
     /// The value of the first field of that name, if it is text.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.fields
+        self.fields.get(name)
+    }
+}
+
+impl Refusal {
+    /// The value of the first field of that name, if it is text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.fields.get(name)
+    }
+
+    /// Where a redirect leads.
+    pub fn location(&self) -> Option<&str> {
+        self.header("Location")
+    }
+}
+
+impl Fields {
+    fn new(headers: &[httparse::Header<'_>]) -> Self {
+        let owned =
+            |header: &httparse::Header<'_>| (header.name.to_owned(), header.value.to_owned());
+        Self(headers.iter().map(owned).collect())
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0
             .iter()
             .find(|(field, _)| field.eq_ignore_ascii_case(name))
             .and_then(|(_, value)| str::from_utf8(value).ok())
+            .map(str::trim_ascii)
     }
 }
 
@@ -365,8 +394,8 @@ impl PendingRefusal {
             refusal: Refusal {
                 status,
                 reason: response.reason.unwrap_or_default().to_owned(),
-                location: value("Location"),
                 body: String::new(),
+                fields: Fields::new(response.headers),
             },
             body: Vec::new(),
             framing,
@@ -437,7 +466,7 @@ impl std::fmt::Display for Refusal {
         if !self.reason.is_empty() {
             write!(f, " {}", self.reason.escape_debug())?;
         }
-        if let Some(location) = &self.location {
+        if let Some(location) = self.location() {
             write!(f, ", redirected to {}", location.escape_debug())?;
         }
         Ok(())
@@ -634,11 +663,14 @@ mod tests {
     #[test]
     fn a_decoy_page_is_a_refusal_with_the_beginning_of_the_page() {
         let mut handshake = handshake(Some("wrong"));
-        let head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n<html>";
+        let head = b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n<html>";
         assert_eq!(handshake.receive(head), Ok(None));
-        let refusal = refused(handshake.receive(&[b'x'; 994]));
+        let refusal = refused(handshake.receive(&[b'x'; 4994]));
         assert_eq!((refusal.status, &refusal.reason[..]), (200, "OK"));
-        assert_eq!(refusal.body, format!("<html>{}", "x".repeat(250)));
+        assert_eq!(
+            refusal.body,
+            format!("<html>{}", "x".repeat(MAX_REFUSAL_BODY - 6))
+        );
         assert_eq!(refusal.to_string(), "status 200 OK");
     }
 
@@ -697,6 +729,43 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_keeps_what_a_cdn_says_of_itself() {
+        let response = b"HTTP/1.1 403 Forbidden\r\nCF-Mitigated: challenge\r\nCF-Ray: x-AMS\r\nContent-Length: 0\r\n\r\n";
+        let refusal = refused(handshake(None).receive(response));
+        assert_eq!(refusal.header("cf-mitigated"), Some("challenge"));
+        assert_eq!(refusal.header("cf-ray"), Some("x-AMS"));
+        assert_eq!(refusal.header("retry-after"), None);
+    }
+
+    #[test]
+    fn fields_that_cannot_be_read_are_passed_over() {
+        let odd = "Set-Cookie: a=b\u{1}c\r\nX: \u{7f}\r\nno colon\r\n: no name\r\nBad Name: x\r\n";
+        for more in [
+            odd.to_owned(),
+            format!("{odd}X-Announce: 1\r\n"),
+            "a: b\r\n".repeat(MAX_FIELDS - 3),
+            format!("Set-Cookie: {}\r\n", "c".repeat(60_000)),
+        ] {
+            let result = handshake(None).receive(switch(&more).as_bytes());
+            assert!(matches!(result, Ok(Some(_))), "{result:?}");
+        }
+        let refusal = format!("HTTP/1.1 403 Forbidden\r\n{odd}Content-Length: 0\r\n\r\n");
+        assert_eq!(
+            refused(handshake(None).receive(refusal.as_bytes())).status,
+            403
+        );
+    }
+
+    #[test]
+    fn a_field_that_counts_is_not_passed_over_when_it_cannot_be_read() {
+        let response = switch("").replacen(ACCEPT, &ACCEPT.replacen(": ", ": \u{1}", 1), 1);
+        assert_eq!(
+            handshake(None).receive(response.as_bytes()),
+            Err(HandshakeError::Accept)
+        );
+    }
+
+    #[test]
     fn early_hints_before_the_response_are_passed_over() {
         let hints = "HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n";
         let input = format!("{hints}{hints}{}", switch(""));
@@ -730,8 +799,8 @@ mod tests {
     fn a_malformed_head_is_named() {
         for response in [
             "HTTP/1.1 abc\r\n\r\n",
-            "HTTP/1.1 101 Switching Protocols\r\nno colon\r\n\r\n",
-            &format!("HTTP/1.1 101 X\r\n{}\r\n", "a: b\r\n".repeat(200)),
+            "HTTP/1.1 10\r\n\r\n",
+            &format!("HTTP/1.1 101 X\r\n{}\r\n", "a: b\r\n".repeat(300)),
         ] {
             assert!(matches!(
                 handshake(None).receive(response.as_bytes()),
@@ -744,7 +813,7 @@ mod tests {
     fn a_head_without_end_does_not_fill_the_memory() {
         let mut handshake = handshake(None);
         assert_eq!(handshake.receive(b"HTTP/1.1 101 Switching"), Ok(None));
-        assert_eq!(handshake.receive(&[b'x'; 16_000]), Ok(None));
+        assert_eq!(handshake.receive(&[b'x'; 64_000]), Ok(None));
         assert_eq!(
             handshake.receive(&[b'x'; 16_000]),
             Err(HandshakeError::HeadTooLong)
@@ -796,6 +865,8 @@ mod tests {
                 ACCEPT,
                 "Sec-WebSocket-Protocol: t\r\n",
                 "Content-Length: 3\r\n",
+                "Set-Cookie: a\u{1}\r\n",
+                "no colon\r\n",
                 "Transfer-Encoding: chunked\r\n",
                 "3\r\nabc\r\n",
                 "0\r\n\r\n",
