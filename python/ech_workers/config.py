@@ -282,7 +282,9 @@ class ClientConfig(ClientTuning, frozen=True, kw_only=True):
         username, password = options.text("username"), options.text("password")
         if (username is None) != (password is None):
             raise ConfigError("--username and --password go together")
-        ca = options.path("ca_file")
+        inline = options.given.get("ca_file")
+        is_inline = isinstance(inline, str) and "-----BEGIN" in inline
+        ca = None if is_inline else options.path("ca_file")
         status_listen = tuple(ListenAddress.parse(text, "--status-listen") for text in options.several("status_listen"))
         status_token = options.text("status_token")
         status_token = _check_token(status_token, "--status-token") if status_token else None
@@ -298,7 +300,7 @@ class ClientConfig(ClientTuning, frozen=True, kw_only=True):
             **options.tuning(ClientTuning),
             resolvers=_resolvers(options.several("doh_server"), options.several("doh_ip")),
             ca_file=ca,
-            ca_pem=_authorities(ca, "--ca-file") if ca else None,
+            ca_pem=_authorities(str(inline).encode(), None) if is_inline else _authorities(None, ca) if ca else None,
             listen=tuple(ListenAddress.parse(text) for text in options.several("listen")),
             username=_credential(username, "--username"),
             password=_credential(password, "--password"),
@@ -724,9 +726,12 @@ def _credential(value: str | None, option: str) -> str | None:
     return value
 
 
-def _authorities(file: Path, option: str) -> bytes:
-    pem = files.read(file, option)
+def _authorities(text: bytes | None, file: Path | None) -> bytes:
+    """The PEM of private authorities: given as it is, or in a file."""
+    option = "--ca-file"
+    named = file or Path("the given text")
+    pem = files.read(named, option) if text is None else text
     if b"-----BEGIN CERTIFICATE-----" not in pem:
-        raise ConfigError(f"{file} has no certificate in it", option=option, advice="give a PEM file")
-    files.check_pem(pem, file, option)
+        raise ConfigError(f"{named} has no certificate in it", option=option, advice="give a PEM file")
+    files.check_pem(pem, named, option)
     return pem

@@ -366,7 +366,13 @@ def test_keygen_takes_an_id_that_is_free(tmp_path: Path, capsys: pytest.CaptureF
 def test_keygen_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("keygen", "--public-name", "public.test", "--out", str(tmp_path)) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:17].strip() for line in lines] == ["key file", "client file", "ECH configuration", "DNS record"]
+    assert [line[:17].strip() for line in lines] == [
+        "key file",
+        "client file",
+        "ECH configuration",
+        "DNS record",
+        "to share",
+    ]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -28,6 +28,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("ech_workers.cli.within", "Start a program that uses the running proxy."),
     "env": ("ech_workers.cli.within", "Print the variables by which programs find the running proxy."),
     "connect": ("ech_workers.cli.within", "Connect standard input and output with a target, for ssh."),
+    "share": ("ech_workers.cli.share", "Print one link, with its QR code, for all that a client needs."),
     "config": ("ech_workers.cli.config", "The configuration file: try it, show what counts, write one."),
     "keygen": ("ech_workers.cli.keygen", "Make an ECH key and the DNS record for it."),
     "worker": ("ech_workers.cli.worker", "Write a Cloudflare Worker to be the other end."),

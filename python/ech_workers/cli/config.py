@@ -15,8 +15,10 @@ from ech_workers import files
 from ech_workers.cli.options import client_options, given
 from ech_workers.errors import ConfigError
 from ech_workers.options import file, load, reference
+from ech_workers.options import link as links
 from ech_workers.options.client import CLIENT, SERVER_TABLE
 from ech_workers.options.schema import Option, options_of
+from ech_workers.options.sources import Given
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,14 +94,30 @@ def init(ctx: click.Context, /, target: str | None, force: bool, **options: Any)
     can be read by its owner alone.
     """
     layer = given(ctx, options)
+    _write(layer, target, force=force, is_asked=True)
+
+
+@config.command(name="import")
+@click.argument("link", metavar="LINK|-")
+@click.argument("target", metavar="[FILE]", required=False, type=click.Path())
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def import_(link: str, target: str | None, force: bool) -> None:
+    """Write a configuration file from a link, as ``share`` prints it; - reads it from standard input.
+
+    Other users of this machine see command lines, and the link may hold the token.
+    """
+    text = sys.stdin.read() if link == "-" else link
+    _write({name: Given(value, "LINK") for name, value in links.read(text).items()}, target, force=force)
+
+
+def _write(layer: Layer, target: str | None, *, force: bool, is_asked: bool = False) -> None:
     path = files.expand(target, "FILE") if target else _own_file()
     if path.exists() and not force:
         raise ConfigError(f"{path} is there already", option="FILE", advice="edit it, or replace it with --force")
-    answers = _ask(layer)
+    answers = _ask(layer) if is_asked else {}
     values = {name: entry.value for name, entry in layer.items()} | answers
-    loaded = load.client(
-        {**layer, **{name: load.Given(value, f"--{name}") for name, value in answers.items()}}, config="", variables={}
-    )
+    given_too = {name: Given(value, f"--{name}") for name, value in answers.items()}
+    loaded = load.client({**layer, **given_too}, config="", variables=_HOME)
     text = _commented(values)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -117,6 +135,10 @@ def init(ctx: click.Context, /, target: str | None, force: bool, **options: Any)
     click.echo(f"written: {path}, for {loaded.config.server.authority}")
     flag = "" if target is None else f" --config {path}"
     click.echo(f"Try it: ech-workers check{flag}\nUse it: ech-workers proxy{flag}")
+
+
+# Nothing of the environment counts for what is written, but where the user's cache is.
+_HOME: dict[str, str] = {}
 
 
 def _load(side: str, path: str | None) -> Any:
@@ -173,7 +195,7 @@ def _whole(declared: Option, value: Any) -> Any:
     absolute: Callable[[str], str] = lambda text: str(Path(text).expanduser().absolute())  # noqa: E731
     if declared.name == "ech_config" and isinstance(value, str) and value.startswith("@"):
         return "@" + absolute(value[1:])
-    if declared.path and value:
+    if declared.path and value and "-----BEGIN" not in str(value):
         return absolute(value)
     return list(value) if isinstance(value, tuple) else value
 

@@ -85,6 +85,9 @@ def keygen(
     click.echo(f"key file           {file} (for the server alone)")
     click.echo(f"client file        {public_file} (--ech-config @FILE)")
     click.echo(f"ECH configuration  {encoded}\nDNS record         {record}")
+    click.echo(
+        f"to share           ech-workers share --server {name or 'HOST'}/PATH --token-file FILE --ech-config @{public_file}"
+    )
     if rotation is not None:
         for path, left in rotation.kept:
             when = f"removed by a rotation in {_duration(left)} or later" if left > 0 else "yours to remove"

@@ -15,9 +15,11 @@ from ech_workers.cli.controlled import Reloader, controlled
 from ech_workers.cli.options import client_options, config_option, given, verbose_option
 from ech_workers.cli.stopping import Stopping
 from ech_workers.config import ClientConfig, authority
+from ech_workers.options import link as links
 from ech_workers.options import load
 from ech_workers.options.client import CLIENT
 from ech_workers.options.load import CLIENT_PREFIX
+from ech_workers.options.sources import Given
 from ech_workers.reload import Difference, difference
 from ech_workers.status.facts import Observer
 from ech_workers.tunnel import Tunnel
@@ -31,6 +33,7 @@ log = logging.getLogger("ech_workers")
 
 
 @click.command()
+@click.argument("link", metavar="[LINK]", required=False)
 @config_option(CLIENT_PREFIX)
 @client_options
 @click.option(
@@ -38,15 +41,18 @@ log = logging.getLogger("ech_workers")
 )
 @verbose_option
 @click.pass_context
-def proxy(ctx: click.Context, /, verbose: bool, plain: bool, config: str | None, **options: Any) -> None:
+def proxy(
+    ctx: click.Context, /, link: str | None, verbose: bool, plain: bool, config: str | None, **options: Any
+) -> None:
     """A local SOCKS5 and HTTP port whose traffic goes through the tunnel.
 
     The port is open from the start and stays open: while the server cannot be reached, local programs get a failing
-    reply, and the log says why. SIGINT and SIGTERM end it.
+    reply, and the log says why. SIGINT and SIGTERM end it. LINK is one that ``ech-workers share`` prints.
     """
+    linked = None if link is None else {name: Given(value, "LINK") for name, value in links.read(link).items()}
 
     def read() -> load.Loaded[ClientConfig]:
-        return load.client(given(ctx, options), config=config)
+        return load.client(given(ctx, options), config=config, link=linked)
 
     loaded = read()
     made = loaded.config

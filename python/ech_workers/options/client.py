@@ -311,7 +311,7 @@ class ClientSchema(ClientTuning, frozen=True, kw_only=True):
     ca_file: Annotated[
         str | None,
         option(
-            "authorities to trust beside the system's, for the server and the resolvers",
+            "authorities to trust beside the system's, for the server and the resolvers; a file, or the PEM text itself",
             metavar="PEM",
             path=True,
             api=_PATH,

@@ -176,6 +176,8 @@ _EXPECTED = {
 def _path(declared: Option, value: str, folder: Path) -> str:
     if declared.name == "ech_config":
         return f"@{_absolute(value[1:], folder)}" if value.startswith("@") else value
+    if declared.name == "ca_file" and "-----BEGIN" in value:
+        return value
     return _absolute(value, folder) if declared.path and value else value
 
 

@@ -32,6 +32,9 @@ C = TypeVar("C", ClientConfig, ServerConfig)
 _OF_ONE_SERVER = ("token", "token_file", "server_ip", "ech_config", "ech_domain", "ech_bootstrap")
 
 
+_OF_ANOTHER = {*_OF_ONE_SERVER, "server", "ech", "yamux"}
+
+
 class Loaded(NamedTuple, Generic[C]):
     """A configuration and how it came about."""
 
@@ -50,15 +53,22 @@ def client(
     config: str | None = None,
     variables: Mapping[str, str] | None = None,
     names: Iterable[str] = (),
+    link: Layer | None = None,
 ) -> Loaded[ClientConfig]:
     """The configuration of the proxy. names: the options that the command takes, all unless given; what else a file or the
-    environment gives is not looked at. Raises ConfigError."""
+    environment gives is not looked at. link: what a link gives; of its server nothing counts that is said elsewhere of
+    another one, but on the command line. Raises ConfigError."""
     found = _file(config, file.CLIENT_FILE, CLIENT_PREFIX, CLIENT, variables)
     wanted = set(names)
     own: Layer = (
         {} if found is None else {key: given for key, given in found.layer.items() if key in wanted or not wanted}
     )
-    outer = merge(CLIENT, [environment(CLIENT, CLIENT_PREFIX, variables, names=names), command_line])
+    around = environment(CLIENT, CLIENT_PREFIX, variables, names=names)
+    if link is not None:
+        # No server is to be told the token of another one.
+        own = {name: given for name, given in own.items() if name not in _OF_ANOTHER}
+        around = {name: given for name, given in around.items() if name not in _OF_ANOTHER}
+    outer = merge(CLIENT, [around, link or {}, command_line])
     settings = merge(CLIENT, [own, outer.given])
     tables = _tables(found, own, outer.given)
     values = {
