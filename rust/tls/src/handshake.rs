@@ -116,7 +116,8 @@ impl Observer {
     /// Puts the callbacks into a context. Every context that a connection may be switched to needs them.
     pub(crate) fn install(context: &mut SslContextBuilder) {
         // The key log is the one stable way to the traffic secrets; it is called inside the handshake, by the thread
-        // that drives it, and the lines go nowhere else.
+        // that drives it, and the lines go nowhere else. They are read where BoringSSL wrote them, and it wipes all
+        // memory that it frees, so no copy of them is left.
         context.set_keylog_callback(|ssl, line| {
             if let Some(observer) = OBSERVER.as_ref().and_then(|index| ssl.ex_data(*index)) {
                 observer.log(line);

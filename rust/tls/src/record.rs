@@ -10,6 +10,7 @@ use ech_workers_boringssl::{
     hash::MessageDigest,
     hkdf,
 };
+use zeroize::Zeroize as _;
 
 /// Largest plaintext of a record (RFC 8446 section 5.1).
 pub(crate) const MAX_PLAINTEXT: usize = 1 << 14;
@@ -215,16 +216,17 @@ impl TrafficKey {
     }
 }
 
-/// A traffic secret or a key derived from one: at most 48 bytes, wiped when dropped.
+/// A traffic secret or a key derived from one: at most 48 bytes, wiped when dropped. It lies on the heap, because what is
+/// moved on the stack leaves copies behind.
 pub(crate) struct Secret {
-    bytes: [u8; 48],
+    bytes: Box<[u8; 48]>,
     length: usize,
 }
 
 impl Secret {
     fn zeroed(length: usize) -> Self {
         Self {
-            bytes: [0; 48],
+            bytes: Box::new([0; 48]),
             length: length.min(48),
         }
     }
@@ -256,9 +258,7 @@ impl Secret {
 
 impl Drop for Secret {
     fn drop(&mut self) {
-        self.bytes.fill(0);
-        // Keeps the compiler from leaving the fill out as a dead store.
-        std::hint::black_box(&self.bytes);
+        self.bytes.zeroize();
     }
 }
 

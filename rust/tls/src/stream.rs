@@ -82,6 +82,19 @@ impl TlsStream {
         &self.tcp
     }
 
+    /// The same connection, with its socket in the hands of the tokio runtime that this is called in: a handshake made on one
+    /// runtime can so be carried on by the thread of another. What was read or gathered goes along.
+    ///
+    /// # Errors
+    /// The system's, if the socket cannot be registered; the connection is closed then.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with its I/O enabled.
+    pub fn into_current_runtime(self) -> io::Result<Self> {
+        let tcp = TcpStream::from_std(self.tcp.into_std()?)?;
+        Ok(Self { tcp, ..self })
+    }
+
     /// Opens the next application data. What is lent may be changed at will; it is gone at the next call.
     ///
     /// `None` is the end that the peer announced (close_notify). An end without that is

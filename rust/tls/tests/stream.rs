@@ -295,3 +295,45 @@ async fn foreign_sessions_are_not_resumed() {
     assert!(!resumed(None).await);
     assert!(resumed(Some("one")).await);
 }
+
+#[test]
+fn a_connection_goes_on_in_another_runtime_when_its_first_one_has_ended() {
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let first = runtime();
+    let (client, server) = first.block_on(async {
+        let (mut client, mut server) = pair(&World::new(), parameters(Ech::Off)).await;
+        send_records(&mut client, 1000).await;
+        // A part of it is read here, and the rest goes along.
+        server.read_exact(&mut [0; 10]).await.unwrap();
+        (client, server)
+    });
+    let mut moved = std::thread::spawn(move || {
+        runtime().block_on(async {
+            let mut client = client.into_current_runtime().unwrap();
+            let mut server = server.into_current_runtime().unwrap();
+            first.shutdown_background();
+            let mut rest = [0; 990];
+            server.read_exact(&mut rest).await.unwrap();
+            assert!(
+                rest.iter()
+                    .enumerate()
+                    .all(|(at, byte)| *byte == pattern(10 + at))
+            );
+            tokio::join!(
+                send_records(&mut server, 1_000_000),
+                receive_records(&mut client, 1_000_000)
+            );
+            client
+        })
+    })
+    .join()
+    .unwrap();
+    // Left in a runtime that has ended, it is of no use.
+    let error = runtime().block_on(moved.read(&mut [0; 1])).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::Other, "{error}");
+}
