@@ -65,18 +65,16 @@ impl std::fmt::Display for CloseReason {
 /// Appends a close frame. A reason of more than 123 bytes is cut off at a character's border. Without a code there is
 /// no reason either: an empty close frame.
 pub fn encode_close(out: &mut Vec<u8>, code: Option<u16>, reason: &str, mask: Option<[u8; 4]>) {
-    let mut payload = [0; MAX_CONTROL_PAYLOAD];
-    let mut len = 0;
+    let mut payload = Vec::with_capacity(MAX_CONTROL_PAYLOAD);
     if let Some(code) = code {
         let mut end = reason.len().min(MAX_CONTROL_PAYLOAD - 2);
         while !reason.is_char_boundary(end) {
             end -= 1;
         }
-        len = 2 + end;
-        payload[..2].copy_from_slice(&code.to_be_bytes());
-        payload[2..len].copy_from_slice(&reason.as_bytes()[..end]);
+        payload.extend_from_slice(&code.to_be_bytes());
+        payload.extend_from_slice(reason.get(..end).unwrap_or_default().as_bytes());
     }
-    encode_control(out, OpCode::Close, &payload[..len], mask);
+    encode_control(out, OpCode::Close, &payload, mask);
 }
 
 /// Section 7.4 and the IANA registry: 1004 is reserved; 1005, 1006 and 1015 only name what did *not* come in a frame.

@@ -101,7 +101,8 @@ impl Decoder {
         loop {
             match self.state {
                 State::Header => {
-                    let (len, header) = match self.take_header(&input[position..]) {
+                    let rest = input.get(position..).unwrap_or_default();
+                    let (len, header) = match self.take_header(rest) {
                         Ok(taken) => taken,
                         Err(error) => return Err(self.fail(error)),
                     };
@@ -114,10 +115,10 @@ impl Decoder {
                     }
                 }
                 State::Data(kind) => {
-                    let rest = &mut input[position..];
+                    let rest = input.get_mut(position..).unwrap_or_default();
                     let len = usize::try_from(self.remaining)
                         .map_or(rest.len(), |remaining| remaining.min(rest.len()));
-                    mask(&mut rest[..len], self.key, 0);
+                    mask(rest.get_mut(..len).unwrap_or_default(), self.key, 0);
                     self.key = rotate(self.key, len);
                     self.remaining -= len as u64;
                     let range = position..position + len;
@@ -136,12 +137,13 @@ impl Decoder {
                     }
                 }
                 State::Control(opcode) => {
-                    let rest = &mut input[position..];
+                    let rest = input.get_mut(position..).unwrap_or_default();
                     let len = rest.len().min(self.remaining as usize);
-                    mask(&mut rest[..len], self.key, 0);
+                    let part = rest.get_mut(..len).unwrap_or_default();
+                    mask(part, self.key, 0);
                     self.key = rotate(self.key, len);
                     self.remaining -= len as u64;
-                    self.control.extend(&rest[..len]);
+                    self.control.extend(part);
                     position += len;
                     if self.remaining > 0 {
                         return Ok((position, None));
@@ -179,10 +181,13 @@ impl Decoder {
         input: &[u8],
     ) -> Result<(usize, Option<Header>), ProtocolError> {
         for (index, &byte) in input.iter().enumerate() {
-            // Never out of bounds: a header is whole at MAX_HEADER bytes at the latest.
-            self.header[usize::from(self.header_len)] = byte;
-            self.header_len += 1;
-            let have = &self.header[..usize::from(self.header_len)];
+            // There is always a place: a header is whole at MAX_HEADER bytes at the latest.
+            if let Some(place) = self.header.get_mut(usize::from(self.header_len)) {
+                *place = byte;
+                self.header_len += 1;
+            }
+            let have = self.header.get(..usize::from(self.header_len));
+            let have = have.unwrap_or_default();
             if let Some((header, _)) = Header::parse(self.role, have)? {
                 self.header_len = 0;
                 return Ok((index + 1, Some(header)));
@@ -251,8 +256,10 @@ impl ControlPayload {
     /// `payload` fits: the header was checked.
     fn extend(&mut self, payload: &[u8]) {
         let start = usize::from(self.len);
-        self.bytes[start..start + payload.len()].copy_from_slice(payload);
-        self.len += payload.len() as u8;
+        if let Some(place) = self.bytes.get_mut(start..start + payload.len()) {
+            place.copy_from_slice(payload);
+            self.len += payload.len() as u8;
+        }
     }
 }
 
@@ -260,7 +267,7 @@ impl Deref for ControlPayload {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
+        self.bytes.get(..usize::from(self.len)).unwrap_or_default()
     }
 }
 

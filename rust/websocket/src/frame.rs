@@ -94,26 +94,30 @@ pub fn encode_header(
     mask: Option<[u8; 4]>,
 ) -> usize {
     let masked = if mask.is_some() { MASK } else { 0 };
-    out[0] = opcode as u8 | if fin { FIN } else { 0 };
-    let mut len = match payload_len {
-        0..=125 => {
-            out[1] = masked | payload_len as u8;
-            2
-        }
+    let first = opcode as u8 | if fin { FIN } else { 0 };
+    match payload_len {
+        0..=125 => put_header(out, [first, masked | payload_len as u8], mask),
         126..=0xffff => {
-            out[1] = masked | LENGTH_16;
-            out[2..4].copy_from_slice(&(payload_len as u16).to_be_bytes());
-            4
+            let [a, b] = (payload_len as u16).to_be_bytes();
+            put_header(out, [first, masked | LENGTH_16, a, b], mask)
         }
         _ => {
-            out[1] = masked | LENGTH_64;
-            out[2..10].copy_from_slice(&(payload_len as u64).to_be_bytes());
-            10
+            let [a, b, c, d, e, f, g, h] = (payload_len as u64).to_be_bytes();
+            let header = [first, masked | LENGTH_64, a, b, c, d, e, f, g, h];
+            put_header(out, header, mask)
         }
-    };
-    if let Some(key) = mask {
-        out[len..len + 4].copy_from_slice(&key);
-        len += 4;
+    }
+}
+
+#[inline]
+fn put_header<const N: usize>(out: &mut [u8], header: [u8; N], mask: Option<[u8; 4]>) -> usize {
+    let len = if mask.is_some() { N + 4 } else { N };
+    assert!(out.len() >= len, "no room for a frame header");
+    if let Some((front, rest)) = out.split_first_chunk_mut() {
+        *front = header;
+        if let (Some(key), Some(place)) = (mask, rest.first_chunk_mut()) {
+            *place = key;
+        }
     }
     len
 }
@@ -123,11 +127,11 @@ pub fn encode_frame(out: &mut Vec<u8>, opcode: OpCode, payload: &[u8], mask: Opt
     let mut header = [0; MAX_HEADER];
     let len = encode_header(&mut header, opcode, true, payload.len(), mask);
     out.reserve(len + payload.len());
-    out.extend_from_slice(&header[..len]);
+    out.extend_from_slice(header.get(..len).unwrap_or_default());
     let start = out.len();
     out.extend_from_slice(payload);
     if let Some(key) = mask {
-        mask::mask(&mut out[start..], key, 0);
+        mask::mask(out.get_mut(start..).unwrap_or_default(), key, 0);
     }
 }
 

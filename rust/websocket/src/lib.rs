@@ -44,6 +44,9 @@
 //! Extensions (RFC 6455 section 9) are never offered and never accepted. Text is handed on as bytes: whether it is
 //! UTF-8 (section 8.1) is for the caller to find out, who alone has the whole message.
 
+// What a peer sends decides nothing about where we look: an index that is out of bounds would be a panic.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 mod close;
 mod decoder;
 mod error;

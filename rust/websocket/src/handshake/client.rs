@@ -197,7 +197,7 @@ impl ClientHandshake {
         }
         let mut taken = 0;
         loop {
-            let Some(len) = self.take_head(&input[taken..])? else {
+            let Some(len) = self.take_head(input.get(taken..).unwrap_or_default())? else {
                 return Ok(None);
             };
             taken += len;
@@ -226,7 +226,7 @@ impl ClientHandshake {
                 Some(100..=199) => self.interim += head.len(),
                 _ => {
                     let mut refusal = PendingRefusal::new(&response);
-                    let result = refusal.receive(&input[taken..]);
+                    let result = refusal.receive(input.get(taken..).unwrap_or_default());
                     self.refusal = Some(refusal);
                     return result.map(|()| None);
                 }
@@ -248,18 +248,20 @@ impl ClientHandshake {
     fn take_head(&mut self, input: &[u8]) -> Result<Option<usize>, HandshakeError> {
         let before = self.head.len();
         let room = MAX_HEAD - self.interim - before;
-        self.head.extend_from_slice(&input[..input.len().min(room)]);
+        self.head.extend_from_slice(first(input, room));
 
         const START: &[u8] = b"HTTP/1.";
-        if !START.starts_with(&self.head[..self.head.len().min(START.len())]) {
+        if !START.starts_with(first(&self.head, START.len())) {
             return Err(HandshakeError::NotHttp(excerpt(&self.head)));
         }
-        while let Some(newline) = self.head[self.searched..]
+        while let Some(newline) = self
+            .head
             .iter()
+            .skip(self.searched)
             .position(|&byte| byte == b'\n')
         {
             let next = self.searched + newline + 1;
-            let end = match &self.head[next..] {
+            let end = match self.head.get(next..).unwrap_or_default() {
                 [b'\n', ..] => next + 1,
                 [b'\r', b'\n', ..] => next + 2,
                 // The next bytes decide: look at this line end again.
@@ -405,7 +407,7 @@ impl PendingRefusal {
     /// An error once enough of the body is there.
     fn receive(&mut self, input: &[u8]) -> Result<(), HandshakeError> {
         let room = MAX_RAW_BODY - self.body.len();
-        self.body.extend_from_slice(&input[..input.len().min(room)]);
+        self.body.extend_from_slice(first(input, room));
         if self.content().1 {
             Err(self.error())
         } else {
@@ -442,9 +444,9 @@ fn unchunk(mut raw: &[u8]) -> (Vec<u8>, bool) {
             Ok(httparse::Status::Complete((_, 0))) | Err(_) => return (content, true),
             Ok(httparse::Status::Partial) => return (content, false),
             Ok(httparse::Status::Complete((start, size))) => {
-                let chunk = &raw[start..];
+                let chunk = raw.get(start..).unwrap_or_default();
                 let size = usize::try_from(size).unwrap_or(usize::MAX);
-                content.extend_from_slice(&chunk[..size.min(chunk.len())]);
+                content.extend_from_slice(first(chunk, size));
                 // The chunk's own line end follows it.
                 let Some(rest) = size.checked_add(2).and_then(|next| chunk.get(next..)) else {
                     return (content, false);
@@ -457,7 +459,12 @@ fn unchunk(mut raw: &[u8]) -> (Vec<u8>, bool) {
 
 /// The first bytes of what came, printable.
 fn excerpt(bytes: &[u8]) -> String {
-    bytes[..bytes.len().min(24)].escape_ascii().to_string()
+    first(bytes, 24).escape_ascii().to_string()
+}
+
+/// The first bytes, at most `most`.
+fn first(bytes: &[u8], most: usize) -> &[u8] {
+    bytes.get(..most).unwrap_or(bytes)
 }
 
 impl std::fmt::Display for Refusal {
