@@ -291,6 +291,7 @@ pub(crate) async fn drive(
             Err(error) => {
                 // An alert for the peer, if it can still be told.
                 let _ = tcp.try_write(&output);
+                discard_received(tcp);
                 let group = Observer::chosen_group(tls.ssl());
                 return Err(HandshakeError::from_boringssl(&error, tls.ssl(), group));
             }
@@ -323,6 +324,17 @@ async fn receive(
             Ok(length) => return Ok(length),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(broken(error, received)),
+        }
+    }
+}
+
+/// Takes what has come already and nobody will read. A socket that is closed with something unread resets the connection,
+/// and the alert that was just sent may be lost by that.
+pub(crate) fn discard_received(tcp: &TcpStream) {
+    let mut buffer = [0; 4096];
+    for _ in 0..64 {
+        if !matches!(tcp.try_read(&mut buffer), Ok(1..)) {
+            return;
         }
     }
 }

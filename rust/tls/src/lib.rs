@@ -28,6 +28,10 @@ pub mod hello;
 pub mod profile;
 
 pub use certificate::{CertificateFacts, inspect};
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use stream::fuzzing;
+
 pub use client::{ClientContext, ClientParameters, Ech, Trust, connect};
 pub use ech_workers_boringssl::REVISION as BORINGSSL_REVISION;
 pub use error::{Alert, CertificateProblem, HandshakeError, ServerError, TrustError, Unsupported};

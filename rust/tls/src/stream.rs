@@ -1,5 +1,7 @@
 //! The stream: records opened and sealed where they lie, several in a system call.
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod reader;
 #[cfg(test)]
 mod tests;

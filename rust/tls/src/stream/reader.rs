@@ -10,14 +10,13 @@ use std::time::Instant;
 
 use ech_workers_boringssl::ssl::SslStream;
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::buffer::{self, Buffer};
 use crate::error::Alert;
 use crate::handshake::Wire;
 use crate::record::{HEADER, MAX_CIPHERTEXT, RecordError, TrafficKey, content_type};
 
-use messages::{Messages, Patience};
+use messages::Messages;
 
 /// The receiving half of a connection.
 pub(super) struct RecordReader {
@@ -30,7 +29,6 @@ pub(super) struct RecordReader {
     /// Takes session tickets out of the first records.
     tickets: Option<Box<Tickets>>,
     messages: Messages,
-    patience: Patience,
     state: State,
 }
 
@@ -91,7 +89,6 @@ impl RecordReader {
                 })
             }),
             messages: Messages::new(client),
-            patience: Patience::new(),
             state: State::Open,
         };
         if !unread.is_empty() {
@@ -191,7 +188,7 @@ impl RecordReader {
             if self.messages.is_split() {
                 return Err(RecordError::UnexpectedMessage.into());
             }
-            self.patience.renew();
+            self.messages.patience.renew();
             self.tickets = None;
             self.opened = start..start + length;
             return Ok(Opened::Data);
@@ -205,7 +202,6 @@ impl RecordReader {
             (content_type::ALERT, [_, code]) => return Err(Fault::Alert(Alert(*code))),
             (content_type::ALERT, [_, ..]) => return Err(RecordError::DecodeError.into()),
             (content_type::HANDSHAKE, [_, ..]) => {
-                self.patience.spend(Instant::now())?;
                 return self.open_handshake(start..start + length);
             }
             _ => return Err(RecordError::UnexpectedMessage.into()),
@@ -215,7 +211,7 @@ impl RecordReader {
             return Err(RecordError::UnexpectedMessage.into());
         }
         if kind == content_type::ALERT {
-            self.patience.spend(Instant::now())?;
+            self.messages.patience.spend(Instant::now())?;
         }
         self.pass_to_tickets();
         Ok(opened)
@@ -252,7 +248,7 @@ impl RecordReader {
     /// Reads what the socket has, after what is there.
     pub(super) fn poll_fill(
         &mut self,
-        tcp: &mut TcpStream,
+        tcp: &mut (impl AsyncRead + Unpin),
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
         let mut buffer = self.buffer.take().unwrap_or_else(buffer::take_read);

@@ -9,6 +9,7 @@ use tokio::io::AsyncWrite as _;
 use tokio::net::TcpStream;
 
 use crate::buffer::{self, Buffer, CONTROL_ROOM, WRITE_CAPACITY};
+use crate::handshake::discard_received;
 use crate::record::{HEADER, OVERHEAD, RECORDS_PER_KEY, SealError, TrafficKey, content_type};
 
 /// Where records with data end at the latest; behind it is the room for a KeyUpdate and an alert.
@@ -186,6 +187,7 @@ impl RecordWriter {
     pub(super) fn alert(&mut self, tcp: &TcpStream, code: u8) {
         if !self.closed && self.seal_control(content_type::ALERT, &[2, code]).is_ok() {
             let _ = tcp.try_write(self.unsent());
+            discard_received(tcp);
         }
         self.closed = true;
         self.release();

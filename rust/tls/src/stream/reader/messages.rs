@@ -16,6 +16,7 @@ const TICKET_LENGTHS: std::ops::RangeInclusive<usize> =
 pub(super) struct Messages {
     client: bool,
     state: State,
+    pub(super) patience: Patience,
 }
 
 #[derive(Clone, Copy)]
@@ -38,6 +39,7 @@ impl Messages {
         Self {
             client,
             state: BETWEEN,
+            patience: Patience::new(),
         }
     }
 
@@ -57,6 +59,7 @@ impl Messages {
                         *length += 1;
                     } else {
                         self.state = begin(self.client, *bytes, byte)?;
+                        self.patience.spend(Instant::now())?;
                     }
                 }
                 State::Ticket(missing) => {
@@ -96,7 +99,8 @@ fn begin(client: bool, [kind, high, middle]: [u8; 3], low: u8) -> Result<State, 
     }
 }
 
-/// How many records with handshake messages or warnings a peer may still send.
+/// How many handshake messages and warnings a peer may still send. Parts of messages do not count: those are bounded by the
+/// message's length, and cost no more than data.
 ///
 /// Each costs more than its bytes: a key update makes new keys, and maybe another key update in answer. An honest peer sends
 /// a few, now and then; one that sends them without end, and no data, wants something else.
