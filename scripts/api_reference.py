@@ -70,9 +70,9 @@ def _entry(module_name: str, name: str, thing: object) -> list[str]:
     if "__init__" in vars(thing) and not issubclass(thing, BaseException) and name not in MADE:
         lines += _call(name, vars(thing)["__init__"])
     fields = {name: kind for name, kind in getattr(thing, "__annotations__", {}).items() if not name.startswith("_")}
-    if fields and not issubclass(thing, BaseException):
-        # Annotations are kept as text, which a TypedDict wraps.
-        shown = (f"{field}: {getattr(kind, '__forward_arg__', kind)}" for field, kind in fields.items())
+    if fields and name.endswith(("Status", "Cause")):
+        # Options are in the command line's reference.
+        shown = (f"{field}: {kind}" for field, kind in fields.items())
         lines.append("```text\n" + "\n".join(shown) + "\n```\n")
     for member, value in vars(thing).items():
         if member.startswith("_") and member not in SPECIAL:
