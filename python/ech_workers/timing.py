@@ -28,6 +28,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     breaker_first: float = 15.0
     """How long it stays open before a single dial probes the server; doubled each time."""
     breaker_limit: float = 60.0
+    retry_after_limit: float = 3600.0
+    """A server that asks to wait longer is tried again after this."""
     session_age: float = 3600.0
     """A session is replaced at this age (give or take a tenth), before something on the way ends it."""
     session_young: float = 5.0

@@ -332,7 +332,8 @@ class Upstream:
             _log.info("a session could not be replaced yet: %s", error.line())
             return
         remedy = self._remedy(error, dial, now)
-        self.pacing.failed(now.clock, error.code, remedy)
+        asked = min(failure.retry_after or 0.0, self._timing.retry_after_limit)
+        self.pacing.failed(now.clock, error.code, remedy, retry_after=asked)
         self._trace(Failed(event.dial, error.cause, failure.ech_rejected, remedy == "none"))
         if remedy == "none":
             self._settle(error, now)

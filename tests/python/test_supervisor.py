@@ -1124,6 +1124,17 @@ def test_a_configuration_the_handshake_cannot_use_is_not_tried_again_from_the_ca
 # ---------------------------------------------------------------- backoff and breaker
 
 
+@pytest.mark.parametrize(("asked", "waited"), [(120.0, 120.0), (86400.0, 3600.0)])
+def test_a_server_that_asks_to_wait_is_not_dialed_before(world: World, asked: float, waited: float) -> None:
+    world.answer = lambda plan: refuse("websocket", "websocket-busy", retry_after=asked)
+    start(world)
+    status = world.run(2 * waited - 10)
+    first, second = (at for at, _ in world.dials)
+    assert waited <= second - first < waited + 1
+    assert status.cause is not None
+    assert status.cause.code == "websocket-busy"
+
+
 def test_pauses_between_failed_dials_grow_and_the_breaker_opens(world: World) -> None:
     world.answer = lambda plan: REFUSED
     start(world, server_ips=("192.0.2.1",), sessions=8)
