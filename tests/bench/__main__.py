@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from . import ROOT, api, handshakes, latency, live_table, long_path, memory, sing_box, stopped, throughput
+from . import ROOT, api, handshakes, latency, live_table, long_path, memory, sing_box, stopped, throughput, worker
 from .report import preface
 from .subjects import Bench
 
@@ -25,6 +25,7 @@ TABLES = {
     "handshakes": handshakes.table,
     "live-table": live_table.table,
     "api": api.table,
+    "worker": worker.table,
 }
 
 

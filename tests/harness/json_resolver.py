@@ -7,6 +7,8 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qs, urlsplit
 
+# Not that of the targets, which a test may put out of the Worker's reach.
+ADDRESS = "127.0.0.2"
 NUMBERS = {"A": 1, "AAAA": 28}
 
 
@@ -23,7 +25,7 @@ class JsonResolver:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}/dns-query"
+        return f"http://{ADDRESS}:{self._server.server_address[1]}/dns-query"
 
     def answer(self, name: str, kind: str) -> dict[str, object]:
         self.questions.append(name)
@@ -54,7 +56,7 @@ class _Server(http.server.ThreadingHTTPServer):
     block_on_close = False
 
     def __init__(self, resolver: JsonResolver) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__((ADDRESS, 0), _Handler)
         self.resolver = resolver
 
 

@@ -2,7 +2,7 @@
 
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ OLD_DATE, NEW_DATE = "2025-06-01", "2026-11-01"
 # Stands for the platform's own addresses: the runtime's network does not reach it.
 PLATFORM_ADDRESS = "127.0.0.77"
 PRIVATE_ADDRESS = "127.0.0.99"
+DENIED = (f"{PLATFORM_ADDRESS}/32", f"{PRIVATE_ADDRESS}/32")
 
 _CONFIG = """using Workerd = import "/workerd/workerd.capnp";
 const config :Workerd.Config = (
@@ -70,16 +71,26 @@ class Runtime:
         self.authority = authority
         self._started = 0
 
-    def start(self, variables: Mapping[str, str], port: int = 0, *, trust: bool = False) -> tuple[Process, int]:
-        """Starts the script with these variables; its process and its port. With `trust` it can connect by TLS to the authority's servers;
-        the old runtime then takes a target's reset for its end."""
+    def start(
+        self,
+        variables: Mapping[str, str],
+        listen: str = "127.0.0.1:0",
+        *,
+        denied: Sequence[str] = DENIED,
+        trust: bool = False,
+    ) -> tuple[Process, int]:
+        """Starts the script with these variables; its process and its port.
+
+        denied: prefixes that it cannot connect to. With `trust` it can connect by TLS to the authority's servers; the old
+        runtime then takes a target's reset for its end.
+        """
         self._started += 1
         folder = self.folder / str(self._started)
         folder.mkdir(parents=True)
         (folder / "worker.js").write_bytes(self.script.read_bytes())
         bindings = ", ".join(f"(name = {json.dumps(n)}, text = {json.dumps(v)})" for n, v in variables.items())
         text = _CONFIG.format(
-            denied=", ".join(f'"{address}/32"' for address in (PLATFORM_ADDRESS, PRIVATE_ADDRESS)),
+            denied=", ".join(f'"{prefix}"' for prefix in denied),
             tls=f", tlsOptions = (trustedCertificates = [{json.dumps(self.authority.path.read_text())}])"
             if trust
             else "",
@@ -87,10 +98,16 @@ class Runtime:
             bindings=bindings,
         )
         (folder / "config.capnp").write_text(text)
-        arguments: list[str | Path] = [self.program, "serve", folder / "config.capnp", "config", "--control-fd=1"]
-        if port:
-            arguments.append(f"--socket-addr=http=127.0.0.1:{port}")
-        process = self.processes.start(*arguments)
+        process = self.processes.start(
+            *(
+                self.program,
+                "serve",
+                folder / "config.capnp",
+                "config",
+                "--control-fd=1",
+                f"--socket-addr=http={listen}",
+            )
+        )
         return process, int(process.wait_event("listen", socket="http")["port"])
 
 
@@ -105,7 +122,15 @@ class Deployment:
     lookups: str
     """URL of the resolver with a JSON interface that the Worker asks."""
 
-    def start(self, *, token: str = TOKEN, tls: bool = True, port: int = 0, **variables: str) -> Worker:
+    def start(
+        self,
+        *,
+        token: str = TOKEN,
+        tls: bool = True,
+        listen: str = "127.0.0.1:0",
+        denied: Sequence[str] = DENIED,
+        **variables: str,
+    ) -> Worker:
         names = self.bundle.project.variables
         entry = self.bundle.project.entry_path
         values = {
@@ -117,11 +142,12 @@ class Deployment:
             **variables,
         }
         process, listening = self.runtime.start(
-            {names[name]: value for name, value in values.items()}, port, trust="RELAY" in variables
+            {names[name]: value for name, value in values.items()}, listen, denied=denied, trust="RELAY" in variables
         )
-        return Worker(process, listening, self._terminate(listening) if tls else 0, entry)
+        return Worker(process, listening, self.terminate(listening) if tls else 0, entry)
 
-    def _terminate(self, port: int) -> int:
+    def terminate(self, port: int) -> int:
+        """Starts a terminator in front of this port, which the site's resolver knows then; its port."""
         site = self.site
         process = site.processes.start(
             self.terminator,

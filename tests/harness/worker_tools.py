@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import json
 import platform
 import shutil
 from dataclasses import dataclass
@@ -40,6 +41,11 @@ class WorkerTools:
     def workerd(self, version: str) -> Path:
         """version: new, or old."""
         return self.modules / f"workerd-{version}" / "bin" / "workerd"
+
+    def version(self, version: str) -> str:
+        """The number of the runtime."""
+        package = json.loads((self.modules / f"workerd-{version}" / "package.json").read_text())
+        return str(package["version"])
 
     def bundle(self, main: Path, out: Path, *options: str) -> None:
         """As wrangler bundles it."""

@@ -34,9 +34,9 @@ def lookups() -> Iterator[JsonResolver]:
     resolver.stop()
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(params=["new", "old"])
 def version(request: pytest.FixtureRequest) -> str:
-    """Which runtime; a test that runs in one alone overrides it with `parametrize`."""
+    """Which runtime; a test that needs fewer or more of them says so with `parametrize`."""
     named: str = request.param
     return named
 

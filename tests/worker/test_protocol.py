@@ -115,6 +115,7 @@ def test_multiplexed_mode_is_announced_where_it_is_on(deployment: Deployment) ->
         assert peer.response.headers["X-Stream-Extensions"] == "1, connect, half-close, simple-open"
 
 
+@pytest.mark.parametrize("version", ["new", "new-as-of-old", "old"])
 @pytest.mark.parametrize("size", [0, 5, 20_000_003])
 def test_the_deployed_protocol_carries_both_ways(worker: Worker, targets: dict[str, int], size: int) -> None:
     with dial(worker) as peer:
@@ -206,6 +207,7 @@ def test_a_target_that_resets_is_no_clean_end(worker: Worker, targets: dict[str,
         assert (code, heard) == (1011, [])
 
 
+@pytest.mark.parametrize("version", ["new", "new-as-of-old", "old"])
 @pytest.mark.parametrize("way", ["close", "CLOSE", "lost"])
 def test_a_client_that_goes_away_ends_the_targets_connection(worker: Worker, way: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, dial(worker) as peer:

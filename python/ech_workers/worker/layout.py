@@ -75,11 +75,12 @@ class Layout:
         }
         self.page_file = f"{vocabulary.file()}.html"
 
-        order = sorted(parsed)
+        # The runtime takes every export of the main module for a handler: it has none but its own.
+        order = sorted(parsed.keys() - {_MAIN})
         chance.shuffle(order)
         count = chance.randint(_LEAST_FILES, min(_MOST_FILES, len(order)))
         cuts = [0, *sorted(chance.sample(range(1, len(order)), count - 1)), len(order)]
-        groups = [order[start:end] for start, end in itertools.pairwise(cuts)]
+        groups = [[_MAIN], *(order[start:end] for start, end in itertools.pairwise(cuts))]
         files = {tuple(group): vocabulary.file() for group in groups}
         where = {module: file for group, file in files.items() for module in group}
         self.main = f"{where[_MAIN]}.ts"

@@ -7,7 +7,10 @@ import type { DeploymentSettings } from "./settings";
 import { openTarget, type TargetConnection } from "./target";
 import { FRAME_HEADER, GO_AWAY_PROTOCOL_ERROR, YamuxSession, type YamuxStream } from "./yamux";
 
-const READ_SIZE = 64 * 1024;
+/** Of a read from the target, and of the frame that carries it, in bytes. */
+const FRAME_SIZE = 64 * 1024;
+/** Of a write: all that a window lets arrive. */
+const WRITE_SIZE = 256 * 1024;
 /** Of a preamble, newline included. */
 const LONGEST_PREAMBLE = 512;
 const EXTENDED = 2;
@@ -109,14 +112,14 @@ async function carryUp(stream: YamuxStream, connection: TargetConnection, early:
       await connection.write(bytes);
       stream.taken(bytes.length);
     }
-    bytes = await stream.read(READ_SIZE);
+    bytes = await stream.read(WRITE_SIZE);
   }
   await connection.finish();
 }
 
 async function carryDown(stream: YamuxStream, connection: TargetConnection): Promise<void> {
   for (;;) {
-    const size = Math.min(await stream.sendable(), READ_SIZE);
+    const size = Math.min(await stream.sendable(), FRAME_SIZE);
     const bytes = await connection.read(size, FRAME_HEADER);
     if (bytes === undefined) break;
     await stream.sendInPlace(bytes);
@@ -160,7 +163,7 @@ async function refuseStream(stream: YamuxStream, preamble: StreamPreamble, failu
   await stream.write(statusAnswer(FAILURE_STATUS[failure.word], failure.message));
   stream.finish();
   // What the client still sends is thrown away, up to its own end or a window's worth.
-  while ((await stream.read(READ_SIZE)) !== undefined) {}
+  while ((await stream.read(WRITE_SIZE)) !== undefined) {}
 }
 
 function statusAnswer(status: number, reason: string): Uint8Array {

@@ -5,8 +5,10 @@ import type { MessageSocket } from "./messages";
 import type { DeploymentSettings } from "./settings";
 import { openTarget, type TargetConnection } from "./target";
 
-/** Of reads and writes at the target, in bytes. */
-const PIECE_SIZE = 64 * 1024;
+/** Of a read from the target, and of the message that carries it, in bytes. */
+const READ_SIZE = 64 * 1024;
+/** Of a write: what waits goes together, so that a write costs less than the messages that arrive meanwhile. */
+const WRITE_SIZE = 1024 * 1024;
 /** Milliseconds that a target has for what a client sent before it went away. */
 const LINGER = 10_000;
 
@@ -76,7 +78,7 @@ class SimpleConnection {
     const { extended } = this.request;
     try {
       for (;;) {
-        const bytes = await connection.read(PIECE_SIZE, 0);
+        const bytes = await connection.read(READ_SIZE, 0);
         if (bytes === undefined) break;
         if (isCloseWord(bytes)) peer.send(bytes.slice(0, 4));
         peer.send(isCloseWord(bytes) ? bytes.slice(4) : bytes);
@@ -103,7 +105,7 @@ class SimpleConnection {
         const message = await peer.next();
         if (message instanceof Uint8Array) {
           // Nothing belongs behind the client's end.
-          if (message.length > 0 && !this.#upEnded) await connection.write(peer.joined(message, PIECE_SIZE));
+          if (message.length > 0 && !this.#upEnded) await connection.write(peer.joined(message, WRITE_SIZE));
         } else if (message === "FIN" && extended) {
           if (!this.#upEnded) await connection.finish();
           this.#upEnded = true;

@@ -35,7 +35,7 @@ const worker :Workerd.Worker = (
   bindings = [(name = "TOKEN", text = "${token}"), (name = "ENTRY_PATH", text = "${entry}")], globalOutbound = "internet");
 `,
   );
-  runtime = spawn(workerd.default ?? workerd, ["serve", "config.capnp", "config", "--control-fd=1"], { cwd: folder });
+  runtime = spawn(workerd.default, ["serve", "config.capnp", "config", "--control-fd=1"], { cwd: folder });
   runtime.stderr.pipe(process.stderr);
   const [line] = await once(runtime.stdout, "data");
   port = JSON.parse(line).port;
@@ -44,7 +44,8 @@ const worker :Workerd.Worker = (
 });
 
 after(async () => {
-  runtime.kill();
+  // At once: it would wait for its connections.
+  runtime.kill("SIGKILL");
   echo.close();
   await rm(folder, { recursive: true });
 });
@@ -58,7 +59,10 @@ async function next(socket) {
 async function open(route, protocol) {
   const socket = new WebSocket(`ws://127.0.0.1:${port}${route}`, protocol);
   socket.binaryType = "arraybuffer";
-  await once(socket, "open");
+  await new Promise((resolve, reject) => {
+    socket.addEventListener("open", resolve);
+    socket.addEventListener("error", () => reject(new Error("no WebSocket")));
+  });
   return socket;
 }
 

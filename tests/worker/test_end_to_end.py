@@ -1,0 +1,305 @@
+"""Local programs through our client, TLS with ECH, and the Worker: as users have it."""
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import socks
+from harness.authority import Authority
+from harness.curl import curl, fetch_sha256
+from harness.json_resolver import JsonResolver
+from harness.processes import run
+from harness.targets import BANNER, pattern, pattern_sha256
+from harness.tunnel import PATH, SERVER_NAME, TOKEN, ProxyProgram, Site
+from harness.waiting import wait_until
+from harness.worker import DENIED, PLATFORM_ADDRESS, Deployment, Worker, unused_port
+
+MODES = {"simple": "--no-yamux", "multiplexed": "--yamux"}
+TIMEOUT = 60.0
+STOPPED = 20.0
+# WORKER_QUIET_SECONDS=300 is the full length.
+QUIET = float(os.environ.get("WORKER_QUIET_SECONDS", "20"))
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    named: str = request.param
+    return named
+
+
+def start(deployment: Deployment, mode: str, denied: Sequence[str] = DENIED, **variables: Any) -> Worker:
+    """variables: strings."""
+    return deployment.start(denied=denied, MULTIPLEXED="on" if mode == "multiplexed" else "", **variables)
+
+
+def proxy_for(
+    site: Site, worker: Worker, mode: str, *options: str, token: str = TOKEN, wait: bool = True
+) -> ProxyProgram:
+    words = (MODES[mode], "--reply", "confirmed", *options)
+    return site.proxy(worker.tls_port, *words, path=worker.entry_path, token=token, wait=wait)
+
+
+@pytest.mark.parametrize("version", ["new", "old"])
+def test_fifty_megabytes_each_way_arrive_unchanged(
+    site: Site, deployment: Deployment, targets: dict[str, int], mode: str, tmp_path: Path
+) -> None:
+    size = 50_000_000
+    proxy = proxy_for(site, start(deployment, mode), mode)
+    http = f"http://localhost:{targets['http']}"
+    assert fetch_sha256(proxy, "socks5", f"{http}/bytes/{size}") == (size, pattern_sha256(size))
+    upload = tmp_path / "upload"
+    with upload.open("wb") as file:
+        file.writelines(pattern(size))
+    done = curl(proxy, "socks5", "--upload-file", upload, f"{http}/sink")
+    assert json.loads(done.stdout) == {"bytes": size, "sha256": pattern_sha256(size)}
+
+
+@pytest.mark.parametrize("version", ["new", "old"])
+def test_fifty_connections_at_a_time(site: Site, deployment: Deployment, targets: dict[str, int], mode: str) -> None:
+    proxy = proxy_for(site, start(deployment, mode, SOCKET_LIMIT="50"), mode)
+    size = 300_007
+
+    def exchange(_: int) -> bool:
+        with socks.connect(proxy.address, "localhost", targets["http"], TIMEOUT) as connection:
+            connection.sendall(f"GET /bytes/{size} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            body = socks.until_end(connection).partition(b"\r\n\r\n")[2]
+        return hashlib.sha256(body).hexdigest() == pattern_sha256(size)
+
+    with ThreadPoolExecutor(50) as pool:
+        assert all(pool.map(exchange, range(50)))
+
+
+def test_a_wrong_token_is_named(site: Site, deployment: Deployment) -> None:
+    proxy = proxy_for(site, start(deployment, "simple"), "simple", token="another-token", wait=False)
+    proxy.process.wait_line("the server does not accept this token")
+
+
+def reply_of(proxy: ProxyProgram, host: str, port: int) -> int:
+    """The SOCKS5 reply."""
+    try:
+        socks.connect(proxy.address, host, port, TIMEOUT).close()
+    except socks.ReplyError as error:
+        return error.reply
+    return socks.OK
+
+
+@pytest.mark.parametrize("mode", ["multiplexed"])
+def test_failures_of_targets_have_true_codes(
+    site: Site, deployment: Deployment, lookups: JsonResolver, mode: str
+) -> None:
+    lookups.addresses["on-platform.test"] = [PLATFORM_ADDRESS]
+    proxy = proxy_for(site, start(deployment, mode), mode)
+    # RFC 1928 section 6; a name that does not exist has no code of its own there.
+    assert reply_of(proxy, "localhost", unused_port()) == 5
+    assert reply_of(proxy, "no-such-name.invalid", 80) == 4
+    assert reply_of(proxy, "localhost", 25) == 2
+    assert reply_of(proxy, "on-platform.test", 443) in (1, 4)
+
+
+@pytest.mark.parametrize("version", ["new", "new-as-of-old", "old"])
+@pytest.mark.parametrize("mode", ["multiplexed"])
+def test_ends_are_carried_in_both_directions(
+    site: Site, deployment: Deployment, targets: dict[str, int], mode: str
+) -> None:
+    """A target that speaks first and one that answers only after our end."""
+    proxy = proxy_for(site, start(deployment, mode), mode)
+    with socks.connect(proxy.address, "localhost", targets["banner"], TIMEOUT) as connection:
+        assert socks.exactly(connection, len(BANNER)) == BANNER
+        connection.sendall(b"hello")
+        connection.shutdown(socket.SHUT_WR)
+        assert socks.until_end(connection) == b"hello"
+    with socks.connect(proxy.address, "localhost", targets["digest"], TIMEOUT) as connection:
+        for piece in pattern(3_000_001):
+            connection.sendall(piece)
+        connection.shutdown(socket.SHUT_WR)
+        assert json.loads(socks.until_end(connection)) == {"bytes": 3_000_001, "sha256": pattern_sha256(3_000_001)}
+
+
+@pytest.mark.parametrize("version", ["new", "old"])
+def test_a_target_that_closes_first_ends_the_connection_after_its_last_byte(
+    site: Site, deployment: Deployment, targets: dict[str, int], mode: str
+) -> None:
+    proxy = proxy_for(site, start(deployment, mode), mode)
+    request = b"GET /bytes/1000003 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    for _ in range(5):
+        with socks.connect(proxy.address, "localhost", targets["http"], TIMEOUT) as connection:
+            connection.sendall(request)
+            body = socks.until_end(connection).partition(b"\r\n\r\n")[2]
+        assert hashlib.sha256(body).hexdigest() == pattern_sha256(1_000_003)
+
+
+class _Stopped:
+    """A target that takes nothing for a while, then `size` bytes, and answers with their number and sum."""
+
+    def __init__(self, seconds: float, size: int) -> None:
+        self._seconds = seconds
+        self._size = size
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            time.sleep(self._seconds)
+            digest, size = hashlib.sha256(), 0
+            while size < self._size and (piece := connection.recv(1 << 20)):
+                digest.update(piece)
+                size += len(piece)
+            connection.sendall(json.dumps({"bytes": size, "sha256": digest.hexdigest()}).encode())
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("version", ["new", "old"])
+def test_connections_survive_quiet_and_ends_that_stop(
+    site: Site, deployment: Deployment, targets: dict[str, int]
+) -> None:
+    """All at the same time, in both modes: nothing said (20 s; WORKER_QUIET_SECONDS=300 for five minutes), a reader that stops for
+    20 s in the middle of 50 MB, and a target that takes nothing of 20 MB for 20 s."""
+    size, upload = 50_000_000, 20_000_000
+    stopped = _Stopped(STOPPED, upload)
+
+    def quiet(proxy: ProxyProgram) -> bool:
+        with socks.connect(proxy.address, "localhost", targets["echo"], TIMEOUT + QUIET) as connection:
+            time.sleep(QUIET)
+            connection.sendall(b"still there?")
+            return socks.exactly(connection, 12) == b"still there?"
+
+    def reader_that_stops(proxy: ProxyProgram) -> bool:
+        with socks.connect(proxy.address, "localhost", targets["http"], TIMEOUT) as connection:
+            connection.sendall(f"GET /bytes/{size} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            begun = socks.exactly(connection, 1_000_000)
+            time.sleep(STOPPED)
+            body = (begun + socks.until_end(connection)).partition(b"\r\n\r\n")[2]
+            return hashlib.sha256(body).hexdigest() == pattern_sha256(size)
+
+    def target_that_stops(proxy: ProxyProgram) -> bool:
+        with socks.connect(proxy.address, "localhost", stopped.port, TIMEOUT) as connection:
+            for piece in pattern(upload):
+                connection.sendall(piece)
+            told = json.loads(socks.until_end(connection))
+            return bool(told == {"bytes": upload, "sha256": pattern_sha256(upload)})
+
+    tasks: list[Callable[[ProxyProgram], bool]] = [quiet, reader_that_stops, target_that_stops]
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            running: dict[tuple[str, str], Future[bool]] = {}
+            for mode in MODES:
+                proxy = proxy_for(site, start(deployment, mode), mode)
+                running |= {(mode, task.__name__): pool.submit(task, proxy) for task in tasks}
+            assert {name: future.result() for name, future in running.items()} == dict.fromkeys(running, True)
+    finally:
+        stopped.close()
+
+
+def test_a_runtime_that_is_stopped_and_started_is_found_again(
+    site: Site, deployment: Deployment, targets: dict[str, int], mode: str
+) -> None:
+    """An update of the platform: what is open ends, and later connections work."""
+    worker = start(deployment, mode)
+    proxy = proxy_for(site, worker, mode)
+    with socks.connect(proxy.address, "localhost", targets["http"], TIMEOUT) as connection:
+        connection.sendall(b"GET /slow/10000 HTTP/1.1\r\nHost: x\r\n\r\n")
+        socks.exactly(connection, 100)
+        worker.process.kill()
+        with contextlib.suppress(ConnectionResetError):
+            assert len(socks.until_end(connection)) < 10_000
+    again = "on" if mode == "multiplexed" else ""
+    successor = deployment.start(tls=False, listen=f"127.0.0.1:{worker.port}", MULTIPLEXED=again)
+
+    def works() -> bool:
+        done = curl(proxy, "socks5", f"http://localhost:{targets['http']}/bytes/1000", timeout=5)
+        return done.returncode == 0
+
+    wait_until(works, "the Worker is in use again", TIMEOUT)
+    # It would wait for the client.
+    successor.process.kill()
+
+
+# Stand for the platform's own addresses in the tests of the relay: all targets are there.
+OUT_OF_REACH = ("127.0.0.1/32", "::1/128")
+
+
+@pytest.mark.parametrize("version", ["new", "old"])
+@pytest.mark.parametrize("mode", ["multiplexed"])
+@pytest.mark.parametrize("relayed_by", ["worker"])
+def test_a_relay_reaches_what_the_platform_does_not(
+    site: Site,
+    deployment: Deployment,
+    targets: dict[str, int],
+    lookups: JsonResolver,
+    authority: Authority,
+    relayed_by: str,
+    mode: str,
+) -> None:
+    """By name and by address; the relay is our server, or another Worker elsewhere."""
+    lookups.addresses["localhost"] = ["127.0.0.1"]
+    if relayed_by == "server":
+        server = site.server(listen="127.0.0.2:0", certificate=authority.issue("127.0.0.2"), publish=False)
+        relay, token = f"wss://127.0.0.2:{server.port}{PATH}", TOKEN
+    else:
+        other = deployment.start(tls=False, listen="127.0.0.2:0")
+        relay, token = f"ws://127.0.0.2:{other.port}/{TOKEN}", ""
+    worker = start(
+        deployment, mode, denied=OUT_OF_REACH, PLATFORM_PREFIXES=",".join(OUT_OF_REACH), RELAY=relay, RELAY_TOKEN=token
+    )
+    proxy = proxy_for(site, worker, mode)
+    for host in ("127.0.0.1", "localhost", "localhost"):
+        with socks.connect(proxy.address, host, targets["digest"], TIMEOUT) as connection:
+            for piece in pattern(3_000_001):
+                connection.sendall(piece)
+            connection.shutdown(socket.SHUT_WR)
+            told = json.loads(socks.until_end(connection))
+        assert told == {"bytes": 3_000_001, "sha256": pattern_sha256(3_000_001)}
+        url = f"http://{host}:{targets['http']}/bytes/5000011"
+        assert fetch_sha256(proxy, "socks5", url) == (5_000_011, pattern_sha256(5_000_011))
+    assert reply_of(proxy, "127.0.0.1", unused_port()) == 5
+    # Once a name is known to be there, nobody is asked again.
+    assert len(lookups.questions) == 2
+
+
+def test_without_a_relay_the_message_says_what_would_help(
+    site: Site, deployment: Deployment, targets: dict[str, int], lookups: JsonResolver, mode: str
+) -> None:
+    lookups.addresses["localhost"] = ["127.0.0.1"]
+    worker = start(deployment, mode, denied=OUT_OF_REACH, PLATFORM_PREFIXES=",".join(OUT_OF_REACH))
+    proxy = proxy_for(site, worker, mode, "--log-level", "debug")
+    done = curl(proxy, "http", f"http://localhost:{targets['http']}/")
+    assert "on the platform's own addresses" in done.stdout + proxy.process.output
+
+
+def test_the_deployed_client_works_unchanged(
+    site: Site, deployment: Deployment, targets: dict[str, int], go_peers: dict[str, Path], mode: str
+) -> None:
+    worker = start(deployment, mode, SOCKET_LIMIT="8")
+    done = run(
+        go_peers["deployed_client"],
+        *("-server", f"127.0.0.1:{worker.tls_port}", "-server-name", SERVER_NAME, "-token", TOKEN),
+        *("-path", worker.entry_path, "-ca", site.authority.path, "-ech", site.key.base64),
+        *("-mode", "yamux" if mode == "multiplexed" else "simple", "-streams", "8"),
+        *("-echo", f"127.0.0.1:{targets['echo']}", "-size", "2000003"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["equal"] for event in events if event["event"] == "echoed"] == [True] * 8
+    assert {event["ech"] for event in events if event["event"] == "handshake"} == {True}
