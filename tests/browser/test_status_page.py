@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ech_workers.errors import TokenError
 from harness.chromium import START_TIMEOUT, Page
 from harness.curl import fetch
 from harness.firefox import Firefox
@@ -120,6 +121,37 @@ def test_what_strangers_wrote_is_text(serving: StatusPort, made: Made, processes
         assert page.evaluate("document.title") == "up - ech-workers"
 
 
+def test_the_cause_is_a_banner_with_its_advice_and_a_countdown(
+    serving: StatusPort, made: Made, processes: Processes, profile: Path
+) -> None:
+    cause = TokenError("the server does not accept this token")
+    made.now = status(phase="waiting", cause=cause, cause_age=61.0, sessions=(), next_attempt_in=30.0)
+    banner = "document.getElementById('banner').hidden ? '' : document.getElementById('banner').innerText"
+    with Page(processes, profile, f"http://127.0.0.1:{serving.addresses[0][1]}/") as page:
+        wait_until(lambda: "does not accept this token" in page.evaluate(banner), "the banner")
+        said = page.evaluate(banner)
+        assert "What to do: check --token and the path in --server" in said
+        assert re.search(r"since 1 min, next attempt in (29|30) s", said)
+        wait_until(lambda: re.search(r"next attempt in 2\d s", page.evaluate(banner)), "it counts down")
+        made.now = status()
+        wait_until(lambda: page.evaluate(banner) == "", "it goes with the cause")
+
+
+def test_the_ports_can_be_copied_and_the_history_outlives_a_reload(
+    serving: StatusPort, processes: Processes, profile: Path
+) -> None:
+    points = "(document.getElementById('line-down')?.getAttribute('points') || '').split(' ').length"
+    with Page(processes, profile, f"http://127.0.0.1:{serving.addresses[0][1]}/") as page:
+        wait_until(lambda: page.evaluate(points) >= 3, "a history of some seconds")
+        ports = "[...document.querySelectorAll('#ports code')].map(one => one.textContent)"
+        assert page.evaluate(ports) == ["socks5h://127.0.0.1:1080", "http://127.0.0.1:1080"]
+        page.evaluate("navigator.clipboard.writeText = async text => { window.copied = text; }, null")
+        page.evaluate("document.querySelector('#ports button').click(), null")
+        wait_until(lambda: page.evaluate("window.copied") == "socks5h://127.0.0.1:1080", "it is copied")
+        page.evaluate("location.reload(), null")
+        wait_until(lambda: page.evaluate(points) >= 3, "the history is there again")
+
+
 def test_firefox_too_lets_the_page_open_its_feed(
     serving: StatusPort, made: Made, processes: Processes, authority: Authority, profile: Path
 ) -> None:
@@ -130,11 +162,12 @@ def test_firefox_too_lets_the_page_open_its_feed(
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [360, 820, 1280])
 def test_it_is_readable_on_a_phone_and_in_the_dark(
     serving: StatusPort, made: Made, processes: Processes, profile: Path, tmp_path: Path, width: int, dark: bool
 ) -> None:
-    made.now = status(phase="degraded")
+    cause = TokenError("the server does not accept this token")
+    made.now = status(phase="degraded", cause=cause, cause_age=61.0, next_attempt_in=30.0)
     made.counters = {"last_target_failure": "a" * 200 + ".test:443: connection refused"}
     with Page(processes, profile, f"http://127.0.0.1:{serving.addresses[0][1]}/") as page:
         page.emulate(width=width, height=800, dark=dark)
@@ -142,7 +175,12 @@ def test_it_is_readable_on_a_phone_and_in_the_dark(
         assert page.evaluate("document.documentElement.scrollWidth") <= width, "it has to be scrolled sideways"
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert ground == ("rgb(20, 23, 28)" if dark else "rgb(255, 255, 255)")
-        page.screenshot(tmp_path / "page.png")
+        wait_until(lambda: page.evaluate("document.getElementById('line-down')?.getAttribute('points')"), "history")
+        # Kept beside what else the run leaves, to be looked at.
+        page.screenshot(tmp_path / f"page-{width}-{'dark' if dark else 'light'}.png")
+        if width == 360:
+            row = "getComputedStyle(document.querySelector('#sessions tbody tr')).display"
+            assert page.evaluate(row) == "grid", "sessions are no cards"
         headers = page.evaluate("[...document.querySelectorAll('th')].map(cell => cell.scope)")
         assert set(headers) == {"row", "col"}
 
