@@ -269,7 +269,7 @@ impl Endpoint {
                 assert!(!stream.ended, "a stream ended twice");
                 stream.ended = true;
             }
-            Event::Reset(id) => {
+            Event::Reset(id) | Event::Refused(id) => {
                 self.streams
                     .remove(id)
                     .expect("the reset of a stream that is open");

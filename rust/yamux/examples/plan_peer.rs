@@ -160,7 +160,7 @@ impl Peer {
                     stream.unconsumed += range.len();
                 }
                 Event::Finished(id) => self.stream(id)?.ended = true,
-                Event::Reset(id) => self.stream(id)?.reset_by_peer = true,
+                Event::Reset(id) | Event::Refused(id) => self.stream(id)?.reset_by_peer = true,
                 Event::GoAway(code) => return Err(format!("the peer goes away: {code:?}").into()),
                 Event::Writable(_) | Event::Pong { .. } => {}
             }

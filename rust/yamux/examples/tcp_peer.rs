@@ -144,7 +144,7 @@ impl Peer {
                 Event::Reset(id) if self.exchange => {
                     return Err(format!("stream {id} was reset").into());
                 }
-                Event::Reset(id) => {
+                Event::Reset(id) | Event::Refused(id) => {
                     self.streams.remove(&id);
                 }
                 Event::GoAway(_) => self.going = true,

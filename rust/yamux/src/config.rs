@@ -30,7 +30,7 @@ pub struct Config {
     /// Streams that may wait for the peer's acknowledgement at a time. A hashicorp peer resets what exceeds its own
     /// `AcceptBacklog`, 256 unless set otherwise.
     pub accept_backlog: usize,
-    /// Time from one keep-alive ping to the next.
+    /// Time from one keep-alive ping to the next. `Duration::MAX`: no pings but those that somebody asks for.
     pub ping_interval: Duration,
     /// A ping without an answer for this long, during which nothing else arrived either, ends the session. While other
     /// bytes arrive the answer may be queued behind them and has four times as long.

@@ -39,6 +39,10 @@ pub struct Connection {
     /// A stream whose FIN came in a frame that made another event first.
     ending: Option<StreamId>,
     last_received: Instant,
+    /// The time of the last call that was given one.
+    now: Instant,
+    /// The stream whose acknowledgement measures the first round trip, and when its first frame was made.
+    first_exchange: Option<(StreamId, Instant)>,
     used_ids: UsedIds,
 
     /// The id of the next stream that we open.
@@ -76,6 +80,8 @@ pub enum Event {
     /// nothing back from what was received: a hashicorp peer that has closed a stream resets it when the other direction is
     /// not closed in time (`StreamCloseTimeout`).
     Reset(StreamId),
+    /// The peer refused a stream that we opened, before anything showed that it knows the stream: nothing of it was used.
+    Refused(StreamId),
     /// The stream's send window was empty and is no longer.
     Writable(StreamId),
     /// A ping was answered.
@@ -142,7 +148,7 @@ const NEXT_HEADER: Reading = Reading::Header {
 };
 
 impl Connection {
-    /// A session at its start. A ping is due at once.
+    /// A session at its start.
     pub fn new(side: Side, config: Config, now: Instant) -> Self {
         Self {
             side,
@@ -154,6 +160,8 @@ impl Connection {
             reading: NEXT_HEADER,
             ending: None,
             last_received: now,
+            now,
+            first_exchange: None,
             used_ids: UsedIds::default(),
             next_id: StreamId::new(match side {
                 Side::Client => 1,
@@ -184,6 +192,7 @@ impl Connection {
         if let Some(error) = self.failed {
             return Err(error);
         }
+        self.now = now;
         if !input.is_empty() {
             self.last_received = now;
         }
@@ -293,6 +302,7 @@ impl Connection {
     /// More may be left then ([`Self::send_window`]): hashicorp peers with large windows are given pauses in which to read up to
     /// where they give something back.
     pub fn poll_room(&mut self, id: StreamId, now: Instant) -> usize {
+        self.now = now;
         let Some(stream) = self.streams.get_mut(&id.value()) else {
             return 0;
         };
@@ -337,7 +347,12 @@ impl Connection {
         self.sent += (HEADER_LEN + length) as u64;
         let length = u32::try_from(length).unwrap_or(u32::MAX);
         match self.streams.get_mut(&id.value()) {
-            Some(stream) => stream.data_header(id, length),
+            Some(stream) => {
+                if stream.unannounced() && self.keep_alive.round_trip().is_none() {
+                    self.first_exchange.get_or_insert((id, self.now));
+                }
+                stream.data_header(id, length)
+            }
             None => Header {
                 kind: Kind::Data,
                 flags: Flags::NONE,
@@ -408,6 +423,17 @@ impl Connection {
     /// Makes a ping due, unless one is under way; its answer is reported as [`Event::Pong`].
     pub fn ping(&mut self, now: Instant) {
         self.keep_alive.request(now);
+    }
+
+    /// The last measured round trip: a ping's, or before the first one that of the first stream's acknowledgement.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.keep_alive.round_trip()
+    }
+
+    /// Nothing was read from the peer for a while, for reasons of our own: a ping under way has all its time again.
+    pub fn excuse_ping(&mut self, now: Instant) {
+        self.last_received = now;
+        self.keep_alive.excuse(now);
     }
 
     /// Tells the peer that this session takes no new streams. Those that are open run on.
@@ -530,7 +556,19 @@ impl Connection {
             self.unacknowledged -= 1;
         }
         if header.flags.contains(Flags::RST) {
-            return Ok(self.reset_by_peer(id));
+            let event = self.reset_by_peer(id);
+            if introduction && !header.flags.contains(Flags::ACK) {
+                return Ok(event.map(|_| Event::Refused(id)));
+            }
+            return Ok(event);
+        }
+        if introduction
+            && let Some((first, sent)) = self.first_exchange
+            && first == id
+        {
+            self.first_exchange = None;
+            self.keep_alive
+                .exchanged(self.now.saturating_duration_since(sent));
         }
         if stream.sending == Sending::ResetDue {
             return Ok(None);
@@ -670,6 +708,9 @@ impl Connection {
                 continue;
             };
             let reset = stream.sending == Sending::ResetDue;
+            if stream.unannounced() && self.keep_alive.round_trip().is_none() {
+                self.first_exchange.get_or_insert((id, now));
+            }
             let frame = stream.poll_control(id);
             if reset || stream.is_over() {
                 self.remove(id);
@@ -695,6 +736,9 @@ impl Connection {
     }
 
     fn remove(&mut self, id: StreamId) {
+        if self.first_exchange.is_some_and(|(first, _)| first == id) {
+            self.first_exchange = None;
+        }
         if let Some(mut stream) = self.streams.remove(&id.value()) {
             stream.receive.close(&mut self.growth);
             self.unacknowledged -= usize::from(stream.unacknowledged);

@@ -17,8 +17,11 @@ pub struct StreamId(NonZeroU32);
 
 impl StreamId {
     /// The id with this number on the wire; 0 is the session and no stream.
-    pub fn new(id: u32) -> Option<Self> {
-        NonZeroU32::new(id).map(Self)
+    pub const fn new(id: u32) -> Option<Self> {
+        match NonZeroU32::new(id) {
+            Some(id) => Some(Self(id)),
+            None => None,
+        }
     }
 
     /// The number on the wire.

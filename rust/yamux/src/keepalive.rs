@@ -38,10 +38,16 @@ enum State {
 }
 
 impl KeepAlive {
-    /// The first ping is due at once, so that windows can grow from the first stream on.
+    /// The first ping is due at once, so that windows can grow from the first stream on; with an endless interval only
+    /// those are made that somebody asks for.
     pub(crate) fn new(interval: Duration, timeout: Duration, now: Instant) -> Self {
+        let state = if interval == Duration::MAX {
+            State::Idle { since: now }
+        } else {
+            State::Due { since: now }
+        };
         Self {
-            state: State::Due { since: now },
+            state,
             next_id: 0,
             interval,
             timeout,
@@ -113,6 +119,21 @@ impl KeepAlive {
             Some(base) => base,
         });
         Some(sample)
+    }
+
+    /// A round trip that was measured without a ping, by the first exchange on the session.
+    pub(crate) fn exchanged(&mut self, sample: Duration) {
+        if self.latest.is_none() {
+            self.latest = Some(sample);
+            self.base = Some(sample);
+        }
+    }
+
+    /// Gives a ping under way all its time again.
+    pub(crate) fn excuse(&mut self, now: Instant) {
+        if let State::Due { since } | State::Sent { since, .. } = &mut self.state {
+            *since = now;
+        }
     }
 
     /// The last measured round trip.

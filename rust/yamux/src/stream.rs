@@ -149,7 +149,8 @@ impl Stream {
         let mut credit = 0;
         if self.sending == Sending::ResetDue {
             self.sending = Sending::Ended;
-            flags = Flags::RST;
+            // With the acknowledgement, if that has not gone: without it, this would say that the stream was refused.
+            flags = flags.with(Flags::RST);
         } else {
             if self.sending == Sending::FinDue {
                 self.sending = Sending::Ended;

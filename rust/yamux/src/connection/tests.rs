@@ -402,7 +402,12 @@ fn a_reset_stream_is_gone_at_once_and_what_still_comes_for_it_is_dropped() {
     assert!(told(&mut server, &data(Flags::FIN, 1, b"more")).is_empty());
     assert_eq!(
         sent(&mut server),
-        [header(Kind::WindowUpdate, Flags::RST, 1, 0)]
+        [header(
+            Kind::WindowUpdate,
+            Flags::ACK.with(Flags::RST),
+            1,
+            0
+        )]
     );
     assert_eq!(server.stats().streams, 0);
 }
@@ -412,7 +417,7 @@ fn the_peers_reset_is_reported_once() {
     let mut client = connection(Side::Client);
     let stream = client.open().unwrap();
     sent(&mut client);
-    let reset = header(Kind::WindowUpdate, Flags::RST, 1, 0);
+    let reset = header(Kind::WindowUpdate, Flags::ACK.with(Flags::RST), 1, 0);
     assert_eq!(told(&mut client, &reset), ["Reset(StreamId(1))"]);
     assert!(told(&mut client, &reset).is_empty());
     assert!(!client.is_open(stream));
@@ -498,7 +503,7 @@ fn a_session_that_goes_away_refuses_new_streams_and_carries_the_old_ones() {
     assert!(told(&mut server, &sent(&mut client).concat()).is_empty());
     assert_eq!(
         told(&mut client, &sent(&mut server).concat()),
-        [format!("Reset({crossing:?})")]
+        [format!("Refused({crossing:?})")]
     );
     let mut wire = client.data_header(stream, 3).to_vec();
     wire.extend_from_slice(b"old");
@@ -839,4 +844,24 @@ fn an_idle_stream_costs_little_memory() {
         "{}",
         size_of::<Connection>()
     );
+}
+
+#[test]
+fn the_first_exchange_on_a_session_measures_the_round_trip_without_a_ping() {
+    let start = Instant::now();
+    let config = || Config {
+        ping_interval: Duration::MAX,
+        ..Config::default()
+    };
+    let mut client = Connection::new(Side::Client, config(), start);
+    let mut server = Connection::new(Side::Server, config(), start);
+    assert_eq!(client.poll_control(start), None, "no ping by itself");
+    let id = client.open().unwrap();
+    assert!(client.poll_room(id, start) > 0);
+    let header = client.data_header(id, 0);
+    server.receive(&header, start).unwrap();
+    let later = start + Duration::from_millis(80);
+    let answer = server.poll_control(later).unwrap();
+    client.receive(&answer, later).unwrap();
+    assert_eq!(client.round_trip(), Some(Duration::from_millis(80)));
 }

@@ -114,7 +114,7 @@ impl Endpoint {
                     assert!(!stream.ended && !stream.reset);
                     stream.ended = true;
                 }
-                Event::Reset(id) => {
+                Event::Reset(id) | Event::Refused(id) => {
                     let stream = self.streams.get_mut(&id).unwrap();
                     assert!(!stream.reset, "{id} was reset already");
                     stream.reset = true;
