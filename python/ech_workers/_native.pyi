@@ -276,7 +276,7 @@ class Engine:
         open_timeout: float = 8.0,
         idle_timeout: float = 600.0,
         half_closed_timeout: float = 60.0,
-        ping_interval: float = 20.0,
+        ping_interval: float = 28.0,
         ping_timeout: float = 10.0,
         receive_window_max: int = 16777216,
         memory_limit: int = 268435456,

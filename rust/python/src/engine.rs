@@ -50,7 +50,7 @@ impl Drop for Engine {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (*, ca_pem=Vec::new(), system_roots=true, max_connections=4096, local_handshake_timeout=10.0, open_timeout=8.0, idle_timeout=600.0, half_closed_timeout=60.0, ping_interval=20.0, ping_timeout=10.0, receive_window_max=16_777_216, memory_limit=268_435_456, reply="optimistic", workers=1, log_level=20))]
+    #[pyo3(signature = (*, ca_pem=Vec::new(), system_roots=true, max_connections=4096, local_handshake_timeout=10.0, open_timeout=8.0, idle_timeout=600.0, half_closed_timeout=60.0, ping_interval=28.0, ping_timeout=10.0, receive_window_max=16_777_216, memory_limit=268_435_456, reply="optimistic", workers=1, log_level=20))]
     #[allow(
         clippy::too_many_arguments,
         reason = "keyword arguments of the Python class"
@@ -193,7 +193,7 @@ impl Engine {
                 Some(done)
             }
         };
-        Ok(Opening::new(client.open(target, timeout, done)))
+        Ok(Opening::new(client.open(&target, timeout, done)))
     }
 
     #[pyo3(signature = (timeout))]

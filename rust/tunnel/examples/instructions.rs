@@ -221,7 +221,7 @@ fn tunnel(mebibytes: usize, up: bool) {
     }
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let target = listener.local_addr().unwrap().to_string().parse().unwrap();
-    let pending = client.open(target, None, None);
+    let pending = client.open(&target, None, None);
     assert!(pending.wait(Duration::from_secs(60)));
     let (socket, _) = pending.take().unwrap().unwrap().into_parts().unwrap();
     let mut local = std::os::unix::net::UnixStream::from(socket);

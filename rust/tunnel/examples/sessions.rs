@@ -71,7 +71,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!(r#"{{"event":"sessions","count":{up}}}"#);
     let mut open = Vec::with_capacity(streams);
     for _ in 0..streams {
-        let pending = client.open(target.clone(), None, None);
+        let pending = client.open(&target, None, None);
         pending.wait(LIMIT);
         let stream = pending.take().ok_or("no answer in time")??;
         let (socket, _) = stream.into_parts().ok_or("the stream is gone")?;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::carrier::unpace_loopback;
 use crate::counters::Counted;
-use crate::link::unpace_loopback;
 use crate::panics::caught;
 use crate::server::Shared;
 use crate::{sessions, web};

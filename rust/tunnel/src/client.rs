@@ -8,38 +8,40 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ech_workers_proxy::{self as proxy, Credentials, RequestKind, Target};
+use ech_workers_session::{self as session, Ledger, LocalEnd as _, Open, Returned, Session};
 use ech_workers_tls::ClientContext;
 use ech_workers_yamux as yamux;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::level_filters::LevelFilter;
 
+use crate::carrier::WebSocket;
 use crate::cause;
 use crate::counters::{Counter, Traffic};
 use crate::dial::{self, DialPlan, Dialed, Learned, Mode};
-use crate::endpoint::{Endpoint, Socket};
+use crate::driver::{Driver, Handle, Owner, SessionStats, Side};
 use crate::events::Events;
 use crate::failure::{Code, Ended, Failure, Layer};
 use crate::fetch::{self, FetchPlan, Fetched};
-use crate::link::Link;
 use crate::listen::{accept, bind};
 use crate::local::{self, Place};
 use crate::log;
 use crate::panics::caught;
 use crate::pending::{Done, Pending, pending};
-use crate::pool::{Carrier, Member, Pool, Unavailable, WARM};
+use crate::pool::{Carrier, Member, Pool, Purpose, Unavailable, WARM};
+use crate::program::Program;
 use crate::reply::Reply;
 use crate::runtime::runtime;
-use crate::session::{self, ClientObserver, Command, End, Open, SessionStats};
-use crate::simple;
+use crate::sessions::seed;
 use crate::snapshot::Snapshot;
+use crate::socket::Socket;
 use crate::stream::LocalStream;
 
-/// Opens that wait for one session's driver to take them.
-const COMMANDS: usize = 256;
+/// What a connection of simple mode may hold for a program that does not take it, in bytes.
+const STREAM_MEMORY: usize = 256 << 10;
 /// How long the end of the client waits for its sessions' goodbyes.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -164,8 +166,8 @@ struct Shared {
     pool: Pool,
     /// Nothing new is to be opened.
     closing: watch::Sender<bool>,
-    /// Connections in simple mode are to end.
-    ending: watch::Sender<bool>,
+    /// What sessions hold for programs that do not take it.
+    memory: Arc<Ledger>,
     next: AtomicU64,
     sessions_total: AtomicU64,
     started: Instant,
@@ -201,6 +203,7 @@ impl Client {
         )?;
         let handle = runtime.handle().clone();
         let windows = Arc::new(yamux::WindowBudget::new(config.memory_limit));
+        let memory = Arc::new(Ledger::new(config.memory_limit));
         let places = Arc::new(Semaphore::new(
             config.max_connections.min(Semaphore::MAX_PERMITS),
         ));
@@ -211,7 +214,7 @@ impl Client {
             events,
             pool: Pool::default(),
             closing: watch::Sender::new(false),
-            ending: watch::Sender::new(false),
+            memory,
             next: AtomicU64::new(1),
             sessions_total: AtomicU64::new(0),
             started: Instant::now(),
@@ -287,17 +290,12 @@ impl Client {
 
     /// No new streams on this session; it ends with its last one.
     pub fn retire(&self, session: u64) {
-        if let Some(commands) = self.shared.pool.retire(session) {
-            // A full queue means that the driver is at work: it is told when there is room.
-            self.handle.spawn(async move {
-                let _ = commands.send(Command::Retire).await;
-            });
-        }
+        self.shared.pool.retire(session);
     }
 
     /// Has every session measure its round trip now; one that does not answer in time is lost.
     pub fn probe(&self) {
-        self.shared.pool.tell_all(|| Command::Probe);
+        self.shared.pool.tell_all(Handle::probe);
     }
 
     /// With a reason: connections that find no session fail at once. Without: they wait. The reason is for the API's user;
@@ -326,7 +324,7 @@ impl Client {
     }
 
     /// Begins to open a stream to `target`. `limit` is for all of it: the wait for a session, and the server's answer.
-    pub fn open(&self, target: Target, limit: Option<Duration>, done: Option<Done>) -> Pending {
+    pub fn open(&self, target: &Target, limit: Option<Duration>, done: Option<Done>) -> Pending {
         let (pending, mut opening) = pending(done);
         let shared = &self.shared;
         let limit = limit
@@ -344,20 +342,15 @@ impl Client {
             return pending;
         };
         let (answer, answered) = oneshot::channel();
-        let open = Open {
-            socket: Socket::Stream(LocalStream::Pending {
-                answer,
-                begun: Arc::clone(&opening.begun),
-            }),
-            target,
-            early: Vec::new(),
-            exchange: None,
-            place: Some(place),
-            // The one who waits keeps the time, and says so by going away.
-            deadline: deadline + Duration::from_secs(1),
-            reply: Reply::Api,
-            confirm: true,
+        let stream = LocalStream::Pending {
+            answer,
+            begun: Arc::clone(&opening.begun),
         };
+        let end = Program::new(Socket::from(stream), Reply::Api, None, Some(place));
+        // The one who waits keeps the time, and says so by going away.
+        let late = deadline + Duration::from_secs(1);
+        let mut open = Open::new(end, target.authority().into_bytes(), late);
+        open.confirm = true;
         self.handle
             .spawn(opening.run(answered, deadline, shared.closing.subscribe()));
         self.handle.spawn(Arc::clone(shared).place(Box::new(open)));
@@ -386,8 +379,7 @@ impl Client {
 
     /// Has every session say goodbye, as far as its server takes it.
     fn part(&self) {
-        self.shared.pool.tell_all(|| Command::End);
-        self.shared.ending.send_replace(true);
+        self.shared.pool.tell_all(Handle::end);
         let deadline = Instant::now() + GOODBYE;
         let busy = || !self.shared.pool.is_empty() || self.shared.connections.value() > 0;
         while busy() && Instant::now() < deadline {
@@ -446,35 +438,38 @@ impl Shared {
             return;
         };
         let deadline = Instant::now() + self.config.open_timeout;
-        let open = Open {
-            socket: Socket::Tcp(tcp),
-            target: request.target.clone(),
-            early: std::mem::take(&mut request.early),
-            exchange: request.exchange.take(),
-            place: Some(place),
-            deadline,
-            // A forwarded request has no reply of its own that could be early: a failure can be told.
-            confirm: self.config.confirmed || request.kind == RequestKind::HttpForward,
-            reply: Reply::Local(request),
-        };
+        let authority = request.target.authority().into_bytes();
+        let early = std::mem::take(&mut request.early);
+        let exchange = request.exchange.take();
+        // A forwarded request has no reply of its own that could be early: a failure can be told.
+        let confirm = self.config.confirmed || request.kind == RequestKind::HttpForward;
+        let end = Program::new(
+            Socket::from(tcp),
+            Reply::Local(request),
+            exchange,
+            Some(place),
+        );
+        let mut open = Open::new(end, authority, deadline);
+        open.early = early;
+        open.confirm = confirm;
         self.place(Box::new(open)).await;
     }
 
     /// Finds a session for a stream, waiting for one if need be. Gives up when nobody waits for the stream any more.
-    async fn place(self: Arc<Self>, mut open: Box<Open>) {
+    async fn place(self: Arc<Self>, mut open: Box<Open<Program>>) {
         let deadline = open.deadline;
         loop {
             let carrier = tokio::select! {
                 biased;
                 carrier = self.pool.carrier(deadline) => carrier,
-                () = std::future::poll_fn(|cx| open.socket.poll_abandoned(cx)) => return,
+                () = std::future::poll_fn(|cx| open.end.poll_abandoned(cx)) => return,
             };
             match carrier {
-                Ok(Carrier::Session(commands)) => {
+                Ok(Carrier::Session(handle)) => {
                     let reserved = tokio::select! {
                         biased;
-                        reserved = tokio::time::timeout_at(deadline.into(), commands.reserve()) => reserved,
-                        () = std::future::poll_fn(|cx| open.socket.poll_abandoned(cx)) => return,
+                        reserved = tokio::time::timeout_at(deadline.into(), handle.reserve()) => reserved,
+                        () = std::future::poll_fn(|cx| open.end.poll_abandoned(cx)) => return,
                     };
                     let Ok(permit) = reserved else {
                         let why = Unavailable {
@@ -484,28 +479,26 @@ impl Shared {
                         return self.refuse(*open, &why);
                     };
                     match permit {
-                        Ok(permit) => return permit.send(Command::Open(open)),
+                        Ok(permit) => return permit.send(open),
                         // That session has just ended: another one, or the wait for it.
                         Err(_) => tokio::task::yield_now().await,
                     }
                 }
-                Ok(Carrier::Simple(plan, warm)) => {
-                    return self.carry_simple(open, plan, warm).await;
-                }
+                Ok(Carrier::Dial(plan)) => return self.dial_for(open, &plan).await,
                 Err(why) => return self.refuse(*open, &why),
             }
         }
     }
 
-    fn refuse(&self, open: Open, why: &Unavailable) {
+    fn refuse(&self, open: Open<Program>, why: &Unavailable) {
         self.connections_failed.add(1);
-        let endpoint = Endpoint::local(open.socket, None, open.place);
-        open.reply
-            .refuse(endpoint, proxy::Failure::TunnelDown, why.cause, &why.reason);
+        open.end
+            .fail(proxy::Failure::TunnelDown, why.cause, &why.reason);
     }
 
+    /// Dials and keeps what comes of it for the next streams.
     async fn make_session(self: Arc<Self>, number: u64, plan: DialPlan) {
-        let (link, dialed) = match self.dial(number, &plan).await {
+        let (carrier, dialed) = match self.dial(number, &plan).await {
             Ok(made) => made,
             Err(failure) => {
                 self.events.push(Event::DialFailed {
@@ -515,76 +508,142 @@ impl Shared {
                 return;
             }
         };
-        let session = self.sessions_total.fetch_add(1, Ordering::Relaxed) + 1;
-        let up = Event::SessionUp {
+        let purpose = match plan.mode {
+            Mode::Yamux => Purpose::Many,
+            Mode::Simple => Purpose::One(Instant::now() + WARM),
+        };
+        let (running, member) = self.start_session(carrier, &dialed, plan.mode, purpose);
+        let session = member.session;
+        self.events.push(Event::SessionUp {
             dial: number,
             session,
-            dialed: Box::new(dialed.clone()),
-        };
+            dialed: Box::new(dialed),
+        });
         if plan.mode == Mode::Simple {
-            self.pool.add_warm(link);
-            self.events.push(up);
-            tokio::time::sleep(WARM).await;
-            // Unused: it would be cut soon.
-            self.pool.discard_cold();
-            return;
+            let shared = Arc::clone(&self);
+            tokio::spawn(async move {
+                tokio::time::sleep(WARM).await;
+                // Unused: it would be cut soon.
+                shared.pool.discard_unused(session);
+            });
         }
-        let (commands, receiver) = mpsc::channel(COMMANDS);
-        let stats = Arc::new(SessionStats::default());
-        let retiring = Arc::new(AtomicBool::new(false));
+        let Running { driver, observer } = running;
+        self.keep_session(member, &observer, driver.run(&observer))
+            .await;
+    }
+
+    /// Dials for one stream alone.
+    async fn dial_for(self: Arc<Self>, mut open: Box<Open<Program>>, plan: &DialPlan) {
+        let made = tokio::select! {
+            biased;
+            made = self.dial(0, plan) => made,
+            () = std::future::poll_fn(|cx| open.end.poll_abandoned(cx)) => return,
+        };
+        let (carrier, dialed) = match made {
+            Ok(made) => made,
+            Err(failure) => {
+                let why = Unavailable {
+                    reason: failure.message.clone(),
+                    cause: cause::of(failure.code.as_str()),
+                };
+                self.refuse(*open, &why);
+                self.events.push(Event::DialFailed { dial: 0, failure });
+                return;
+            }
+        };
+        let (running, member) = self.start_session(carrier, &dialed, plan.mode, Purpose::Taken);
+        // The queue of a session that has just begun has room.
+        if let Ok(permit) = member.handle.reserve().await {
+            permit.send(open);
+        }
+        let Running { driver, observer } = running;
+        self.keep_session(member, &observer, driver.run(&observer))
+            .await;
+    }
+
+    fn start_session(
+        self: &Arc<Self>,
+        carrier: WebSocket,
+        dialed: &Dialed,
+        mode: Mode,
+        purpose: Purpose,
+    ) -> (Running, Member) {
+        let (session_mode, memory_share) = match mode {
+            Mode::Yamux => (
+                session::Mode::Yamux(self.yamux_config()),
+                self.config.memory_limit,
+            ),
+            Mode::Simple => (session::Mode::Simple, STREAM_MEMORY),
+        };
+        let config = session::Config {
+            mode: session_mode,
+            extended: dialed.extended(mode),
+            limits: session::Limits {
+                answer: self.config.open_timeout.max(Duration::from_secs(15)),
+                idle: self.config.idle_timeout,
+                half_closed_idle: self.config.half_closed_timeout,
+            },
+            ping_interval: self.config.ping_interval,
+            ping_timeout: self.config.ping_timeout,
+            memory: Arc::clone(&self.memory),
+            memory_share,
+            seed: seed(),
+        };
         let since = Instant::now();
-        let observer = Arc::new(Observer {
-            shared: Arc::clone(&self),
+        let stats = Arc::new(SessionStats::default());
+        let (driver, handle) = Driver::new(
+            Session::client(carrier, config, since),
+            Side::Client,
+            Arc::clone(&stats),
+            Some(Arc::clone(&self.traffic)),
+        );
+        let retiring = Arc::new(AtomicBool::new(false));
+        let room = Arc::new(AtomicU64::new(u64::MAX));
+        let session = self.sessions_total.fetch_add(1, Ordering::Relaxed) + 1;
+        let observer = Observer {
+            shared: Arc::clone(self),
             session,
             since,
             retiring: Arc::clone(&retiring),
+            stats: Arc::clone(&stats),
+            room: Arc::clone(&room),
             told: Mutex::new(Told::Nothing),
-        });
-        let end = End::Client {
-            extended: dialed.extended(),
-            observer: Arc::clone(&observer) as Arc<dyn ClientObserver>,
-            all: Arc::clone(&self.traffic),
         };
-        let limits = session::Limits {
-            yamux: self.yamux_config(),
-            idle: self.config.idle_timeout,
-            half_closed_idle: self.config.half_closed_timeout,
-        };
-        let driver = session::Driver::new(link, end, limits, receiver, Arc::clone(&stats));
         let member = Member {
             session,
-            commands,
+            handle,
+            purpose,
             stats,
             address: dialed.address,
             since,
             retiring,
+            room,
         };
-        self.events.push(up);
-        self.keep_session(member, &observer, driver.run()).await;
+        (Running { driver, observer }, member)
     }
 
-    /// Keeps a session in the pool while it runs, tells how it ended, and places elsewhere what it had not begun.
+    /// Keeps a session in the pool while it runs, and tells how it ended.
     async fn keep_session(
         self: Arc<Self>,
         member: Member,
         observer: &Observer,
-        running: impl Future<Output = (Ended, Vec<Box<Open>>)>,
+        running: impl Future<Output = Ended>,
     ) {
-        let session = member.session;
+        let (session, purpose) = (member.session, member.purpose);
         self.pool.add(member);
         self.pool.wake();
-        let (ended, unbegun) = caught(running)
-            .await
-            .unwrap_or_else(|failure| (Ended::Lost(failure), Vec::new()));
+        let ended = caught(running).await.unwrap_or_else(Ended::Lost);
         self.pool.remove(session);
-        observer.tell(ended);
-        for open in unbegun {
-            tokio::spawn(Arc::clone(&self).place(open));
+        if purpose == Purpose::Many {
+            observer.tell(ended);
+        } else if let Ended::Lost(failure) = ended {
+            // Whoever used it was told by its stream.
+            tracing::debug!("a connection in simple mode ended: {failure}");
         }
     }
 
     /// One dial, counted, with what it learned reported.
-    async fn dial(&self, number: u64, plan: &DialPlan) -> Result<(Link, Dialed), Failure> {
+    async fn dial(&self, number: u64, plan: &DialPlan) -> Result<(WebSocket, Dialed), Failure> {
         self.dials_total.add(1);
         let dialing = dial::dial(plan, &self.tls, |what| {
             if matches!(what, Learned::Ech(_)) {
@@ -601,53 +660,6 @@ impl Shared {
             tracing::debug!("dial {number}: {failure}");
         }
         outcome
-    }
-
-    async fn carry_simple(
-        self: Arc<Self>,
-        mut open: Box<Open>,
-        plan: Arc<DialPlan>,
-        warm: Option<Box<Link>>,
-    ) {
-        let link = match warm {
-            Some(link) => *link,
-            None => {
-                let dialed = tokio::select! {
-                    biased;
-                    dialed = self.dial(0, &plan) => dialed,
-                    () = std::future::poll_fn(|cx| open.socket.poll_abandoned(cx)) => return,
-                };
-                match dialed {
-                    Ok((link, _)) => link,
-                    Err(failure) => {
-                        let why = Unavailable {
-                            reason: failure.message.clone(),
-                            cause: cause::of(failure.code.as_str()),
-                        };
-                        self.refuse(*open, &why);
-                        self.events.push(Event::DialFailed { dial: 0, failure });
-                        return;
-                    }
-                }
-            }
-        };
-        open.socket.begin();
-        let limits = simple::Limits {
-            answer: self.config.open_timeout.max(Duration::from_secs(15)),
-            idle: self.config.idle_timeout,
-            half_closed_idle: self.config.half_closed_timeout,
-        };
-        let mut ending = self.ending.subscribe();
-        let driver = simple::Driver::client(link, *open, limits, Arc::clone(&self.traffic));
-        driver
-            .run(ending.wait_for(|&ending| ending), |failure| {
-                if failure.layer == Layer::Target {
-                    self.target_failed(&failure.message);
-                } else {
-                    tracing::debug!("a connection in simple mode ended: {failure}");
-                }
-            })
-            .await;
     }
 
     /// The server could not reach a target: counted, and kept for the status, since an optimistic reply told nobody.
@@ -675,6 +687,8 @@ struct Observer {
     session: u64,
     since: Instant,
     retiring: Arc<AtomicBool>,
+    stats: Arc<SessionStats>,
+    room: Arc<AtomicU64>,
     told: Mutex<Told>,
 }
 
@@ -709,15 +723,45 @@ impl Observer {
     }
 }
 
-impl ClientObserver for Observer {
-    fn refused(&self, ended: Ended) {
-        self.retiring.store(true, Ordering::Relaxed);
-        self.tell(ended);
+impl Owner<Program> for Observer {
+    fn handle_event(&self, event: session::Event<Program>) {
+        match event {
+            session::Event::GoneAway(code) => {
+                self.retiring.store(true, Ordering::Relaxed);
+                self.tell(gone_away(code));
+            }
+            session::Event::TargetFailed(refusal) => self.shared.target_failed(&refusal.reason),
+            session::Event::Returned(open, why) => {
+                if matches!(why, Returned::Full | Returned::Refused) {
+                    let streams = self.stats.streams.value();
+                    self.room.store(streams, Ordering::Relaxed);
+                    tracing::debug!(
+                        "session {} has no room beyond {streams} streams",
+                        self.session
+                    );
+                }
+                tokio::spawn(Arc::clone(&self.shared).place(Box::new(open)));
+            }
+        }
     }
+}
 
-    fn target_failed(&self, reason: &str) {
-        self.shared.target_failed(reason);
+/// A go-away: the server stops, or it has found fault with us.
+fn gone_away(code: yamux::GoAwayCode) -> Ended {
+    match code {
+        yamux::GoAwayCode::Normal => Ended::GoneAway,
+        broken => Ended::Lost(Failure::new(
+            Layer::Yamux,
+            Code::YamuxProtocol,
+            format!("the server gave up the session: {broken:?}"),
+        )),
     }
+}
+
+/// A session that is about to run.
+struct Running {
+    driver: Driver<Program>,
+    observer: Observer,
 }
 
 #[cfg(test)]
@@ -755,11 +799,13 @@ mod tests {
     fn member(session: u64) -> Member {
         Member {
             session,
-            commands: mpsc::channel(1).0,
+            handle: Handle::of_no_session(),
+            purpose: Purpose::Many,
             stats: Arc::default(),
             address: "192.0.2.1:443".parse().unwrap(),
             since: Instant::now(),
             retiring: Arc::default(),
+            room: Arc::default(),
         }
     }
 
@@ -769,6 +815,8 @@ mod tests {
             session,
             since: Instant::now(),
             retiring: Arc::default(),
+            stats: Arc::default(),
+            room: Arc::default(),
             told: Mutex::new(Told::Nothing),
         }
     }
@@ -798,8 +846,8 @@ mod tests {
             let running = async {
                 tokio::task::yield_now().await;
                 let nothing: [u8; 0] = [];
-                let byte = nothing[std::hint::black_box(3)];
-                (Ended::Retired, Vec::with_capacity(byte.into()))
+                std::hint::black_box(nothing[std::hint::black_box(3)]);
+                Ended::Retired
             };
             shared.keep_session(member(7), &observer, running).await;
         });

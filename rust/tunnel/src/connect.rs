@@ -10,8 +10,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::carrier::unpace_loopback;
 use crate::failure::{Code, Failure, Layer};
-use crate::link::unpace_loopback;
 
 /// The head start of one address before the next is tried (RFC 8305 section 5).
 const HEAD_START: Duration = Duration::from_millis(250);

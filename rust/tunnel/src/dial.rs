@@ -11,10 +11,10 @@ use ech_workers_websocket::handshake::{self, ClientHandshake, RequestTemplate};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
+use crate::carrier::WebSocket;
 use crate::connect::{Connected, Route, connect};
+use crate::extensions;
 use crate::failure::{Code, Failure, Layer};
-use crate::link::Link;
-use crate::preamble;
 use crate::refusal;
 
 /// How a connection carries local ones.
@@ -117,10 +117,14 @@ pub struct Dialed {
 }
 
 impl Dialed {
-    /// The server takes extended preambles and real half-closes.
-    pub(crate) fn extended(&self) -> bool {
+    /// The server takes the extended forms of this mode: requests that are answered, and real half-closes.
+    pub(crate) fn extended(&self, mode: Mode) -> bool {
+        let feature = match mode {
+            Mode::Yamux => "connect",
+            Mode::Simple => "simple-open",
+        };
         self.features.first().is_some_and(|version| version == "1")
-            && self.features.iter().any(|feature| feature == "connect")
+            && self.features.iter().any(|word| word == feature)
     }
 }
 
@@ -129,7 +133,7 @@ pub(crate) async fn dial(
     plan: &DialPlan,
     context: &ClientContext,
     mut learn: impl FnMut(Learned),
-) -> Result<(Link, Dialed), Failure> {
+) -> Result<(WebSocket, Dialed), Failure> {
     let mut ech = plan.ech.clone();
     let mut websocket_hello = plan.websocket_hello;
     let mut retried = false;
@@ -190,7 +194,7 @@ pub(crate) async fn dial(
             continue;
         }
         let started = Instant::now();
-        let (link, features) = match timeout(plan.handshake_timeout, upgrade(tls, plan)).await {
+        let (carrier, features) = match timeout(plan.handshake_timeout, upgrade(tls, plan)).await {
             Ok(outcome) => outcome?,
             Err(_) => {
                 return Err(Failure::new(
@@ -204,7 +208,7 @@ pub(crate) async fn dial(
             }
         };
         return Ok((
-            link,
+            carrier,
             Dialed {
                 address,
                 ech_accepted: info.ech_accepted,
@@ -226,7 +230,7 @@ pub(crate) async fn dial(
 }
 
 /// The WebSocket's opening handshake.
-async fn upgrade(mut tls: TlsStream, plan: &DialPlan) -> Result<(Link, Vec<String>), Failure> {
+async fn upgrade(mut tls: TlsStream, plan: &DialPlan) -> Result<(WebSocket, Vec<String>), Failure> {
     let template = RequestTemplate::new(plan.profile.websocket_headers).map_err(|error| {
         Failure::new(
             Layer::WebSocket,
@@ -272,17 +276,11 @@ async fn upgrade(mut tls: TlsStream, plan: &DialPlan) -> Result<(Link, Vec<Strin
         }
         if let Some((used, response)) = handshake.receive(&buffer[..n]).map_err(refused)? {
             let features = response
-                .header(preamble::ANNOUNCEMENT)
-                .map(|value| {
-                    value
-                        .split(',')
-                        .map(|word| word.trim().to_owned())
-                        .filter(|word| !word.is_empty())
-                        .collect()
-                })
+                .header(extensions::FIELD)
+                .map(extensions::words)
                 .unwrap_or_default();
             return Ok((
-                Link::new(tls, Role::Client, buffer[used..n].to_vec()),
+                WebSocket::new(tls, Role::Client, buffer[used..n].to_vec()),
                 features,
             ));
         }

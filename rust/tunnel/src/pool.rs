@@ -1,22 +1,24 @@
 //! The sessions that new streams may go to, the choice among them, and the wait for one.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 
 use crate::counters::Counter;
 use crate::dial::{DialPlan, Mode};
-use crate::link::Link;
-use crate::session::{Command, SessionStats};
+use crate::driver::{Handle, SessionStats};
+use crate::program::Program;
 use crate::snapshot::SessionSnapshot;
 
 /// How long a warm connection of simple mode may wait for its first use; idle cuts of CDNs begin at 30 s.
 pub(crate) const WARM: Duration = Duration::from_secs(15);
+
+/// How often a stream that waits for a session looks whether one that was full has room.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What new streams can go to.
 #[derive(Default)]
@@ -31,8 +33,6 @@ pub(crate) struct Pool {
 #[derive(Default)]
 struct State {
     sessions: Vec<Member>,
-    /// Connections of simple mode that wait for their first use.
-    warm: VecDeque<(Instant, Box<Link>)>,
     /// By which simple mode dials for each connection.
     plan: Option<Arc<DialPlan>>,
     unavailable: Option<Unavailable>,
@@ -49,17 +49,33 @@ pub(crate) struct Unavailable {
 
 pub(crate) struct Member {
     pub(crate) session: u64,
-    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) handle: Handle<Program>,
+    /// What it may be used for.
+    pub(crate) purpose: Purpose,
     pub(crate) stats: Arc<SessionStats>,
     pub(crate) address: SocketAddr,
     pub(crate) since: Instant,
     /// It is given no new streams.
     pub(crate) retiring: Arc<AtomicBool>,
+    /// How many streams it has room for, as far as its server showed.
+    pub(crate) room: Arc<AtomicU64>,
+}
+
+/// What new streams may find in a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Many streams.
+    Many,
+    /// One stream, if it is taken before this time: simple mode.
+    One(Instant),
+    /// The one stream that it is for has been assigned.
+    Taken,
 }
 
 pub(crate) enum Carrier {
-    Session(mpsc::Sender<Command>),
-    Simple(Arc<DialPlan>, Option<Box<Link>>),
+    Session(Handle<Program>),
+    /// A session for this stream alone is to be dialled.
+    Dial(Arc<DialPlan>),
 }
 
 impl Pool {
@@ -80,21 +96,13 @@ impl Pool {
             .retain(|member| member.session != session);
     }
 
-    /// Keeps a connection of simple mode for the next stream.
-    pub(crate) fn add_warm(&self, link: Link) {
-        self.state
-            .lock()
-            .warm
-            .push_back((Instant::now(), Box::new(link)));
-        self.wake();
-    }
-
-    /// Closes the warm connections that would be cut soon.
-    pub(crate) fn discard_cold(&self) {
-        self.state
-            .lock()
-            .warm
-            .retain(|(since, _)| since.elapsed() < WARM);
+    /// Retires a session of simple mode that was not used in time.
+    pub(crate) fn discard_unused(&self, session: u64) {
+        for member in &self.state.lock().sessions {
+            if member.session == session && matches!(member.purpose, Purpose::One(_)) {
+                member.handle.retire();
+            }
+        }
     }
 
     /// The plan by which simple mode dials for each connection.
@@ -109,21 +117,20 @@ impl Pool {
         self.wake();
     }
 
-    /// Gives this session no new streams from now on. Returns where its driver is told.
-    pub(crate) fn retire(&self, session: u64) -> Option<mpsc::Sender<Command>> {
-        let state = self.state.lock();
-        let member = state
-            .sessions
-            .iter()
-            .find(|member| member.session == session)?;
-        member.retiring.store(true, Ordering::Relaxed);
-        Some(member.commands.clone())
+    /// Gives this session no new streams from now on.
+    pub(crate) fn retire(&self, session: u64) {
+        for member in &self.state.lock().sessions {
+            if member.session == session {
+                member.retiring.store(true, Ordering::Relaxed);
+                member.handle.retire();
+            }
+        }
     }
 
-    /// Tells every session, as far as its queue has room.
-    pub(crate) fn tell_all(&self, command: impl Fn() -> Command) {
+    /// Tells every session something.
+    pub(crate) fn tell_all(&self, tell: impl Fn(&Handle<Program>)) {
         for member in &self.state.lock().sessions {
-            let _ = member.commands.try_send(command());
+            tell(&member.handle);
         }
     }
 
@@ -141,6 +148,7 @@ impl Pool {
             .lock()
             .sessions
             .iter()
+            .filter(|member| member.purpose == Purpose::Many)
             .map(Member::snapshot)
             .collect()
     }
@@ -158,8 +166,9 @@ impl Pool {
                 return Ok(carrier);
             }
             self.waiting.add(1);
-            // Whether it came in time, the clock says.
-            let _ = tokio::time::timeout_at(deadline.into(), changed).await;
+            // A session that was full may have room again.
+            let until = deadline.min(Instant::now() + LOOK_AGAIN);
+            let _ = tokio::time::timeout_at(until.into(), changed).await;
             self.waiting.sub(1);
         }
         Err(Unavailable {
@@ -175,19 +184,25 @@ impl State {
         if let Some(plan) = &self.plan
             && plan.mode == Mode::Simple
         {
-            let plan = Arc::clone(plan);
-            while let Some((since, mut link)) = self.warm.pop_front() {
-                if since.elapsed() < WARM && link.is_quiet() {
-                    return Ok(Some(Carrier::Simple(plan, Some(link))));
+            let now = Instant::now();
+            for member in &mut self.sessions {
+                if matches!(member.purpose, Purpose::One(until) if until > now)
+                    && !member.handle.is_closed()
+                {
+                    member.purpose = Purpose::Taken;
+                    return Ok(Some(Carrier::Session(member.handle.clone())));
                 }
             }
-            return Ok(Some(Carrier::Simple(plan, None)));
+            return Ok(Some(Carrier::Dial(Arc::clone(plan))));
         }
         let open = self.sessions.iter().filter(|member| {
-            !member.retiring.load(Ordering::Relaxed) && !member.commands.is_closed()
+            member.purpose == Purpose::Many
+                && !member.retiring.load(Ordering::Relaxed)
+                && member.stats.streams.value() < member.room.load(Ordering::Relaxed)
+                && !member.handle.is_closed()
         });
         match open.min_by_key(|member| member.stats.streams.value()) {
-            Some(member) => Ok(Some(Carrier::Session(member.commands.clone()))),
+            Some(member) => Ok(Some(Carrier::Session(member.handle.clone()))),
             None => self.unavailable.clone().map_or(Ok(None), Err),
         }
     }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ech_workers_session::Ledger;
 use ech_workers_tls::ServerContext;
 use ech_workers_tls::ech::EchKey;
 use ech_workers_yamux as yamux;
@@ -17,17 +18,19 @@ use tracing::level_filters::LevelFilter;
 
 use crate::accept;
 use crate::counters::{ByConfigId, Counter};
+use crate::driver::SessionStats;
 use crate::events::Events;
 use crate::listen;
 use crate::log;
 use crate::runtime::runtime;
-use crate::session::SessionStats;
 use crate::target::Policy;
 
 /// How long the end of the server waits for its sessions' goodbyes.
 const GOODBYE: Duration = Duration::from_millis(500);
 /// What the receive windows of all sessions may promise together beyond their first 256 KiB each, in bytes.
 const WINDOWS: usize = 256 << 20;
+/// What all sessions together may hold for targets that do not take it, in bytes.
+const MEMORY: usize = 256 << 20;
 
 /// What the server is made with.
 #[derive(Debug, Clone)]
@@ -106,6 +109,8 @@ pub(crate) struct Shared {
     pub(crate) tls: ServerContext,
     pub(crate) policy: Policy,
     pub(crate) windows: Arc<yamux::WindowBudget>,
+    /// What sessions hold for targets that do not take it.
+    pub(crate) memory: Arc<Ledger>,
     pub(crate) places: Arc<Semaphore>,
     pub(crate) stats: ServerStats,
     pub(crate) events: Arc<Events<Infallible>>,
@@ -148,6 +153,7 @@ impl Server {
             tls,
             policy,
             windows: Arc::new(yamux::WindowBudget::new(WINDOWS)),
+            memory: Arc::new(Ledger::new(MEMORY)),
             places,
             stats: ServerStats::default(),
             events,

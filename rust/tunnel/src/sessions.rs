@@ -1,29 +1,33 @@
 //! Sessions on the server: both modes, and how their streams reach targets.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ech_workers_proxy::Target;
+use ech_workers_session::{self as session, Connector, Refusal, Session, Status};
 use ech_workers_tls::TlsStream;
 use ech_workers_websocket::{MessageKind, Role};
 use ech_workers_yamux as yamux;
-use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::counters::Counted;
-use crate::failure::{Code, Failure, Layer};
-use crate::link::Link;
-use crate::preamble;
+use crate::carrier::WebSocket;
+use crate::driver::{Driver, Owner, Side};
+use crate::failure::{Code, Ended, Failure, Layer};
 use crate::server::{Shared, Stopping};
-use crate::session::{self, Command, Connector, End};
-use crate::simple;
 use crate::sniff::first_message;
 use crate::target;
+use crate::target_end::TargetEnd;
 
-/// From the 101 to the first message.
-const FIRST_MESSAGE: Duration = Duration::from_secs(30);
-const COMMANDS: usize = 256;
+/// From the 101 to the first message. A client with nothing to send asks for a proof of life within 30 s.
+const FIRST_MESSAGE: Duration = Duration::from_secs(60);
+/// The longest time between two keep-alive pings.
+const PING_INTERVAL: Duration = Duration::from_secs(28);
+/// How long an answer to one may take.
+const PING_TIMEOUT: Duration = Duration::from_secs(15);
+/// What one session may hold for targets that do not take it, in bytes.
+const SESSION_MEMORY: usize = 48 << 20;
+/// The same for the one stream of a connection in simple mode.
+const STREAM_MEMORY: usize = 256 << 10;
 
 /// Runs the session behind an upgrade, in either mode, to its end. `early`: what was read behind the upgrade request.
 pub(crate) async fn run(
@@ -40,102 +44,96 @@ pub(crate) async fn run(
                 "nothing came behind the upgrade",
             )
         })??;
-    let link = Link::new(tls, Role::Server, first.bytes);
-    match first.kind {
-        MessageKind::Binary => run_multiplexed(shared, link).await,
-        MessageKind::Text => run_simple(shared, link).await,
+    let idle = shared.config.idle_timeout;
+    let (mode, memory_share) = match first.kind {
+        MessageKind::Binary => {
+            let config = yamux::Config {
+                max_streams: shared.config.max_streams,
+                budget: Arc::clone(&shared.windows),
+                ..yamux::Config::default()
+            };
+            (session::Mode::Yamux(config), SESSION_MEMORY)
+        }
+        MessageKind::Text => (session::Mode::Simple, STREAM_MEMORY),
+    };
+    let config = session::Config {
+        mode,
+        extended: true,
+        limits: session::Limits {
+            answer: shared.config.connect_timeout + Duration::from_secs(5),
+            idle,
+            half_closed_idle: idle.min(Duration::from_secs(120)),
+        },
+        ping_interval: PING_INTERVAL,
+        ping_timeout: PING_TIMEOUT,
+        memory: Arc::clone(&shared.memory),
+        memory_share,
+        seed: seed(),
+    };
+    let carrier = WebSocket::new(tls, Role::Server, first.bytes);
+    let connector = Box::new(Targets(Arc::clone(shared)));
+    let session = Session::server(carrier, connector, config, Instant::now());
+    match run_session(shared, session).await {
+        Ended::Lost(failure) => Err(failure),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
-async fn run_multiplexed(shared: &Arc<Shared>, link: Link) {
-    let (commands, receiver) = mpsc::channel(COMMANDS);
-    let limits = session::Limits {
-        yamux: yamux::Config {
-            max_streams: shared.config.max_streams,
-            budget: Arc::clone(&shared.windows),
-            // Deployed clients and ours ping for themselves; a server that pings as well finds the dead ones.
-            ping_interval: Duration::from_secs(45),
-            ..yamux::Config::default()
-        },
-        idle: shared.config.idle_timeout,
-        half_closed_idle: shared.config.idle_timeout.min(Duration::from_secs(120)),
-    };
-    let end = End::Server {
-        connector: Arc::new(Targets(Arc::clone(shared))),
-        commands: commands.clone(),
-    };
-    let driver = session::Driver::new(
-        link,
-        end,
-        limits,
-        receiver,
-        Arc::clone(&shared.stats.streams),
-    );
+/// Runs a session until it ends or the server does.
+async fn run_session(shared: &Arc<Shared>, session: Session<WebSocket, TargetEnd>) -> Ended {
+    let stats = Arc::clone(&shared.stats.streams);
+    let (driver, handle) = Driver::new(session, Side::Server, stats, None);
+    let watcher = Watcher(Arc::clone(shared));
     let mut stopping = shared.stopping.clone();
-    let running = driver.run();
+    let running = driver.run(&watcher);
     tokio::pin!(running);
-    for (stage, command) in [
-        (Stopping::Draining, Command::Retire),
-        (Stopping::Now, Command::End),
-    ] {
+    for stage in [Stopping::Draining, Stopping::Now] {
         tokio::select! {
-            _ = &mut running => return,
+            ended = &mut running => return ended,
             _ = stopping.wait_for(|&now| now >= stage) => {}
         }
-        // A full queue means a session that is beyond words; the end of the threads ends it.
-        let _ = commands.try_send(command);
+        match stage {
+            Stopping::Draining => handle.retire(),
+            _ => handle.end(),
+        }
     }
-    running.await;
+    running.await
 }
 
-async fn run_simple(shared: &Arc<Shared>, link: Link) {
-    let owner = Arc::clone(shared);
-    let connect = Arc::new(move |target: Target| {
-        let (answer, connecting) = oneshot::channel();
-        let shared = Arc::clone(&owner);
-        tokio::spawn(async move {
-            // The client may have gone meanwhile.
-            let _ = answer.send(reach(&shared, &target).await);
-        });
-        connecting
-    });
-    let limits = simple::Limits {
-        answer: shared.config.connect_timeout + Duration::from_secs(5),
-        idle: shared.config.idle_timeout,
-        half_closed_idle: shared.config.idle_timeout.min(Duration::from_secs(120)),
-    };
-    let mut stopping = shared.stopping.clone();
-    let streams = &shared.stats.streams;
-    let _counted = Counted::new(&streams.streams);
-    streams.streams_total.add(1);
-    let driver = simple::Driver::server(link, connect, limits, Arc::clone(&streams.traffic));
-    driver
-        .run(stopping.wait_for(|&now| now == Stopping::Now), |failure| {
-            tracing::debug!("a connection in simple mode ended: {failure}");
-        })
-        .await;
+/// A seed for what must not look regular.
+pub(crate) fn seed() -> u64 {
+    let mut seed = [0; 8];
+    // Without random numbers pings look regular, which is no reason to fail.
+    let _ = getrandom::fill(&mut seed);
+    u64::from_ne_bytes(seed)
 }
 
-async fn reach(shared: &Shared, target: &Target) -> Result<TcpStream, (preamble::Status, String)> {
-    let outcome = target::connect(target, &shared.policy).await;
-    if let Err((_, reason)) = &outcome {
-        shared.stats.streams_failed.add(1);
-        tracing::debug!("{reason}");
+/// Counts what a session could not do.
+struct Watcher(Arc<Shared>);
+
+impl Owner<TargetEnd> for Watcher {
+    fn handle_event(&self, event: session::Event<TargetEnd>) {
+        if let session::Event::TargetFailed(refusal) = event {
+            self.0.stats.streams_failed.add(1);
+            tracing::debug!("{}", refusal.reason);
+        }
     }
-    outcome
 }
 
 /// How a session reaches targets.
 struct Targets(Arc<Shared>);
 
 impl Connector for Targets {
-    fn connect(&self, stream: yamux::StreamId, target: Target, answer: mpsc::Sender<Command>) {
+    type End = TargetEnd;
+
+    fn connect(&mut self, authority: &[u8]) -> Result<TargetEnd, Refusal> {
+        let target: Target = std::str::from_utf8(authority)
+            .ok()
+            .and_then(|authority| authority.parse().ok())
+            .ok_or_else(|| Refusal::new(Status::General, "the target is not host:port"))?;
         let shared = Arc::clone(&self.0);
-        tokio::spawn(async move {
-            let outcome = reach(&shared, &target).await;
-            // The session may have ended meanwhile.
-            let _ = answer.send(Command::Connected(stream, outcome)).await;
-        });
+        Ok(TargetEnd::Connecting(Box::pin(async move {
+            target::connect(&target, &shared.policy).await
+        })))
     }
 }

@@ -8,7 +8,7 @@ use ech_workers_proxy::{Host, Target};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::preamble::Status;
+use ech_workers_session::{Refusal, Status};
 
 /// Addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 8;
@@ -23,13 +23,10 @@ pub(crate) struct Policy {
 }
 
 /// Connects to `target`, or says why not.
-pub(crate) async fn connect(
-    target: &Target,
-    policy: &Policy,
-) -> Result<TcpStream, (Status, String)> {
+pub(crate) async fn connect(target: &Target, policy: &Policy) -> Result<TcpStream, Refusal> {
     match timeout(policy.timeout, attempt(target, policy)).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err((
+        Ok(outcome) => outcome.map_err(|(status, reason)| Refusal::new(status, reason)),
+        Err(_) => Err(Refusal::new(
             Status::TimedOut,
             format!(
                 "{target}: no answer within {} s",

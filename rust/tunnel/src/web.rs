@@ -19,7 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use subtle::{Choice, ConstantTimeEq};
 
-use crate::preamble;
+use crate::extensions;
 use crate::server::Shared;
 
 /// For the head of a request, and between two of them.
@@ -131,8 +131,8 @@ fn switch(
         HeaderValue::from_bytes(offered).ok()?,
     );
     headers.insert(
-        preamble::ANNOUNCEMENT,
-        HeaderValue::from_static(preamble::ANNOUNCED),
+        extensions::FIELD,
+        HeaderValue::from_static(extensions::ANNOUNCED),
     );
     Some(response)
 }

@@ -1,4 +1,4 @@
-//! Which of a driver's many sockets became ready: each has a waker that puts its stream on one list.
+//! Which of a session's many ends became ready: each has a waker that puts its stream on one list.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

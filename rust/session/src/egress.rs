@@ -1,0 +1,385 @@
+//! The scheduler: what goes into the next records, and when.
+
+use std::collections::VecDeque;
+use std::io::IoSliceMut;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use ech_workers_yamux::StreamId;
+
+use crate::carrier::{Carrier, MessageKind};
+use crate::end::{Abort, LocalEnd};
+use crate::session::Budget;
+use crate::stream::{ClientState, Outbound, State};
+use crate::streams::Streams;
+
+/// Records that a bulk stream may fill with one read: all that go out with one system call.
+const BULK_RECORDS: usize = 16;
+/// With less window than this, several records would not be filled anyway.
+const BULK_WINDOW_MIN: usize = 16 * 1024;
+/// Below this much room a message is ended rather than filled with another stream's bytes.
+const ROOM_MIN: usize = 1024;
+/// Records sent in one turn.
+const TURN_RECORDS: usize = 64;
+/// Streams that have little to send go before those that have much, but no more than this many in a row.
+const SMALL_TURNS: u32 = 8;
+
+/// Whose turn it is to send.
+///
+/// Control frames go before data, and streams with little to send (`small`), each at most the rest of one record, before
+/// bulk streams, which fill what one system call sends and go to the back of their line.
+#[derive(Debug, Default)]
+pub(crate) struct Egress {
+    /// Streams that filled what they were given the last time.
+    bulk: VecDeque<StreamId>,
+    /// The others that may have something to send.
+    small: VecDeque<StreamId>,
+    /// How many of these went in a row.
+    small_turns: u32,
+}
+
+/// What became of an attempt to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// There is nothing more to send, or the carrier takes nothing more now.
+    All,
+    /// There is more, but this turn is over.
+    More,
+}
+
+/// What one stream gave.
+enum Filled {
+    /// Bytes of the message.
+    Bytes,
+    /// Nothing now.
+    Nothing,
+    /// What it has needs a message of its own.
+    NeedsMessage,
+}
+
+impl Egress {
+    /// When something that is held back now may be sent. What is not held back is sent at once, or when the carrier, an
+    /// end or the peer gives cause to.
+    ///
+    /// Only the first bytes of a stream wait, for others to travel with. A traffic shaper would answer here, too.
+    pub(crate) fn next_send<L: LocalEnd>(&self, streams: &Streams<L>) -> Option<Instant> {
+        streams.next_release()
+    }
+
+    /// Gives up the memory of a busy time.
+    pub(crate) fn shrink(&mut self) {
+        self.bulk.shrink_to(16);
+        self.small.shrink_to(16);
+    }
+
+    /// Fills records with control frames and with what the ends give, until there is nothing left, the carrier has no
+    /// room, or the turn is over.
+    pub(crate) fn send<C: Carrier, L: LocalEnd>(
+        &mut self,
+        carrier: &mut C,
+        streams: &mut Streams<L>,
+        cx: &mut Context<'_>,
+        budget: &Budget<'_>,
+    ) -> Result<Sent, C::Error> {
+        let mut records = 0;
+        loop {
+            self.collect(streams);
+            match carrier.poll_ready(cx) {
+                Poll::Ready(ready) => ready?,
+                Poll::Pending => return Ok(Sent::All),
+            }
+            let many = self.fill_many(carrier, streams)?;
+            if many > 0 {
+                records += many;
+            } else if self.fill_message(carrier, streams)? {
+                records += 1;
+            } else if self.small.is_empty() && self.bulk.is_empty() && !streams.wire.has_control() {
+                return Ok(Sent::All);
+            }
+            if records >= TURN_RECORDS || budget.is_spent() {
+                return Ok(Sent::More);
+            }
+        }
+    }
+
+    /// Puts the streams that were woken into line.
+    fn collect<L: LocalEnd>(&mut self, streams: &mut Streams<L>) {
+        let mut woken = std::mem::take(&mut streams.woken);
+        for id in woken.drain(..) {
+            if let Some(stream) = streams.get_mut(id) {
+                if stream.bulk {
+                    self.bulk.push_back(id);
+                } else {
+                    self.small.push_back(id);
+                }
+            }
+        }
+        streams.woken = woken;
+    }
+
+    /// The stream whose turn it is.
+    fn next(&mut self) -> Option<StreamId> {
+        if (self.small_turns < SMALL_TURNS || self.bulk.is_empty())
+            && let Some(id) = self.small.pop_front()
+        {
+            self.small_turns += 1;
+            return Some(id);
+        }
+        self.small_turns = 0;
+        self.bulk.pop_front()
+    }
+
+    /// The bulk stream whose turn it is fills several records in one system call. Returns how many; 0: it is not the turn
+    /// of one, or something has to go before.
+    fn fill_many<C: Carrier, L: LocalEnd>(
+        &mut self,
+        carrier: &mut C,
+        streams: &mut Streams<L>,
+    ) -> Result<usize, C::Error> {
+        if self.small_turns < SMALL_TURNS && !self.small.is_empty() {
+            return Ok(0);
+        }
+        let Some(&id) = self.bulk.front() else {
+            return Ok(0);
+        };
+        let now = streams.now;
+        let header = streams.wire.header_len();
+        let control = streams.wire.has_control();
+        let Some((stream, wire)) = streams.split(id) else {
+            self.bulk.pop_front();
+            return Ok(0);
+        };
+        let mut window = wire.poll_room(id, now);
+        let may_fill_many = stream.bulk
+            && stream.first.is_empty()
+            && stream.outbound == Outbound::Open
+            && stream.is_relaying()
+            && window > BULK_WINDOW_MIN
+            && !control;
+        let Some(end) = &mut stream.end else {
+            return Ok(0);
+        };
+        if !may_fill_many || !end.reads_many() {
+            return Ok(0);
+        }
+        let (mut whole, mut room) = (0, 0);
+        let mut spaces = Vec::with_capacity(BULK_RECORDS);
+        for space in carrier.spaces(BULK_RECORDS) {
+            let Some(space) = space.get_mut(header..) else {
+                break;
+            };
+            whole = whole.max(space.len());
+            let length = whole.min(window);
+            window -= length;
+            room += length;
+            spaces.push(IoSliceMut::new(space.get_mut(..length).unwrap_or_default()));
+            if window == 0 {
+                break;
+            }
+        }
+        let mut cx = Context::from_waker(stream.waker.waker());
+        let mut rest = match end.poll_read(&mut cx, &mut spaces) {
+            Poll::Ready(Ok(n)) => n,
+            // The socket tells of its reset once: the next read would look like a clean end.
+            Poll::Ready(Err(_)) => {
+                self.bulk.pop_front();
+                streams.cut(id, Abort::Local);
+                return Ok(0);
+            }
+            Poll::Pending => 0,
+        };
+        stream.bulk = rest == room;
+        if rest == 0 {
+            return Ok(0);
+        }
+        self.bulk.rotate_left(1);
+        self.small_turns = 0;
+        stream.active = now;
+        streams.traffic.sent += rest as u64;
+        let mut records = 0;
+        while rest > 0 {
+            let length = whole.min(rest);
+            rest -= length;
+            let message = streams.wire.begin_message(id, length, carrier.space());
+            commit_all(carrier, message, header + length)?;
+            records += 1;
+        }
+        Ok(records)
+    }
+
+    /// Fills one message. False if there was nothing to put into it.
+    fn fill_message<C: Carrier, L: LocalEnd>(
+        &mut self,
+        carrier: &mut C,
+        streams: &mut Streams<L>,
+    ) -> Result<bool, C::Error> {
+        let header = streams.wire.header_len();
+        loop {
+            let begun = carrier.filled() > 0;
+            let space = carrier.space();
+            if space.len() <= header || begun && space.len() <= ROOM_MIN {
+                break;
+            }
+            if let Some((length, kind)) = streams.wire.poll_control(space, streams.now) {
+                carrier.add(length);
+                if kind == MessageKind::Text {
+                    carrier.commit(kind)?;
+                    return Ok(true);
+                }
+                continue;
+            }
+            let Some(id) = self.next() else { break };
+            match self.fill_from(id, carrier, streams)? {
+                Filled::Bytes if streams.wire.is_simple() => return Ok(true),
+                Filled::Bytes | Filled::Nothing => {}
+                Filled::NeedsMessage => break,
+            }
+        }
+        if carrier.filled() == 0 {
+            return Ok(false);
+        }
+        carrier.commit(MessageKind::Binary)?;
+        Ok(true)
+    }
+
+    /// One stream puts what it has into the message: its first bytes, and what its end gives behind them.
+    fn fill_from<C: Carrier, L: LocalEnd>(
+        &mut self,
+        id: StreamId,
+        carrier: &mut C,
+        streams: &mut Streams<L>,
+    ) -> Result<Filled, C::Error> {
+        let now = streams.now;
+        let header = streams.wire.header_len();
+        let begun = carrier.filled() > 0;
+        let Some((stream, wire)) = streams.split(id) else {
+            return Ok(Filled::Nothing);
+        };
+        stream.queued = false;
+        if let State::Client(ClientState::Draining(_)) = stream.state {
+            return Ok(self.drain(id, carrier, streams));
+        }
+        let space = carrier.space().get_mut(header..).unwrap_or_default();
+        let room = space.len().min(wire.poll_room(id, now));
+        let first = stream.first.len().min(room);
+        if first < stream.first.len() && begun && room > first {
+            // A preamble goes in one frame: a message of its own has the room.
+            stream.queued = true;
+            self.small.push_front(id);
+            return Ok(Filled::NeedsMessage);
+        }
+        if first == 0 && !stream.first.is_empty() {
+            // Event::Writable brings it back.
+            return Ok(Filled::Nothing);
+        }
+        let (place, behind) = space.split_at_mut(first);
+        place.copy_from_slice(stream.first.get(..first).unwrap_or_default());
+        let whole_first = first == stream.first.len();
+        let readable = stream.readable(room - first).min(behind.len());
+        let mut read = 0;
+        let mut ended = stream.outbound != Outbound::Open;
+        let window = behind.get_mut(..readable).unwrap_or_default();
+        if !ended
+            && whole_first
+            && !window.is_empty()
+            && let Some(end) = &mut stream.end
+        {
+            let mut cx = Context::from_waker(stream.waker.waker());
+            match end.poll_read(&mut cx, &mut [IoSliceMut::new(window)]) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(0)) => ended = true,
+                Poll::Ready(Ok(n)) => {
+                    read = n;
+                    stream.bulk = n == readable;
+                }
+                Poll::Ready(Err(_)) => {
+                    streams.cut(id, Abort::Local);
+                    return Ok(Filled::Nothing);
+                }
+            }
+        }
+        if read == 0 && !ended && stream.hold_until.is_some_and(|until| until > now) {
+            // The first bytes wait for others: the end's waker or the time brings the stream back.
+            return Ok(Filled::Nothing);
+        }
+        stream.hold_until = None;
+        let length = first + read;
+        if length == 0 {
+            if ended {
+                streams.end_outbound(id);
+            }
+            return Ok(Filled::Nothing);
+        }
+        let sent = carrier
+            .space()
+            .get(header..header + length)
+            .unwrap_or_default();
+        stream.note_sent(sent);
+        if whole_first {
+            // Nothing is kept of it: an idle stream holds no buffer.
+            stream.first = Vec::new();
+        } else {
+            stream.first.drain(..first);
+        }
+        stream.active = now;
+        streams.traffic.sent += read as u64;
+        let message = streams.wire.begin_message(id, length, carrier.space());
+        if streams.wire.is_simple() {
+            commit_all(carrier, message, length)?;
+        } else {
+            carrier.add(message);
+        }
+        if ended && whole_first {
+            streams.end_outbound(id);
+        } else {
+            streams.wake(id);
+        }
+        Ok(Filled::Bytes)
+    }
+
+    /// Reads and drops what a local program still sends after the server has closed both directions.
+    fn drain<C: Carrier, L: LocalEnd>(
+        &mut self,
+        id: StreamId,
+        carrier: &mut C,
+        streams: &mut Streams<L>,
+    ) -> Filled {
+        let Some((stream, _)) = streams.split(id) else {
+            return Filled::Nothing;
+        };
+        let Some(end) = &mut stream.end else {
+            return Filled::Nothing;
+        };
+        let mut cx = Context::from_waker(stream.waker.waker());
+        match end.poll_read(&mut cx, &mut [IoSliceMut::new(carrier.space())]) {
+            Poll::Pending => {}
+            Poll::Ready(Ok(0)) => streams.end_outbound(id),
+            Poll::Ready(Ok(_)) => streams.wake(id),
+            Poll::Ready(Err(_)) => streams.cut(id, Abort::Local),
+        }
+        Filled::Nothing
+    }
+}
+
+/// Ends a binary message of `message` bytes, and sends the rest of `length` in one more.
+fn commit_all<C: Carrier>(carrier: &mut C, message: usize, length: usize) -> Result<(), C::Error> {
+    if message >= length {
+        carrier.add(length);
+        return carrier.commit(MessageKind::Binary);
+    }
+    let held: Vec<u8> = carrier
+        .space()
+        .get(message..length)
+        .unwrap_or_default()
+        .to_vec();
+    carrier.add(message);
+    carrier.commit(MessageKind::Binary)?;
+    let space = carrier.space();
+    let rest = held.len().min(space.len());
+    space
+        .iter_mut()
+        .zip(&held)
+        .for_each(|(to, from)| *to = *from);
+    carrier.add(rest);
+    carrier.commit(MessageKind::Binary)
+}

@@ -1,0 +1,531 @@
+//! The session: its turn, its times and its end.
+
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use ech_workers_yamux::{self as yamux, Connection, GoAwayCode, Side};
+
+use crate::carrier::{Carrier, CloseCode, Closed, Incoming};
+use crate::egress::{Egress, Sent};
+use crate::end::{Abort, Connector, LocalEnd, Refusal};
+use crate::ingress::{Arrived, Ingress};
+use crate::ledger::{Ledger, Share};
+use crate::liveness::{Due, Liveness};
+use crate::open::{Open, Returned};
+use crate::simple::Simple;
+use crate::streams::{Role, Streams, Traffic};
+use crate::wire::Wire;
+
+/// How long a turn may take before the other sessions of the thread have theirs: a few of the largest batches that go
+/// between a socket and the carrier, so that a small request beside many bulk transfers waits for tens of these at most.
+const TURN: Duration = Duration::from_micros(200);
+/// Full receive buffers in one turn.
+const TURN_BATCHES: usize = 2;
+/// How often streams are looked at for idleness: coarse, so that idle sessions cost nothing.
+const SWEEP: Duration = Duration::from_secs(5);
+/// How long a session may hold all the memory that it may, without a byte moving, before the stream that holds the most
+/// is cut off.
+const STUCK: Duration = Duration::from_secs(5);
+
+/// The protocol of a session.
+#[derive(Debug, Clone)]
+pub enum Mode {
+    /// Many streams. Keep-alive pings are the session's own: those of the configuration are not used.
+    Yamux(yamux::Config),
+    /// One stream.
+    Simple,
+}
+
+/// How long things may take.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// From a client's request to the server's answer.
+    pub answer: Duration,
+    /// Without a byte either way, a stream ends.
+    pub idle: Duration,
+    /// The same for a stream with one direction ended. A half-close that is held back is sent then.
+    pub half_closed_idle: Duration,
+}
+
+/// What a session is made with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The protocol.
+    pub mode: Mode,
+    /// The server understands the extended forms (client), or announced them (server).
+    pub extended: bool,
+    /// Times.
+    pub limits: Limits,
+    /// The longest time between two keep-alive pings.
+    pub ping_interval: Duration,
+    /// How long the answer to one may take.
+    pub ping_timeout: Duration,
+    /// Memory held for peers, of the whole process.
+    pub memory: Arc<Ledger>,
+    /// What of it this session may hold, in bytes, before nothing more is read from its peer.
+    pub memory_share: usize,
+    /// For random numbers that protect nothing.
+    pub seed: u64,
+}
+
+/// What happened while a session ran.
+#[derive(Debug)]
+pub enum Event<L> {
+    /// The peer takes no new streams. Those that are open go on.
+    GoneAway(GoAwayCode),
+    /// A target could not be reached.
+    TargetFailed(Refusal),
+    /// A stream that was not begun, to be placed elsewhere.
+    Returned(Open<L>, Returned),
+}
+
+/// How a session ended.
+#[derive(Debug)]
+pub enum Ended<E> {
+    /// It was retired, and its last stream has ended.
+    Retired,
+    /// This side ended it.
+    Shutdown,
+    /// It broke.
+    Lost(Lost<E>),
+}
+
+/// Why a session broke.
+#[derive(Debug)]
+pub enum Lost<E> {
+    /// The carrier broke.
+    Carrier(E),
+    /// The peer closed the carrier.
+    Closed(Closed),
+    /// The peer broke the protocol of the session.
+    Fault(Fault),
+    /// The peer did not answer a ping in time.
+    PingTimeout,
+}
+
+/// How the peer broke the protocol of the session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// The yamux protocol.
+    Yamux(yamux::Error),
+    /// A text of simple mode.
+    Text(&'static str),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Yamux(error) => write!(f, "{error}"),
+            Self::Text(why) => f.write_str(why),
+        }
+    }
+}
+
+/// How much of a turn's time is left.
+pub(crate) struct Budget<'a> {
+    clock: &'a dyn Fn() -> Instant,
+    until: Instant,
+}
+
+impl Budget<'_> {
+    pub(crate) fn is_spent(&self) -> bool {
+        (self.clock)() >= self.until
+    }
+}
+
+/// One side of a session.
+pub struct Session<C: Carrier, L: LocalEnd> {
+    carrier: C,
+    /// What arrived with the last batch; kept for its memory.
+    incoming: Vec<Incoming>,
+    ingress: Ingress,
+    streams: Streams<L>,
+    egress: Egress,
+    liveness: Liveness,
+    round_trip: Option<Duration>,
+    /// The peer has closed the carrier: nothing more comes, and nothing can be sent.
+    closed: bool,
+    shutdown: bool,
+    sweep_at: Instant,
+    /// Since when nothing is read because too much is held, and nothing of that moves.
+    stuck_since: Option<Instant>,
+}
+
+impl<C: Carrier, L: LocalEnd> fmt::Debug for Session<C, L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("streams", &self.streams.len())
+            .field("round_trip", &self.round_trip)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<C: Carrier, L: LocalEnd> Session<C, L> {
+    /// The side that opens streams.
+    pub fn client(carrier: C, config: Config, now: Instant) -> Self {
+        let role = Role::Client {
+            extended: config.extended,
+        };
+        Self::new(carrier, role, Side::Client, config, now)
+    }
+
+    /// The side that connects them to targets.
+    pub fn server(
+        carrier: C,
+        connector: Box<dyn Connector<End = L> + Send>,
+        config: Config,
+        now: Instant,
+    ) -> Self {
+        Self::new(
+            carrier,
+            Role::Server { connector },
+            Side::Server,
+            config,
+            now,
+        )
+    }
+
+    fn new(carrier: C, role: Role<L>, side: Side, config: Config, now: Instant) -> Self {
+        let end_to_end = matches!(config.mode, Mode::Yamux(_));
+        let wire = match config.mode {
+            Mode::Yamux(mut yamux) => {
+                yamux.ping_interval = Duration::MAX;
+                yamux.ping_timeout = config.ping_timeout;
+                Wire::Yamux(Box::new(Connection::new(side, yamux, now)))
+            }
+            Mode::Simple => Wire::Simple(Simple::new(side == Side::Client, config.extended)),
+        };
+        let share = Share::new(config.memory, config.memory_share);
+        Self {
+            carrier,
+            incoming: Vec::new(),
+            ingress: Ingress::default(),
+            streams: Streams::new(wire, role, share, config.limits, now),
+            egress: Egress::default(),
+            liveness: Liveness::new(
+                config.seed,
+                config.ping_interval,
+                config.ping_timeout,
+                end_to_end,
+                now,
+            ),
+            round_trip: None,
+            closed: false,
+            shutdown: false,
+            sweep_at: now + SWEEP,
+            stuck_since: None,
+        }
+    }
+
+    // ------------------------------------------------------------------ what its owner says and asks
+
+    /// Opens a stream. A request that cannot be begun comes back as an event. To be followed by [`poll`](Self::poll).
+    pub fn open(&mut self, open: Open<L>) {
+        self.streams.open(open);
+    }
+
+    /// Takes no new streams; the session ends when the last one has.
+    pub fn retire(&mut self) {
+        self.streams.retire();
+    }
+
+    /// Ends the session at the next [`poll`](Self::poll).
+    pub fn shut_down(&mut self) {
+        self.shutdown = true;
+    }
+
+    /// Finds out now whether the peer is alive, from end to end where the mode has a way to.
+    pub fn probe(&mut self, now: Instant) {
+        self.liveness.probe(now);
+        self.streams.wire.ask_for_proof(now);
+    }
+
+    /// What happened since the last call.
+    pub fn poll_event(&mut self) -> Option<Event<L>> {
+        self.streams.events.pop_front()
+    }
+
+    /// Open streams.
+    pub fn streams(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Simple mode: no stream was opened yet.
+    pub fn is_unused(&self) -> bool {
+        matches!(&self.streams.wire, Wire::Simple(simple) if simple.is_unused())
+    }
+
+    /// The last measured round trip.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.round_trip
+    }
+
+    /// Memory that is held for the peer, in bytes.
+    pub fn held(&self) -> usize {
+        self.streams.share.held()
+    }
+
+    /// What was relayed since the last call.
+    pub fn take_traffic(&mut self) -> Traffic {
+        std::mem::take(&mut self.streams.traffic)
+    }
+
+    /// When [`poll`](Self::poll) must be called even if nothing else gives cause to.
+    pub fn next_timeout(&self) -> Option<Instant> {
+        let sweep = (!self.streams.is_empty()).then_some(self.sweep_at);
+        let paused = self.stuck_since.map(|since| since + STUCK);
+        let wire = if self.stuck_since.is_some() {
+            None
+        } else {
+            self.streams.wire.next_timeout()
+        };
+        [
+            sweep,
+            paused,
+            wire,
+            self.liveness.next_timeout(),
+            self.egress.next_send(&self.streams),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    // ------------------------------------------------------------------ the turn
+
+    /// Does everything that can be done now, for a bounded time. Ready when the session is over; then
+    /// [`say_goodbye`](Self::say_goodbye) is due. `clock` gives the time.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        clock: &dyn Fn() -> Instant,
+    ) -> Poll<Ended<C::Error>> {
+        let now = clock();
+        self.streams.now = now;
+        self.streams.readiness().register(cx.waker());
+        if self.shutdown {
+            return Poll::Ready(Ended::Shutdown);
+        }
+        let budget = Budget {
+            clock,
+            until: now + TURN,
+        };
+        match self.turn(cx, &budget) {
+            Ok(Turn::Over) => Poll::Ready(Ended::Retired),
+            Ok(Turn::More) => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Ok(Turn::Idle) => Poll::Pending,
+            Err(lost) => Poll::Ready(Ended::Lost(lost)),
+        }
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>, budget: &Budget<'_>) -> Result<Turn, Lost<C::Error>> {
+        self.streams.open_waiting();
+        // Ends that take what waits for them come first: only then may more be received.
+        self.streams.handle_ready();
+        let mut more = self.receive(cx, budget)?;
+        self.handle_timeouts()?;
+        let mut flushed = true;
+        if self.closed {
+            // What would be sent goes nowhere.
+            self.streams.woken.clear();
+        } else {
+            let sent = self
+                .egress
+                .send(&mut self.carrier, &mut self.streams, cx, budget)
+                .map_err(Lost::Carrier)?;
+            more |= sent == Sent::More;
+            flushed = match self.carrier.poll_flush(cx) {
+                Poll::Ready(outcome) => {
+                    outcome.map_err(Lost::Carrier)?;
+                    true
+                }
+                Poll::Pending => false,
+            };
+        }
+        if let Wire::Simple(simple) = &self.streams.wire
+            && !simple.is_unused()
+        {
+            // A connection of simple mode has one stream.
+            self.streams.retiring = true;
+        }
+        if self.streams.is_empty() {
+            self.egress.shrink();
+            if flushed && !more && self.streams.retiring {
+                return Ok(Turn::Over);
+            }
+        }
+        Ok(if more { Turn::More } else { Turn::Idle })
+    }
+
+    /// Takes in what arrived. True if there may be more.
+    fn receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        budget: &Budget<'_>,
+    ) -> Result<bool, Lost<C::Error>> {
+        for batch in 0..TURN_BATCHES {
+            if self.closed || !self.may_receive() {
+                return Ok(false);
+            }
+            if batch > 0 && budget.is_spent() {
+                break;
+            }
+            let Poll::Ready(received) = self.carrier.poll_receive(cx, &mut self.incoming) else {
+                return Ok(false);
+            };
+            let buffer = received.map_err(Lost::Carrier)?;
+            let arrived = self
+                .ingress
+                .receive(&self.incoming, buffer, &mut self.streams)
+                .map_err(Lost::Fault)?;
+            self.note_arrived(arrived)?;
+        }
+        Ok(true)
+    }
+
+    /// Whether anything may be read from the peer: not while the session holds all the memory that it may.
+    fn may_receive(&mut self) -> bool {
+        let now = self.streams.now;
+        let exhausted = self.streams.is_exhausted();
+        let moved = std::mem::take(&mut self.streams.moved);
+        match (exhausted, self.stuck_since) {
+            (false, None) => {}
+            (false, Some(_)) => {
+                self.stuck_since = None;
+                self.liveness.pause(false, now);
+                self.streams.wire.excuse_ping(now);
+            }
+            (true, None) => {
+                self.stuck_since = Some(now);
+                self.liveness.pause(true, now);
+            }
+            (true, Some(_)) if moved => self.stuck_since = Some(now),
+            (true, Some(_)) => {}
+        }
+        !exhausted
+    }
+
+    fn note_arrived(&mut self, arrived: Arrived) -> Result<(), Lost<C::Error>> {
+        let now = self.streams.now;
+        self.liveness.received(arrived.messages, now);
+        if let Some(payload) = arrived.pong
+            && let Some(round_trip) = self.liveness.pong(&payload, now)
+        {
+            self.round_trip = Some(round_trip);
+        }
+        if let Some(round_trip) = arrived.end_to_end {
+            self.round_trip = Some(round_trip);
+        } else if self.round_trip.is_none() {
+            self.round_trip = self.streams.wire.round_trip();
+        }
+        let Some(closed) = arrived.closed else {
+            return Ok(());
+        };
+        let Wire::Simple(simple) = &mut self.streams.wire else {
+            return Err(Lost::Closed(closed));
+        };
+        if simple.is_unused() {
+            return Err(Lost::Closed(closed));
+        }
+        // The end of the connection is the end of its stream, which may still have to take what came before.
+        self.closed = true;
+        self.liveness.pause(true, now);
+        if let Some(event) = simple.closed() {
+            self.streams.handle_event(event);
+        }
+        self.streams.carrier_closed();
+        Ok(())
+    }
+
+    fn handle_timeouts(&mut self) -> Result<(), Lost<C::Error>> {
+        let now = self.streams.now;
+        self.streams.release();
+        while let Some(id) = self.streams.wire.poll_rested(now) {
+            self.streams.wake(id);
+        }
+        if let Some(since) = self.stuck_since {
+            // A single stream holds up nobody but itself.
+            if since + STUCK <= now {
+                self.stuck_since = Some(now);
+                if self.streams.len() > 1 {
+                    self.streams.cut_largest();
+                }
+            }
+        } else if self.streams.wire.next_timeout().is_some_and(|at| at <= now) {
+            self.streams
+                .wire
+                .handle_timeout(now)
+                .map_err(|error| match error {
+                    yamux::Error::PingTimeout => Lost::PingTimeout,
+                    other => Lost::Fault(Fault::Yamux(other)),
+                })?;
+        }
+        while let Some(due) = self.liveness.poll(now) {
+            match due {
+                Due::Ping(payload) => self.carrier.ping(&payload),
+                Due::Proof => self.streams.wire.ask_for_proof(now),
+                Due::Dead => return Err(Lost::PingTimeout),
+            }
+        }
+        if self.sweep_at <= now {
+            self.streams.sweep();
+            self.sweep_at = now + SWEEP;
+        }
+        Ok(())
+    }
+
+    // ------------------------------------------------------------------ the end
+
+    /// Cuts off what is left, gives back as events what was not begun, and tells the peer, as far as it takes it.
+    /// [`poll_close`](Self::poll_close) sends that.
+    pub fn say_goodbye(&mut self, ended: &Ended<C::Error>) {
+        self.streams.return_waiting(Returned::Ended);
+        self.streams.cut_all(Abort::SessionLost);
+        let code = match ended {
+            Ended::Retired => CloseCode::Normal,
+            Ended::Shutdown => CloseCode::GoingAway,
+            Ended::Lost(Lost::Fault(Fault::Text(_))) => CloseCode::TooBig,
+            Ended::Lost(Lost::Fault(Fault::Yamux(_))) => CloseCode::ProtocolError,
+            Ended::Lost(Lost::PingTimeout) => CloseCode::GoingAway,
+            // The carrier knows better.
+            Ended::Lost(Lost::Carrier(_) | Lost::Closed(_)) => CloseCode::Normal,
+        };
+        self.streams.wire.say_goodbye();
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Poll::Ready(Ok(())) = self.carrier.poll_ready(&mut cx) {
+            let space = self.carrier.space();
+            let Some((length, kind)) = self.streams.wire.poll_control(space, self.streams.now)
+            else {
+                break;
+            };
+            self.carrier.add(length);
+            if self.carrier.commit(kind).is_err() {
+                break;
+            }
+        }
+        self.carrier.close(code);
+    }
+
+    /// Sends the goodbye and ends the carrier.
+    ///
+    /// # Errors
+    /// The carrier broke.
+    pub fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), C::Error>> {
+        self.carrier.poll_close(cx)
+    }
+}
+
+/// What a turn came to.
+enum Turn {
+    /// Nothing more can be done now.
+    Idle,
+    /// There is more to do.
+    More,
+    /// The session is over.
+    Over,
+}

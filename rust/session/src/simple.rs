@@ -1,0 +1,470 @@
+//! Simple mode's protocol: one stream on a connection of its own. Texts control it, binary messages carry its bytes.
+//!
+//! The deployed form begins with `CONNECT:host:port|`, is answered with `CONNECTED` or `ERROR:reason`, and ends in both
+//! directions with `CLOSE`. The extended form is used only with a server that announced `simple-open` in its 101: it begins
+//! with `OPEN:host:port`, bytes may follow at once, a failure is `FAILED:word:reason`, and `FIN` ends one direction.
+
+use std::collections::VecDeque;
+
+use ech_workers_yamux::StreamId;
+
+use crate::end::{Refusal, Status};
+use crate::wire::Event;
+
+/// A control text is a word and at most a reason.
+const TEXT_MAX: usize = 4096;
+/// Texts that wait to be sent: an answer, an end, a goodbye, and one answer to a keep-alive text.
+const TEXTS_MAX: usize = 8;
+/// The text that ends the connection. A deployed server takes a binary message of just these bytes for it, too.
+pub(crate) const CLOSE: &[u8] = b"CLOSE";
+
+/// The only stream of the session.
+pub(crate) const STREAM: StreamId = match StreamId::new(1) {
+    Some(id) => id,
+    None => unreachable!(),
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// No request was sent or received yet.
+    Idle,
+    /// The request is under way, or its target is being connected.
+    Requested,
+    /// The answer was given.
+    Connected,
+    /// Both directions have ended, or the connection was given up.
+    Over,
+}
+
+/// One side of a connection in simple mode.
+#[derive(Debug)]
+pub(crate) struct Simple {
+    client: bool,
+    /// The extended form is spoken. On a server that depends on the request.
+    extended: bool,
+    phase: Phase,
+    /// A text that has not ended yet.
+    partial: Vec<u8>,
+    texts: VecDeque<Vec<u8>>,
+    sent_end: bool,
+    received_end: bool,
+}
+
+impl Simple {
+    pub(crate) const fn new(client: bool, extended: bool) -> Self {
+        Self {
+            client,
+            extended,
+            phase: Phase::Idle,
+            partial: Vec::new(),
+            texts: VecDeque::new(),
+            sent_end: false,
+            received_end: false,
+        }
+    }
+
+    /// Client: asks for the target. False if the connection was used before.
+    pub(crate) fn open(&mut self, authority: &[u8]) -> bool {
+        if self.phase != Phase::Idle {
+            return false;
+        }
+        self.phase = Phase::Requested;
+        let mut request = if self.extended {
+            b"OPEN:".to_vec()
+        } else {
+            b"CONNECT:".to_vec()
+        };
+        request.extend_from_slice(authority);
+        if !self.extended {
+            // The bar is always there and nothing follows it: a Worker would mangle bytes in a text.
+            request.push(b'|');
+        }
+        self.push(request);
+        true
+    }
+
+    /// Server: the target is connected, or not.
+    pub(crate) fn answer(&mut self, outcome: &Refusal) {
+        if self.phase != Phase::Requested {
+            return;
+        }
+        if outcome.status == Status::Succeeded {
+            self.phase = Phase::Connected;
+            self.push(b"CONNECTED".to_vec());
+            return;
+        }
+        self.phase = Phase::Over;
+        self.sent_end = true;
+        self.push(if self.extended {
+            format!("FAILED:{}:{}", word(outcome.status), outcome.reason).into_bytes()
+        } else {
+            format!("ERROR:{}", outcome.reason).into_bytes()
+        });
+    }
+
+    /// Whether binary messages may be sent now.
+    pub(crate) fn may_send(&self) -> bool {
+        !self.sent_end
+            && match self.phase {
+                Phase::Connected => true,
+                Phase::Requested => self.client && self.extended,
+                Phase::Idle | Phase::Over => false,
+            }
+    }
+
+    /// No more bytes go to the peer.
+    pub(crate) fn finish(&mut self) {
+        if self.sent_end || self.phase == Phase::Over {
+            return;
+        }
+        self.sent_end = true;
+        if self.extended {
+            self.push(b"FIN".to_vec());
+        } else {
+            // In the deployed form it ends both directions.
+            self.received_end = true;
+            self.push(CLOSE.to_vec());
+        }
+        self.settle();
+    }
+
+    /// Gives the stream up: what ends the connection is not to look like the end of the data.
+    pub(crate) fn reset(&mut self) {
+        self.phase = Phase::Over;
+    }
+
+    /// The peer's bytes are of use.
+    pub(crate) fn may_receive(&self) -> bool {
+        !self.received_end && self.phase != Phase::Over && self.phase != Phase::Idle
+    }
+
+    /// The stream has ended in both directions, or was given up.
+    pub(crate) fn is_over(&self) -> bool {
+        self.phase == Phase::Over
+    }
+
+    /// Nothing was asked for yet.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.phase == Phase::Idle
+    }
+
+    /// The next text to send.
+    pub(crate) fn poll_text(&mut self) -> Option<Vec<u8>> {
+        self.texts.pop_front()
+    }
+
+    pub(crate) fn has_text(&self) -> bool {
+        !self.texts.is_empty()
+    }
+
+    /// The last text: deployed servers and Workers know the end of the connection by it.
+    pub(crate) fn say_goodbye(&mut self) {
+        if !self.extended && !self.sent_end && self.phase != Phase::Idle {
+            self.sent_end = true;
+            self.push(CLOSE.to_vec());
+        }
+    }
+
+    /// The peer closed the connection under the stream, or at its end.
+    pub(crate) fn closed(&mut self) -> Option<Event> {
+        if self.phase == Phase::Over || self.phase == Phase::Idle {
+            return None;
+        }
+        // Nothing can be sent any more.
+        self.phase = Phase::Over;
+        self.sent_end = true;
+        if self.extended {
+            // It should have waited for both directions to end.
+            return Some(Event::Reset(STREAM));
+        }
+        let ended = std::mem::replace(&mut self.received_end, true);
+        (!ended).then_some(Event::Finished(STREAM))
+    }
+
+    /// A part of a text. `None`: it means nothing, or is not whole.
+    ///
+    /// # Errors
+    /// It is longer than any text of the protocol.
+    pub(crate) fn receive(
+        &mut self,
+        part: &[u8],
+        end: bool,
+    ) -> Result<Option<Event>, &'static str> {
+        if self.partial.len() + part.len() > TEXT_MAX {
+            return Err("the peer sent a text of over 4 KiB");
+        }
+        self.partial.extend_from_slice(part);
+        if !end {
+            return Ok(None);
+        }
+        let text = std::mem::take(&mut self.partial);
+        Ok(self.understand(&text))
+    }
+
+    fn understand(&mut self, text: &[u8]) -> Option<Event> {
+        match self.phase {
+            Phase::Idle if !self.client => return self.requested(text),
+            Phase::Requested if self.client => {
+                if text == b"CONNECTED" {
+                    self.phase = Phase::Connected;
+                    return Some(Event::Answered(STREAM, Refusal::new(Status::Succeeded, "")));
+                }
+                if let Some(refusal) = refusal(text) {
+                    self.phase = Phase::Over;
+                    self.sent_end = true;
+                    return Some(Event::Answered(STREAM, refusal));
+                }
+                if text == CLOSE {
+                    self.phase = Phase::Over;
+                    self.sent_end = true;
+                    let refusal = Refusal::new(Status::General, "the server ended the connection");
+                    return Some(Event::Answered(STREAM, refusal));
+                }
+            }
+            _ => {}
+        }
+        match text {
+            b"FIN" if self.extended && !self.received_end => {
+                self.received_end = true;
+                self.settle();
+                return Some(Event::Finished(STREAM));
+            }
+            CLOSE if self.extended => {
+                let cut = !self.received_end && self.phase != Phase::Over;
+                self.phase = Phase::Over;
+                return cut.then_some(Event::Reset(STREAM));
+            }
+            CLOSE if !self.received_end => {
+                self.received_end = true;
+                self.settle();
+                return Some(Event::Finished(STREAM));
+            }
+            // Some Workers keep the connection alive with texts of their own.
+            b"PING" => self.push(b"PONG".to_vec()),
+            _ => tracing::debug!(
+                "ignored a text of {} bytes that has no meaning here",
+                text.len()
+            ),
+        }
+        None
+    }
+
+    /// Server: the first text.
+    fn requested(&mut self, text: &[u8]) -> Option<Event> {
+        self.phase = Phase::Requested;
+        if let Some(authority) = text.strip_prefix(b"OPEN:") {
+            self.extended = true;
+            return Some(Event::Requested(STREAM, authority.to_vec(), Vec::new()));
+        }
+        self.extended = false;
+        let request = text.strip_prefix(b"CONNECT:").and_then(|rest| {
+            let bar = rest.iter().position(|&byte| byte == b'|')?;
+            let (authority, behind) = rest.split_at(bar);
+            // Deployed clients send nothing behind the bar; what another one does send is for the target.
+            Some((authority.to_vec(), behind.get(1..).unwrap_or_default()))
+        });
+        match request {
+            Some((authority, behind)) => Some(Event::Requested(STREAM, authority, behind.to_vec())),
+            None => {
+                self.answer(&Refusal::new(
+                    Status::General,
+                    "expected CONNECT:host:port|",
+                ));
+                None
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        if self.sent_end && self.received_end {
+            self.phase = Phase::Over;
+        }
+    }
+
+    fn push(&mut self, text: Vec<u8>) {
+        if self.texts.len() < TEXTS_MAX {
+            self.texts.push_back(text);
+        }
+    }
+}
+
+/// How many of these bytes may go as one binary message: not all of them, where a deployed server would take them for
+/// the end.
+pub(crate) fn sendable(bytes: &[u8]) -> usize {
+    if bytes == CLOSE {
+        CLOSE.len() - 1
+    } else {
+        bytes.len()
+    }
+}
+
+const WORDS: [(Status, &str); 9] = [
+    (Status::Refused, "refused"),
+    (Status::TimedOut, "timed-out"),
+    (Status::NameNotFound, "unknown-name"),
+    (Status::NotAllowed, "not-allowed"),
+    (Status::HostUnreachable, "host-unreachable"),
+    (Status::NetworkUnreachable, "network-unreachable"),
+    (Status::PlatformAddress, "platform-address"),
+    (Status::SocketLimit, "socket-limit"),
+    (Status::General, "failed"),
+];
+
+fn word(status: Status) -> &'static str {
+    WORDS
+        .iter()
+        .find(|(of, _)| *of == status)
+        .map_or("failed", |(_, word)| word)
+}
+
+/// A refusal of either form.
+fn refusal(text: &[u8]) -> Option<Refusal> {
+    let text = String::from_utf8_lossy(text);
+    if let Some(reason) = text.strip_prefix("ERROR:") {
+        return Some(Refusal::new(Status::General, reason.trim()));
+    }
+    let (word, reason) = text.strip_prefix("FAILED:")?.split_once(':')?;
+    let status = WORDS
+        .iter()
+        .find(|(_, of)| *of == word)
+        .map_or(Status::General, |(status, _)| *status);
+    Some(Refusal::new(status, reason.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(simple: &mut Simple, text: &str) -> Option<Event> {
+        simple.receive(text.as_bytes(), true).unwrap()
+    }
+
+    fn sent(simple: &mut Simple) -> Vec<String> {
+        std::iter::from_fn(|| simple.poll_text())
+            .map(|text| String::from_utf8(text).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn the_deployed_form_is_what_deployed_servers_and_workers_speak() {
+        let mut client = Simple::new(true, false);
+        assert!(client.open(b"a.test:443"));
+        assert!(!client.open(b"b.test:443"));
+        assert_eq!(sent(&mut client), ["CONNECT:a.test:443|"]);
+        assert!(!client.may_send());
+        assert!(matches!(
+            text(&mut client, "CONNECTED"),
+            Some(Event::Answered(_, refusal)) if refusal.status == Status::Succeeded
+        ));
+        assert!(client.may_send());
+        assert_eq!(text(&mut client, "CLOSE"), Some(Event::Finished(STREAM)));
+        assert!(!client.is_over());
+        client.finish();
+        assert!(client.is_over());
+        assert_eq!(sent(&mut client), ["CLOSE"]);
+    }
+
+    #[test]
+    fn the_extended_form_closes_each_direction_by_itself() {
+        let mut client = Simple::new(true, true);
+        let mut server = Simple::new(false, true);
+        assert!(client.open(b"a.test:443"));
+        assert!(client.may_send(), "early data may follow the request");
+        assert_eq!(sent(&mut client), ["OPEN:a.test:443"]);
+        assert_eq!(
+            text(&mut server, "OPEN:a.test:443"),
+            Some(Event::Requested(STREAM, b"a.test:443".to_vec(), Vec::new()))
+        );
+        server.answer(&Refusal::new(Status::Succeeded, ""));
+        assert_eq!(sent(&mut server), ["CONNECTED"]);
+        text(&mut client, "CONNECTED");
+        client.finish();
+        assert_eq!(sent(&mut client), ["FIN"]);
+        assert_eq!(text(&mut server, "FIN"), Some(Event::Finished(STREAM)));
+        assert!(server.may_send() && !server.is_over());
+        server.finish();
+        assert!(server.is_over());
+        assert_eq!(sent(&mut server), ["FIN"]);
+        assert_eq!(text(&mut client, "FIN"), Some(Event::Finished(STREAM)));
+        assert!(client.is_over());
+    }
+
+    #[test]
+    fn a_failure_keeps_its_kind_in_the_extended_form() {
+        for (status, _) in WORDS {
+            let mut client = Simple::new(true, true);
+            let mut server = Simple::new(false, true);
+            client.open(b"a.test:443");
+            text(&mut server, "OPEN:a.test:443");
+            let refusal = Refusal::new(status, "a.test:443: because");
+            server.answer(&refusal);
+            let answer = sent(&mut server).remove(0);
+            assert_eq!(
+                text(&mut client, &answer),
+                Some(Event::Answered(STREAM, refusal))
+            );
+        }
+    }
+
+    #[test]
+    fn an_extended_connection_that_ends_without_fin_is_a_reset() {
+        let mut client = Simple::new(true, true);
+        client.open(b"a.test:443");
+        text(&mut client, "CONNECTED");
+        assert_eq!(client.closed(), Some(Event::Reset(STREAM)));
+        let mut client = Simple::new(true, false);
+        client.open(b"a.test:443");
+        text(&mut client, "CONNECTED");
+        assert_eq!(client.closed(), Some(Event::Finished(STREAM)));
+    }
+
+    #[test]
+    fn bytes_behind_the_bar_are_for_the_target() {
+        let mut server = Simple::new(false, false);
+        assert_eq!(
+            text(&mut server, "CONNECT:[::1]:80|hello|"),
+            Some(Event::Requested(
+                STREAM,
+                b"[::1]:80".to_vec(),
+                b"hello|".to_vec()
+            ))
+        );
+        let mut server = Simple::new(false, false);
+        assert_eq!(text(&mut server, "GET / HTTP/1.1"), None);
+        assert_eq!(sent(&mut server), ["ERROR:expected CONNECT:host:port|"]);
+        assert!(server.is_over());
+    }
+
+    #[test]
+    fn a_text_may_be_split_and_has_a_limit() {
+        let mut client = Simple::new(true, false);
+        client.open(b"a.test:443");
+        assert_eq!(client.receive(b"ERROR:no", false), Ok(None));
+        assert_eq!(
+            client.receive(b" such host", true),
+            Ok(Some(Event::Answered(
+                STREAM,
+                Refusal::new(Status::General, "no such host")
+            )))
+        );
+        assert!(client.receive(&[b'x'; TEXT_MAX + 1], true).is_err());
+    }
+
+    #[test]
+    fn a_workers_keep_alive_is_answered_and_other_texts_mean_nothing() {
+        let mut client = Simple::new(true, false);
+        client.open(b"a.test:443");
+        text(&mut client, "CONNECTED");
+        sent(&mut client);
+        assert_eq!(text(&mut client, "PING"), None);
+        assert_eq!(text(&mut client, "{\"a\":1}"), None);
+        assert_eq!(sent(&mut client), ["PONG"]);
+    }
+
+    #[test]
+    fn five_bytes_that_spell_the_end_are_sent_in_two_messages() {
+        assert_eq!(sendable(b"CLOSE"), 4);
+        assert_eq!(sendable(b"CLOSE!"), 6);
+        assert_eq!(sendable(b"E"), 1);
+    }
+}

@@ -1,0 +1,203 @@
+//! What is spoken over the carrier: yamux with many streams, or simple mode with one.
+
+use std::time::{Duration, Instant};
+
+use ech_workers_yamux::{self as yamux, Connection, GoAwayCode, StreamId};
+
+use crate::carrier::MessageKind;
+use crate::end::Refusal;
+use crate::simple::{self, Simple};
+
+/// What the peer's bytes mean.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// Server: a stream was opened; its preamble follows as data.
+    Opened(StreamId),
+    /// Server: a stream was opened, and this is its target. These bytes are already for it.
+    Requested(StreamId, Vec<u8>, Vec<u8>),
+    /// Client: what became of the request.
+    Answered(StreamId, Refusal),
+    /// The peer sends nothing more on the stream.
+    Finished(StreamId),
+    /// The peer cut the stream off.
+    Reset(StreamId),
+    /// Client: the peer refused the stream before it showed that it knows it. Nothing of it was used.
+    Refused(StreamId),
+    /// The stream may be sent on again.
+    Writable(StreamId),
+    /// The peer takes no new streams.
+    GoAway(GoAwayCode),
+}
+
+/// The protocol of a session.
+#[derive(Debug)]
+pub(crate) enum Wire {
+    Yamux(Box<Connection>),
+    Simple(Simple),
+}
+
+impl Wire {
+    /// Bytes in front of a stream's payload.
+    pub(crate) const fn header_len(&self) -> usize {
+        match self {
+            Self::Yamux(_) => yamux::HEADER_LEN,
+            Self::Simple(_) => 0,
+        }
+    }
+
+    pub(crate) const fn is_simple(&self) -> bool {
+        matches!(self, Self::Simple(_))
+    }
+
+    /// Opens a stream. In simple mode that is the request, too; in yamux the stream's first bytes are.
+    pub(crate) fn open(&mut self, authority: &[u8]) -> Result<StreamId, yamux::OpenError> {
+        match self {
+            Self::Yamux(connection) => connection.open(),
+            Self::Simple(simple) => simple
+                .open(authority)
+                .then_some(simple::STREAM)
+                .ok_or(yamux::OpenError::IdsExhausted),
+        }
+    }
+
+    /// How many bytes may be sent on the stream before a message has to end.
+    pub(crate) fn poll_room(&mut self, id: StreamId, now: Instant) -> usize {
+        match self {
+            Self::Yamux(connection) => connection.poll_room(id, now),
+            Self::Simple(simple) if simple.may_send() => usize::MAX,
+            Self::Simple(_) => 0,
+        }
+    }
+
+    /// Writes what goes before `length` bytes of the stream to the front of `space`. Returns how many bytes of both make
+    /// the message: all of them, or fewer where the message may not be whole.
+    pub(crate) fn begin_message(&mut self, id: StreamId, length: usize, space: &mut [u8]) -> usize {
+        match self {
+            Self::Yamux(connection) => {
+                let header = connection.data_header(id, length);
+                if let Some(place) = space.get_mut(..yamux::HEADER_LEN) {
+                    place.copy_from_slice(&header);
+                }
+                yamux::HEADER_LEN + length
+            }
+            Self::Simple(_) => simple::sendable(space.get(..length).unwrap_or_default()),
+        }
+    }
+
+    /// The end took bytes of the stream.
+    pub(crate) fn consumed(&mut self, id: StreamId, bytes: usize, now: Instant) {
+        if let Self::Yamux(connection) = self {
+            connection.consumed(id, bytes, now);
+        }
+    }
+
+    /// Ends our direction of the stream.
+    pub(crate) fn finish(&mut self, id: StreamId) {
+        match self {
+            Self::Yamux(connection) => connection.finish(id),
+            Self::Simple(simple) => simple.finish(),
+        }
+    }
+
+    /// Cuts the stream off.
+    pub(crate) fn reset(&mut self, id: StreamId) {
+        match self {
+            Self::Yamux(connection) => connection.reset(id),
+            Self::Simple(simple) => simple.reset(),
+        }
+    }
+
+    /// Whether [`poll_control`](Self::poll_control) may have something.
+    pub(crate) fn has_control(&self) -> bool {
+        match self {
+            Self::Yamux(connection) => connection.has_control(),
+            Self::Simple(simple) => simple.has_text(),
+        }
+    }
+
+    /// Writes the next control frame or text to the front of `space`: its length and kind.
+    pub(crate) fn poll_control(
+        &mut self,
+        space: &mut [u8],
+        now: Instant,
+    ) -> Option<(usize, MessageKind)> {
+        match self {
+            Self::Yamux(connection) => {
+                let place = space.get_mut(..yamux::HEADER_LEN)?;
+                place.copy_from_slice(&connection.poll_control(now)?);
+                Some((yamux::HEADER_LEN, MessageKind::Binary))
+            }
+            Self::Simple(simple) => {
+                let text = simple.poll_text()?;
+                let length = text.len().min(space.len());
+                space
+                    .iter_mut()
+                    .zip(&text)
+                    .for_each(|(to, from)| *to = *from);
+                Some((length, MessageKind::Text))
+            }
+        }
+    }
+
+    /// Says that this side takes no new streams, or, at the end, that the session is over.
+    pub(crate) fn go_away(&mut self, code: GoAwayCode) {
+        if let Self::Yamux(connection) = self {
+            connection.go_away(code);
+        }
+    }
+
+    /// The last words before the carrier's own goodbye.
+    pub(crate) fn say_goodbye(&mut self) {
+        match self {
+            Self::Yamux(connection) => connection.go_away(GoAwayCode::Normal),
+            Self::Simple(simple) => simple.say_goodbye(),
+        }
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) and [`poll_rested`](Self::poll_rested) are to be called.
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
+        match self {
+            Self::Yamux(connection) => connection.next_timeout(),
+            Self::Simple(_) => None,
+        }
+    }
+
+    /// # Errors
+    /// The other end of the session did not answer a ping in time.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Result<(), yamux::Error> {
+        match self {
+            Self::Yamux(connection) => connection.handle_timeout(now),
+            Self::Simple(_) => Ok(()),
+        }
+    }
+
+    /// A stream that may be sent on again after a rest.
+    pub(crate) fn poll_rested(&mut self, now: Instant) -> Option<StreamId> {
+        match self {
+            Self::Yamux(connection) => connection.poll_rested(now),
+            Self::Simple(_) => None,
+        }
+    }
+
+    /// Asks the other end of the session for a proof of life. Simple mode has no way to.
+    pub(crate) fn ask_for_proof(&mut self, now: Instant) {
+        if let Self::Yamux(connection) = self {
+            connection.ping(now);
+        }
+    }
+
+    /// Nothing was read for a while, so a ping under way has all its time again.
+    pub(crate) fn excuse_ping(&mut self, now: Instant) {
+        if let Self::Yamux(connection) = self {
+            connection.excuse_ping(now);
+        }
+    }
+
+    /// The last round trip measured from end to end.
+    pub(crate) fn round_trip(&self) -> Option<Duration> {
+        match self {
+            Self::Yamux(connection) => connection.round_trip(),
+            Self::Simple(_) => None,
+        }
+    }
+}

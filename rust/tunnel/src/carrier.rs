@@ -1,0 +1,395 @@
+//! A WebSocket inside TLS: the carrier of a session.
+//!
+//! The session writes straight into the plaintext of the next TLS record, behind room for the WebSocket header. When a
+//! message is committed, its header is written, its payload masked in place, and the record is sealed when it is full or when
+//! everything goes out. So what is sent in one turn shares a record where it fits.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::task::{Context, Poll, ready};
+
+use ech_workers_session::{Carrier, CloseCode, Closed, Incoming, MessageKind};
+use ech_workers_tls::TlsStream;
+use ech_workers_websocket::{self as websocket, Decoder, OpCode, Role};
+#[cfg(target_os = "linux")]
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use crate::failure::{Code, Failure, Layer};
+
+/// Below this much room a record is sealed rather than filled with another message.
+const ROOM_MIN: usize = 1024;
+/// Pings and pongs that wait to be sent. A peer that pings faster than it reads gets answers to its latest pings only,
+/// as RFC 6455 section 5.5.3 allows.
+const CONTROLS_MAX: usize = 8;
+
+/// The longest header of a message that fits a record (RFC 6455 section 5.2: 2 bytes, a 16-bit length, a mask).
+const fn header_room(role: Role) -> usize {
+    match role {
+        Role::Client => 8,
+        Role::Server => 4,
+    }
+}
+
+/// Masking keys, drawn from the system in blocks: unpredictable (RFC 6455 section 10.3) without a system call a message.
+struct MaskingKeys {
+    block: [u8; 256],
+    next: usize,
+}
+
+impl MaskingKeys {
+    const fn new() -> Self {
+        Self {
+            block: [0; 256],
+            next: 256,
+        }
+    }
+
+    fn draw(&mut self) -> io::Result<[u8; 4]> {
+        if self.next >= self.block.len() {
+            getrandom::fill(&mut self.block)
+                .map_err(|error| io::Error::other(error.to_string()))?;
+            self.next = 0;
+        }
+        let mut key = [0; 4];
+        if let Some(drawn) = self.block.get(self.next..self.next + 4) {
+            key.copy_from_slice(drawn);
+        }
+        self.next += 4;
+        Ok(key)
+    }
+}
+
+/// Takes the pacing off a session's TCP connection if that is on loopback.
+///
+/// A congestion control that paces (BBR, where it is the system's default) uses a timer for each few segments. On loopback that
+/// is all it does: without it the sender of eight streams takes an eighth less CPU time. On every other path the system's
+/// choice stands.
+pub(crate) fn unpace_loopback(tcp: &TcpStream, peer: SocketAddr) {
+    #[cfg(target_os = "linux")]
+    if peer.ip().to_canonical().is_loopback() {
+        // Only the cost depends on it.
+        let _ = SockRef::from(tcp).set_tcp_congestion(b"reno");
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (tcp, peer);
+}
+
+/// A WebSocket inside TLS, after the opening handshake.
+pub(crate) struct WebSocket {
+    tls: TlsStream,
+    role: Role,
+    decoder: Decoder,
+    /// What came behind the opening handshake; decoded with the first call.
+    early: Vec<u8>,
+    early_is_decoded: bool,
+    /// Where the contents of the records that were received last lie.
+    records: Vec<Range<usize>>,
+    keys: MaskingKeys,
+    /// Bytes of the record being filled that are whole frames.
+    framed: usize,
+    /// Bytes of the message being filled behind them.
+    filled: usize,
+    /// Control frames that wait for the next record.
+    controls: VecDeque<(OpCode, Vec<u8>)>,
+    /// The code of the goodbye, where what the peer did decides it.
+    close_code: Option<u16>,
+    closing: bool,
+}
+
+impl WebSocket {
+    /// `early`: bytes that were received behind the opening handshake.
+    pub(crate) fn new(tls: TlsStream, role: Role, early: Vec<u8>) -> Self {
+        Self {
+            tls,
+            role,
+            decoder: Decoder::new(role),
+            early,
+            early_is_decoded: false,
+            records: Vec::new(),
+            keys: MaskingKeys::new(),
+            framed: 0,
+            filled: 0,
+            controls: VecDeque::new(),
+            close_code: None,
+            closing: false,
+        }
+    }
+
+    /// Writes the header before the message being filled and masks it.
+    fn end_message(&mut self, opcode: OpCode) -> io::Result<()> {
+        let room = header_room(self.role);
+        let length = std::mem::take(&mut self.filled);
+        let mask = match self.role {
+            Role::Client => Some(self.keys.draw()?),
+            Role::Server => None,
+        };
+        let header = websocket::header_len(self.role, length);
+        let Some(message) = self.tls.unsealed().get_mut(self.framed..) else {
+            return Err(lost_message());
+        };
+        if message.len() < room + length {
+            return Err(lost_message());
+        }
+        if header < room {
+            message.copy_within(room..room + length, header);
+        }
+        websocket::encode_header(message, opcode, true, length, mask);
+        if let Some(key) = mask {
+            let payload = message.get_mut(header..header + length);
+            websocket::mask(payload.unwrap_or_default(), key, 0);
+        }
+        self.framed += header + length;
+        Ok(())
+    }
+
+    /// Seals the record being filled, if there is one.
+    fn seal(&mut self) -> io::Result<()> {
+        match std::mem::take(&mut self.framed) {
+            0 => Ok(()),
+            length => self.tls.seal(length),
+        }
+    }
+
+    /// Puts the control frames that wait into the record being filled, as far as they fit.
+    fn write_controls(&mut self) -> io::Result<()> {
+        while let Some(length) = self.controls.front().map(|(_, payload)| payload.len()) {
+            if self.filled > 0 || self.space().len() < length {
+                break;
+            }
+            if let Some((opcode, payload)) = self.controls.pop_front() {
+                self.space()
+                    .iter_mut()
+                    .zip(&payload)
+                    .for_each(|(to, from)| *to = *from);
+                self.filled = payload.len();
+                self.end_message(opcode)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn control(&mut self, opcode: OpCode, payload: Vec<u8>) {
+        if self.controls.len() == CONTROLS_MAX {
+            self.controls.pop_front();
+        }
+        self.controls.push_back((opcode, payload));
+    }
+
+    /// Decodes what lies at `range` of `buffer`.
+    fn decode(
+        decoder: &mut Decoder,
+        buffer: &mut [u8],
+        range: Range<usize>,
+        incoming: &mut Vec<Incoming>,
+        mut control: impl FnMut(Control),
+    ) -> Result<(), Failure> {
+        let mut at = range.start;
+        while let Some(input) = buffer.get_mut(at..range.end)
+            && !input.is_empty()
+        {
+            let (used, event) = decoder.decode(input).map_err(|error| {
+                control(Control::Fault(error.close_code()));
+                Failure::new(
+                    Layer::WebSocket,
+                    Code::WebSocketProtocol,
+                    format!("the peer broke RFC 6455: {error}"),
+                )
+            })?;
+            match event {
+                Some(websocket::Event::Data { kind, range, end }) => {
+                    let range = at + range.start..at + range.end;
+                    incoming.push(match kind {
+                        websocket::MessageKind::Binary => Incoming::Bytes(range),
+                        websocket::MessageKind::Text => Incoming::Text { range, end },
+                    });
+                }
+                Some(websocket::Event::Ping(payload)) => control(Control::Pong(payload.to_vec())),
+                Some(websocket::Event::Pong(payload)) => {
+                    incoming.push(Incoming::Pong(payload.to_vec()));
+                }
+                Some(websocket::Event::Close(reason)) => {
+                    let code = reason.as_ref().map(|reason| reason.code);
+                    control(Control::Closed(code));
+                    incoming.push(Incoming::Closed(Closed {
+                        goodbye: true,
+                        code,
+                        description: reason.map(|reason| reason.to_string()).unwrap_or_default(),
+                    }));
+                }
+                None => {}
+            }
+            at += used;
+        }
+        Ok(())
+    }
+}
+
+/// What a control frame, or a frame that is none, asks of the outgoing direction.
+enum Control {
+    /// Answer a ping.
+    Pong(Vec<u8>),
+    /// The peer closed with this code.
+    Closed(Option<u16>),
+    /// The peer broke the protocol; this is the code to close with.
+    Fault(u16),
+}
+
+fn lost_message() -> io::Error {
+    io::Error::other("a message was lost while it was filled")
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "given to map_err")]
+fn broken(error: io::Error) -> Failure {
+    Failure::transport(&error)
+}
+
+impl Carrier for WebSocket {
+    type Error = Failure;
+
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        incoming: &mut Vec<Incoming>,
+    ) -> Poll<Result<&[u8], Failure>> {
+        incoming.clear();
+        let (controls, close_code) = (&mut self.controls, &mut self.close_code);
+        let mut control = |control| match control {
+            Control::Pong(payload) => {
+                if controls.len() == CONTROLS_MAX {
+                    controls.pop_front();
+                }
+                controls.push_back((OpCode::Pong, payload));
+            }
+            // Without a code there is none to echo (RFC 6455 section 7.1.5).
+            Control::Closed(code) => *close_code = code,
+            Control::Fault(code) => *close_code = Some(code),
+        };
+        if !self.early_is_decoded {
+            self.early_is_decoded = true;
+            if !self.early.is_empty() {
+                let all = 0..self.early.len();
+                Self::decode(&mut self.decoder, &mut self.early, all, incoming, control)?;
+                return Poll::Ready(Ok(&self.early));
+            }
+        }
+        self.early = Vec::new();
+        let opened = ready!(self.tls.poll_open_batch(cx, &mut self.records)).map_err(broken)?;
+        let Some(buffer) = opened else {
+            incoming.push(Incoming::Closed(Closed {
+                goodbye: false,
+                code: None,
+                description: String::new(),
+            }));
+            return Poll::Ready(Ok(&[]));
+        };
+        for record in &self.records {
+            Self::decode(
+                &mut self.decoder,
+                buffer,
+                record.clone(),
+                incoming,
+                &mut control,
+            )?;
+        }
+        Poll::Ready(Ok(buffer))
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        if self.framed > 0 && self.space().len() < ROOM_MIN {
+            self.seal().map_err(broken)?;
+        }
+        if self.framed == 0 {
+            ready!(self.tls.poll_ready(cx)).map_err(broken)?;
+        }
+        self.write_controls().map_err(broken)?;
+        Poll::Ready(Ok(()))
+    }
+
+    fn space(&mut self) -> &mut [u8] {
+        let start = self.framed + header_room(self.role) + self.filled;
+        self.tls.record().get_mut(start..).unwrap_or_default()
+    }
+
+    fn spaces(&mut self, most: usize) -> impl Iterator<Item = &mut [u8]> {
+        // If the record cannot be sealed, the connection says so at the next call.
+        let most = if self.seal().is_ok() { most } else { 0 };
+        let room = header_room(self.role);
+        self.tls
+            .records(most)
+            .map(move |record| record.get_mut(room..).unwrap_or_default())
+    }
+
+    fn add(&mut self, n: usize) {
+        self.filled += n;
+    }
+
+    fn filled(&self) -> usize {
+        self.filled
+    }
+
+    fn commit(&mut self, kind: MessageKind) -> Result<(), Failure> {
+        let opcode = match kind {
+            MessageKind::Binary => OpCode::Binary,
+            MessageKind::Text => OpCode::Text,
+        };
+        self.end_message(opcode).map_err(broken)?;
+        if self.space().len() < ROOM_MIN {
+            self.seal().map_err(broken)?;
+        }
+        Ok(())
+    }
+
+    fn ping(&mut self, payload: &[u8]) {
+        self.control(OpCode::Ping, payload.to_vec());
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        loop {
+            self.seal().map_err(broken)?;
+            if self.controls.is_empty() {
+                return self.tls.poll_flush(cx).map_err(broken);
+            }
+            ready!(self.poll_ready(cx))?;
+        }
+    }
+
+    fn close(&mut self, code: CloseCode) {
+        if !self.closing {
+            self.closing = true;
+            let code = self.close_code.unwrap_or(code as u16);
+            self.control(OpCode::Close, code.to_be_bytes().to_vec());
+        }
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        ready!(self.poll_flush(cx))?;
+        self.tls.poll_close(cx).map_err(broken)
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_connection_on_loopback_is_taken_from_the_systems_congestion_control() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peer = listener.local_addr().unwrap();
+        let tcp = TcpStream::connect(peer).await.unwrap();
+        let control = || {
+            let name = SockRef::from(&tcp).tcp_congestion().unwrap();
+            String::from_utf8(name)
+                .unwrap()
+                .trim_end_matches('\0')
+                .to_owned()
+        };
+        let system = control();
+        unpace_loopback(&tcp, "192.0.2.1:443".parse().unwrap());
+        assert_eq!(control(), system);
+        unpace_loopback(&tcp, peer);
+        assert_eq!(control(), "reno");
+    }
+}

@@ -1,0 +1,354 @@
+//! Runs a session on the runtime: its task, its timer, and the requests that reach it.
+
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use ech_workers_session::{self as session, Ended as SessionEnded, LocalEnd, Lost, Open, Session};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::time::Sleep;
+
+use crate::carrier::WebSocket;
+use crate::counters::{Counter, Traffic};
+use crate::failure::{Code, Ended, Failure, Layer};
+use crate::panics::catch;
+
+/// Requests that wait for one driver to take them.
+const OPENS: usize = 256;
+/// Requests taken in one turn.
+const TURN_OPENS: usize = 32;
+/// How long a goodbye may take.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// What one session counts, read by snapshots.
+#[derive(Debug, Default)]
+pub struct SessionStats {
+    /// Open streams.
+    pub streams: Arc<Counter>,
+    /// Streams opened so far.
+    pub streams_total: Counter,
+    /// Round trip in microseconds; 0 while none was measured.
+    pub rtt_us: Counter,
+    /// Bytes relayed.
+    pub traffic: Arc<Traffic>,
+}
+
+/// Which side of a session a driver runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Client,
+    Server,
+}
+
+/// What a driver's owner is told while the session runs.
+pub(crate) trait Owner<L> {
+    fn handle_event(&self, event: session::Event<L>);
+}
+
+/// What a session was told beside the streams to open. It never waits behind these.
+#[derive(Debug, Default)]
+struct Signals {
+    state: Mutex<Wanted>,
+}
+
+#[derive(Debug, Default)]
+struct Wanted {
+    retire: bool,
+    probe: bool,
+    end: bool,
+    driver: Option<Waker>,
+}
+
+impl Signals {
+    fn give(&self, set: impl FnOnce(&mut Wanted)) {
+        let driver = {
+            let mut wanted = self.state.lock();
+            set(&mut wanted);
+            wanted.driver.clone()
+        };
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+    }
+
+    fn take(&self, driver: &Waker) -> Wanted {
+        let mut wanted = self.state.lock();
+        if !wanted
+            .driver
+            .as_ref()
+            .is_some_and(|old| old.will_wake(driver))
+        {
+            wanted.driver = Some(driver.clone());
+        }
+        Wanted {
+            retire: std::mem::take(&mut wanted.retire),
+            probe: std::mem::take(&mut wanted.probe),
+            end: std::mem::take(&mut wanted.end),
+            driver: None,
+        }
+    }
+}
+
+/// How others reach a running session.
+#[derive(Debug)]
+pub(crate) struct Handle<L> {
+    opens: mpsc::Sender<Box<Open<L>>>,
+    signals: Arc<Signals>,
+}
+
+impl<L> Clone for Handle<L> {
+    fn clone(&self) -> Self {
+        Self {
+            opens: self.opens.clone(),
+            signals: Arc::clone(&self.signals),
+        }
+    }
+}
+
+impl<L> Handle<L> {
+    /// One that reaches nobody.
+    #[cfg(test)]
+    pub(crate) fn of_no_session() -> Self {
+        Self {
+            opens: mpsc::channel(1).0,
+            signals: Arc::default(),
+        }
+    }
+
+    /// Waits for a place in the session's queue; an error: the session has ended.
+    pub(crate) async fn reserve(
+        &self,
+    ) -> Result<mpsc::Permit<'_, Box<Open<L>>>, mpsc::error::SendError<()>> {
+        self.opens.reserve().await
+    }
+
+    /// The session has ended.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.opens.is_closed()
+    }
+
+    /// No new streams; the session ends when its last one has.
+    pub(crate) fn retire(&self) {
+        self.signals.give(|wanted| wanted.retire = true);
+    }
+
+    /// Finds out whether the peer is alive.
+    pub(crate) fn probe(&self) {
+        self.signals.give(|wanted| wanted.probe = true);
+    }
+
+    /// Ends the session.
+    pub(crate) fn end(&self) {
+        self.signals.give(|wanted| wanted.end = true);
+    }
+}
+
+/// A session with what it needs to run.
+pub(crate) struct Driver<L: LocalEnd> {
+    session: Session<WebSocket, L>,
+    side: Side,
+    opens: mpsc::Receiver<Box<Open<L>>>,
+    signals: Arc<Signals>,
+    stats: Arc<SessionStats>,
+    /// The traffic of all sessions together, if that is counted elsewhere.
+    all: Option<Arc<Traffic>>,
+    /// Open streams as they were counted last.
+    counted: u64,
+    timer: std::pin::Pin<Box<Sleep>>,
+    timer_at: Instant,
+}
+
+impl<L: LocalEnd> Driver<L> {
+    pub(crate) fn new(
+        session: Session<WebSocket, L>,
+        side: Side,
+        stats: Arc<SessionStats>,
+        all: Option<Arc<Traffic>>,
+    ) -> (Self, Handle<L>) {
+        let (sender, opens) = mpsc::channel(OPENS);
+        let signals = Arc::<Signals>::default();
+        let handle = Handle {
+            opens: sender,
+            signals: Arc::clone(&signals),
+        };
+        let timer_at = Instant::now() + Duration::from_secs(3600);
+        let driver = Self {
+            session,
+            side,
+            opens,
+            signals,
+            stats,
+            all,
+            counted: 0,
+            timer: Box::pin(tokio::time::sleep_until(timer_at.into())),
+            timer_at,
+        };
+        (driver, handle)
+    }
+
+    /// Runs the session to its end. Requests that it had not begun are given back to the owner. A panic is an end like a
+    /// loss.
+    pub(crate) async fn run(mut self, owner: &impl Owner<L>) -> Ended {
+        // The session divides its own time; tokio's budget would only add polls.
+        let ended = tokio::task::unconstrained(std::future::poll_fn(|cx| {
+            match catch(|| self.poll(cx, owner)) {
+                Ok(poll) => poll.map(Ok),
+                Err(failure) => Poll::Ready(Err(failure)),
+            }
+        }))
+        .await;
+        self.opens.close();
+        let outcome = match ended {
+            Ok(ended) => {
+                // What is said after a panic may panic again.
+                let goodbye = catch(|| self.session.say_goodbye(&ended));
+                self.hand_over(owner);
+                if goodbye.is_ok() {
+                    // The connection may be broken already.
+                    let _ = tokio::time::timeout(
+                        GOODBYE,
+                        std::future::poll_fn(|cx| self.session.poll_close(cx)),
+                    )
+                    .await;
+                }
+                outcome(ended)
+            }
+            Err(failure) => Ended::Lost(failure),
+        };
+        while let Ok(open) = self.opens.try_recv() {
+            owner.handle_event(session::Event::Returned(*open, session::Returned::Ended));
+        }
+        outcome
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, owner: &impl Owner<L>) -> Poll<SessionEnded<Failure>> {
+        let wanted = self.signals.take(cx.waker());
+        if wanted.end {
+            self.session.shut_down();
+        }
+        if wanted.retire {
+            self.session.retire();
+        }
+        if wanted.probe {
+            self.session.probe(Instant::now());
+        }
+        let mut taken = 0;
+        while taken < TURN_OPENS
+            && let Poll::Ready(Some(open)) = self.opens.poll_recv(cx)
+        {
+            self.session.open(*open);
+            taken += 1;
+        }
+        if taken == TURN_OPENS {
+            cx.waker().wake_by_ref();
+        }
+        let ended = self.session.poll(cx, &Instant::now);
+        self.hand_over(owner);
+        self.publish();
+        if ended.is_pending() {
+            self.set_timer(cx);
+        }
+        ended
+    }
+
+    fn hand_over(&mut self, owner: &impl Owner<L>) {
+        while let Some(event) = self.session.poll_event() {
+            owner.handle_event(event);
+        }
+    }
+
+    fn set_timer(&mut self, cx: &mut Context<'_>) {
+        let Some(due) = self.session.next_timeout() else {
+            return;
+        };
+        // A timer that is due too early costs a turn; to move it at each turn would cost more.
+        if due < self.timer_at || self.timer.as_mut().poll(cx).is_ready() {
+            self.timer.as_mut().reset(due.into());
+            self.timer_at = due;
+            if self.timer.as_mut().poll(cx).is_ready() {
+                cx.waker().wake_by_ref();
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let open = self.session.streams() as u64;
+        if open != self.counted {
+            // Added and taken away, not set: a server counts all its sessions together.
+            self.stats.streams.add(open.saturating_sub(self.counted));
+            self.stats.streams.sub(self.counted.saturating_sub(open));
+            self.counted = open;
+        }
+        let traffic = self.session.take_traffic();
+        if traffic.opened > 0 {
+            self.stats.streams_total.add(traffic.opened);
+        }
+        let (up, down) = match self.side {
+            Side::Client => (traffic.sent, traffic.received),
+            Side::Server => (traffic.received, traffic.sent),
+        };
+        for counters in [Some(&self.stats.traffic), self.all.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            if up > 0 {
+                counters.up.add(up);
+            }
+            if down > 0 {
+                counters.down.add(down);
+            }
+        }
+        if let Some(round_trip) = self.session.round_trip() {
+            self.stats
+                .rtt_us
+                .set(round_trip.as_micros().clamp(1, u128::from(u64::MAX)) as u64);
+        }
+    }
+}
+
+impl<L: LocalEnd> Drop for Driver<L> {
+    fn drop(&mut self) {
+        self.stats.streams.sub(self.counted);
+    }
+}
+
+/// The end of a session in the terms of the tunnel.
+fn outcome(ended: SessionEnded<Failure>) -> Ended {
+    match ended {
+        SessionEnded::Retired => Ended::Retired,
+        SessionEnded::Shutdown => Ended::Shutdown,
+        SessionEnded::Lost(lost) => Ended::Lost(failure(lost)),
+    }
+}
+
+fn failure(lost: Lost<Failure>) -> Failure {
+    match lost {
+        Lost::Carrier(failure) => failure,
+        Lost::Closed(closed) if closed.goodbye => {
+            let mut message = "the other end closed the WebSocket".to_owned();
+            if !closed.description.is_empty() {
+                message = format!("{message}: {}", closed.description);
+            }
+            Failure::new(Layer::WebSocket, Code::WebSocketClosed, message)
+        }
+        Lost::Closed(_) => Failure::new(
+            Layer::Tls,
+            Code::Closed,
+            "the other end closed the connection",
+        ),
+        Lost::Fault(session::Fault::Yamux(error)) => Failure::new(
+            Layer::Yamux,
+            Code::YamuxProtocol,
+            format!("the peer broke the yamux protocol: {error}"),
+        ),
+        Lost::Fault(session::Fault::Text(why)) => {
+            Failure::new(Layer::WebSocket, Code::WebSocketProtocol, why)
+        }
+        Lost::PingTimeout => Failure::new(
+            Layer::Yamux,
+            Code::YamuxPingTimeout,
+            "the other end has not answered a ping in time",
+        ),
+    }
+}

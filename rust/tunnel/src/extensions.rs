@@ -1,0 +1,17 @@
+//! What our own server can do beyond the deployed protocol, as it announces it in the 101 of an authenticated client.
+
+/// The header field with the announcement.
+pub(crate) const FIELD: &str = "x-stream-extensions";
+
+/// What our server announces: the version of the extended forms, then features.
+pub(crate) const ANNOUNCED: &str = "1, connect, half-close, simple-open";
+
+/// The words of an announcement.
+pub(crate) fn words(value: &str) -> Vec<String> {
+    value
+        .split(',')
+        .map(str::trim)
+        .filter(|word| !word.is_empty())
+        .map(str::to_owned)
+        .collect()
+}

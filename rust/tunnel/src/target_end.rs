@@ -1,0 +1,78 @@
+//! The server's end of a stream: the attempt to reach the target, and then its connection.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use ech_workers_session::{Abort, LocalEnd, Refusal};
+use tokio::net::TcpStream;
+
+use crate::socket::Socket;
+
+/// An attempt to reach a target. Dropping it ends it.
+pub(crate) type Attempt = Pin<Box<dyn Future<Output = Result<TcpStream, Refusal>> + Send>>;
+
+/// A target.
+pub(crate) enum TargetEnd {
+    Connecting(Attempt),
+    Connected(Socket),
+}
+
+impl TargetEnd {
+    fn socket(&mut self) -> io::Result<&mut Socket> {
+        match self {
+            Self::Connected(socket) => Ok(socket),
+            Self::Connecting(_) => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+impl LocalEnd for TargetEnd {
+    fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Refusal>> {
+        if let Self::Connecting(attempt) = self {
+            let tcp = ready!(attempt.as_mut().poll(cx))?;
+            *self = Self::Connected(Socket::from(tcp));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn reads_many(&self) -> bool {
+        true
+    }
+
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        spaces: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.socket()?.poll_read(cx, spaces)
+    }
+
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.socket()?.poll_write(cx, pieces)
+    }
+
+    fn finish(&mut self) {
+        if let Self::Connected(socket) = self {
+            socket.finish();
+        }
+    }
+
+    fn close(self) {
+        if let Self::Connected(socket) = self {
+            socket.close();
+        }
+    }
+
+    fn abort(self, _why: Abort) {
+        // Dropping the socket resets it, and dropping the attempt ends that.
+    }
+
+    fn refuse(self, _refusal: &Refusal) {
+        // A target is told nothing.
+    }
+}
