@@ -126,7 +126,7 @@ def test_the_cause_is_a_banner_with_its_advice_and_a_countdown(
 ) -> None:
     cause = TokenError("the server does not accept this token")
     made.now = status(phase="waiting", cause=cause, cause_age=61.0, sessions=(), next_attempt_in=30.0)
-    banner = "document.getElementById('banner').hidden ? '' : document.getElementById('banner').innerText"
+    banner = "document.getElementById('banner')?.hidden === false ? document.getElementById('banner').innerText : ''"
     with Page(processes, profile, f"http://127.0.0.1:{serving.addresses[0][1]}/") as page:
         wait_until(lambda: "does not accept this token" in page.evaluate(banner), "the banner")
         said = page.evaluate(banner)
