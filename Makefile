@@ -76,6 +76,13 @@ fuzz: build ## libFuzzer on every parser (FUZZ_SECONDS=N each), then their prope
 chaos: build ## servers that die, keys that change, connections that are cut, while traffic flows
 	$(BIN)/pytest tests/chaos $(PYTEST_ARGUMENTS)
 
+.PHONY: tls-conformance
+tls-conformance: build ## BoringSSL's test runner (needs Go) and tlsfuzzer (TLSFUZZER=path of a checkout) against both ends of our TLS
+	@test -d '$(TLSFUZZER)/scripts' || { echo 'TLSFUZZER=PATH: a checkout of https://github.com/tlsfuzzer/tlsfuzzer, which no package index has'; exit 2; }
+	PYTHONPATH=tests $(BIN)/python -m conformance.bogo
+	$(BIN)/python -m pip install --quiet 'tlslite-ng==0.9.0b2' 'kyber-py>=1,<2'
+	PYTHONPATH=tests $(BIN)/python -m conformance.tlsfuzzer '$(TLSFUZZER)'
+
 .PHONY: wheel
 wheel: $(VENV)/installed.stamp ## a wheel in dist/
 	@$(BIN)/python backend/bssl_backend.py
