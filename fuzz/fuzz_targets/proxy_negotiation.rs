@@ -82,10 +82,10 @@ fn check_request(request: &Request) {
     if request.kind == RequestKind::HttpForward {
         let mut fields = [httparse::EMPTY_HEADER; 260];
         let mut head = httparse::Request::new(&mut fields);
-        let length = head
-            .parse(&request.early)
-            .expect("a head that parses")
-            .unwrap();
+        // A request's target is bytes, which httparse wants to be UTF-8.
+        let ascii = |byte: &u8| if byte.is_ascii() { *byte } else { b'x' };
+        let early: Vec<u8> = request.early.iter().map(ascii).collect();
+        let length = head.parse(&early).expect("a head that parses").unwrap();
         let count = |name: &str| {
             head.headers
                 .iter()
