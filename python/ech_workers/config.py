@@ -285,15 +285,7 @@ class ClientConfig(ClientTuning, frozen=True, kw_only=True):
         inline = options.given.get("ca_file")
         is_inline = isinstance(inline, str) and "-----BEGIN" in inline
         ca = None if is_inline else options.path("ca_file")
-        status_listen = tuple(ListenAddress.parse(text, "--status-listen") for text in options.several("status_listen"))
-        status_token = options.text("status_token")
-        status_token = _check_token(status_token, "--status-token") if status_token else None
-        if status_token is None and not all(address.loopback for address in status_listen):
-            raise ConfigError(
-                "other machines could read the status page",
-                option="--status-listen",
-                advice="give --status-token, or an address of loopback",
-            )
+        status_listen, status_token = _status(options)
         return cls(
             **{name: getattr(first, name) for name in SHARED},
             servers=upstreams,
@@ -373,6 +365,20 @@ class _Values:
 _ONE = (str, int, Path, ipaddress.IPv4Address, ipaddress.IPv6Address)
 
 
+def _status(options: _Values) -> tuple[tuple[ListenAddress, ...], str | None]:
+    """Where a status port is, and the token that the network needs there."""
+    addresses = tuple(ListenAddress.parse(text, "--status-listen") for text in options.several("status_listen"))
+    token = options.text("status_token")
+    token = _check_token(token, "--status-token") if token else None
+    if token is None and not all(address.loopback for address in addresses):
+        raise ConfigError(
+            "other machines could read the status page",
+            option="--status-listen",
+            advice="give --status-token, or an address of loopback",
+        )
+    return addresses, token
+
+
 def _control(options: _Values) -> str | None:
     path = options.path("control")
     return "" if options.given.get("control") == "" else None if path is None else str(path)
@@ -445,6 +451,9 @@ class ServerConfig(ServerTuning, frozen=True, kw_only=True):
     """The directory of RFC 9934 files; None serves without ECH."""
     path: str = "/"
     decoy: bytes | None = None
+    status_listen: tuple[ListenAddress, ...] = ()
+    status_hosts: tuple[str, ...] = ()
+    status_token: str | None = None
     log_file: Path | None = None
     control: str | None = None
     """The control socket of the command; None: in the runtime directory, empty: none."""
@@ -491,7 +500,11 @@ class ServerConfig(ServerTuning, frozen=True, kw_only=True):
                 advice=f"make a key with `ech-workers keygen --public-name NAME --out {directory}`",
             )
         decoy = options.path("decoy")
+        status_listen, status_token = _status(options)
         return cls(
+            status_listen=status_listen,
+            status_hosts=tuple(_host(name, "--status-host") for name in options.several("status_host")),
+            status_token=status_token,
             **options.tuning(ServerTuning),
             listen=ListenAddress.parse(listen),
             certificates=tuple(

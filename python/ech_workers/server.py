@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ech_workers.config import ServerConfig
+    from ech_workers.status.port import ServerPort
 
 __all__ = ["KeyDirectory", "KeyFile", "TunnelServer"]
 
@@ -135,6 +136,7 @@ class TunnelServer:
     def __init__(self, config: ServerConfig) -> None:
         """Opens the port and begins to serve. Raises ConfigError and ListenError."""
         self.config = config
+        self._closing = False
         self._told: str | None = None
         self._key_trouble: str | None = None
         self._keys = KeyDirectory(config.ech_keys) if config.ech_keys else None
@@ -167,9 +169,36 @@ class TunnelServer:
             # The constructor takes all as retry configurations.
             self._native.set_ech_keys([(key.pem, key.retry) for key in self._keys.keys])
             log.info("serving with %s", _names(self._keys.keys))
+        try:
+            self._status_port = self._open_status_port()
+        except BaseException:
+            self._native.close()
+            raise
         self._check_validity()
         self._thread = threading.Thread(target=self._attend, name="ech-workers-server", daemon=True)
         self._thread.start()
+
+    def _open_status_port(self) -> ServerPort | None:
+        if not self.config.status_listen:
+            return None
+        from ech_workers.status.port import ServerPort
+
+        opened = ServerPort(self.config.status_listen, self)
+        opened.start()
+        return opened
+
+    @property
+    def status_addresses(self) -> tuple[tuple[str, int], ...]:
+        """Where its figures are."""
+        return () if self._status_port is None else self._status_port.addresses
+
+    def unready(self) -> str | None:
+        """Why clients cannot use it, or None."""
+        if self._closing:
+            return "it is ending: no new sessions"
+        problems = [problem for pair in self.config.certificates if (problem := validity_problem(pair)) is not None]
+        refused = [problem for problem in problems if "expires" not in problem]
+        return refused[0] if refused else None
 
     @property
     def address(self) -> tuple[str, int]:
@@ -190,8 +219,11 @@ class TunnelServer:
 
     def close(self, grace: float = 0.0) -> None:
         """Stops accepting, and ends what is still open after at most ``grace`` seconds."""
+        self._closing = True
         self._native.close(grace)
         self._thread.join()
+        if self._status_port is not None:
+            self._status_port.close()
         self._tell()
 
     def status(self) -> dict[str, object]:

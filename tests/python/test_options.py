@@ -424,11 +424,11 @@ def _in_path(path: str, name: bytes) -> bool:
     return name in base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
 
 
-def _http_status(tunnel: Tunnel, host: str, headers: dict[str, str]) -> int:
+def _http_status(tunnel: Tunnel | TunnelServer, host: str, headers: dict[str, str], path: str = "/healthz") -> int:
     import http.client
 
     client = http.client.HTTPConnection(host, tunnel.status_addresses[0][1], timeout=5)
-    client.request("GET", "/healthz", headers=headers)
+    client.request("GET", path, headers=headers)
     answer = client.getresponse()
     client.close()
     return answer.status
@@ -492,6 +492,9 @@ SERVER_ARRIVALS: dict[str, tuple[Any, Callable[[dict[str, Any]], object], object
     "idle_timeout": (8.0, lambda made: made["idle_timeout"], 8.0),
     "drain": (9.0, lambda made: made["drain"], 9.0),
     "workers": (2, lambda made: made["workers"], 2),
+    "status_listen": (["0"], lambda made: made["readyz"], 200),
+    "status_host": (["server"], lambda made: made["readyz"], 200),
+    "status_token": ("s3cret", lambda made: made["readyz"], 200),
 }
 
 
@@ -513,12 +516,19 @@ def test_every_option_of_the_server_arrives(name: str, native: Calls, tmp_path: 
     }
     if value is not None:
         options[name] = {"TOKENS": str(tmp_path / "tokens"), "KEYS": str(keys)}.get(str(value), value)
+    host_header = {"Host": "server"} if name == "status_host" else {}
+    if name in ("status_host", "status_token"):
+        # Without a token the second could not be opened.
+        options["status_listen"] = ["0" if name == "status_host" else "0.0.0.0:0"]
     config = load.server(command_line(**options), config="", variables={}).config
     server = TunnelServer(config)
-    server.close()
+    try:
+        readyz = _http_status(server, "127.0.0.1", host_header, "/readyz") if config.status_listen else None
+    finally:
+        server.close()
     (made,) = native["Server"]
     # How long to drain is given to close().
-    assert seen({**made, "drain": config.drain}) == expected
+    assert seen({**made, "drain": config.drain, "readyz": readyz}) == expected
 
 
 def test_the_options_of_the_log_arrive(tmp_path: Path) -> None:

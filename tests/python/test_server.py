@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.client
 import json
 import logging
 import os
@@ -12,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from ech_workers import Tunnel, _native
 from ech_workers.cli import main
+from ech_workers.config import ServerConfig
 from ech_workers.demo import Demo
-from ech_workers.server import KeyDirectory
+from ech_workers.server import KeyDirectory, TunnelServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -281,3 +285,51 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def _get(server: TunnelServer, path: str) -> tuple[int, str]:
+    client = http.client.HTTPConnection(*server.status_addresses[0], timeout=10)
+    with contextlib.closing(client):
+        client.request("GET", path)
+        answer = client.getresponse()
+        return answer.status, answer.read().decode()
+
+
+def server_with(folder: Path, **options: Any) -> TunnelServer:
+    chain, key = _native.CertificateAuthority().issue(["tunnel.test"], **options)
+    (folder / "cert.pem").write_bytes(chain)
+    (folder / "cert.key").write_bytes(key)
+    return TunnelServer(
+        ServerConfig.build(
+            listen="127.0.0.1:0", cert=folder / "cert.pem", key=folder / "cert.key", token="s3cret", status_listen=0
+        )
+    )
+
+
+def test_the_servers_figures_are_on_a_listener_of_their_own(tmp_path: Path) -> None:
+    server = server_with(tmp_path, not_after=90 * 86400)
+    try:
+        assert _get(server, "/healthz") == (200, "ok\n")
+        assert _get(server, "/readyz") == (200, "ok\n")
+        code, text = _get(server, "/metrics")
+        assert code == 200
+        found = {family.name: family for family in text_string_to_metric_families(text)}
+        assert found["ech_workers_server_ready"].samples[0].value == 1
+        assert found["ech_workers_server_sessions"].samples[0].value == 0
+        ends = found["ech_workers_server_certificate_expires_at_seconds"].samples[0]
+        assert abs(ends.value - time.time() - 90 * 86400) < 3600
+        assert "s3cret" not in text
+        assert _get(server, "/")[0] == 404
+    finally:
+        server.close()
+
+
+def test_a_server_whose_certificate_clients_refuse_is_healthy_but_not_ready(tmp_path: Path) -> None:
+    server = server_with(tmp_path, not_before=-86400, not_after=-60)
+    try:
+        assert _get(server, "/healthz")[0] == 200
+        code, text = _get(server, "/readyz")
+        assert code == 503
+        assert "expired on" in text
+    finally:
+        server.close()

@@ -53,6 +53,8 @@ def server(ctx: click.Context, /, verbose: bool, config: str | None, **options: 
         running = TunnelServer(loaded.config)
         with controlled("server", loaded.config.control, running.status, stopping, reloader):
             click.echo(f"listening on {authority(*running.address)}")
+            for address in running.status_addresses:
+                click.echo(f"figures on http://{authority(*address)}/metrics")
             stopping.wait()
             streams, drain = running.snapshot().streams, running.config.drain
             if streams:
@@ -64,4 +66,4 @@ def server(ctx: click.Context, /, verbose: bool, config: str | None, **options: 
 
 
 def _configure_logs(config: ServerConfig, verbose: bool) -> None:
-    logs.configure(config, config.log_file, verbose=verbose, secrets=config.tokens)
+    logs.configure(config, config.log_file, verbose=verbose, secrets=[*config.tokens, config.status_token])

@@ -19,6 +19,8 @@ __all__ = [
     "LogTuning",
     "Reply",
     "ServerTable",
+    "StatusHost",
+    "StatusToken",
     "UpstreamSchema",
 ]
 
@@ -207,6 +209,28 @@ Control = Annotated[
 ]
 """How a running program is asked and told things."""
 
+StatusHost = Annotated[
+    tuple[str, ...],
+    option(
+        "a name by which programs may ask for the status port (Prometheus in another container: `proxy`), beside"
+        " addresses and localhost; may be given several times",
+        metavar="NAME",
+        live="now",
+        api=_TEXTS,
+    ),
+]
+
+StatusToken = Annotated[
+    str | None,
+    option(
+        "what whoever asks a status port on another address than loopback must give, as `Authorization: Bearer TOKEN` or"
+        " as `?token=TOKEN`; such a port is not opened without one",
+        metavar="TEXT",
+        secret=True,
+        live="now",
+    ),
+]
+
 LogFile = Annotated[
     str | None,
     option(
@@ -338,26 +362,8 @@ class ClientSchema(ClientTuning, frozen=True, kw_only=True):
             api=_PORTS,
         ),
     ] = ()
-    status_host: Annotated[
-        tuple[str, ...],
-        option(
-            "a name by which programs may ask for the status port (Prometheus in another container: `proxy`), beside"
-            " addresses and localhost; may be given several times",
-            metavar="NAME",
-            live="now",
-            api=_TEXTS,
-        ),
-    ] = ()
-    status_token: Annotated[
-        str | None,
-        option(
-            "what whoever asks a status port on another address than loopback must give, as `Authorization: Bearer TOKEN` or"
-            " as `?token=TOKEN`; such a port is not opened without one",
-            metavar="TEXT",
-            secret=True,
-            live="now",
-        ),
-    ] = None
+    status_host: StatusHost = ()
+    status_token: StatusToken = None
 
 
 CLIENT: Schema = (UpstreamSchema, ClientSchema)

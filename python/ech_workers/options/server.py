@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from ech_workers.options.client import Control, LogFile, LogTuning
+from ech_workers.options.client import Control, LogFile, LogTuning, StatusHost, StatusToken
 from ech_workers.options.schema import Schema, option
 
 __all__ = ["SERVER", "ServerSchema", "ServerTuning"]
@@ -50,6 +50,18 @@ class ServerSchema(ServerTuning, frozen=True, kw_only=True):
     log_file: LogFile = None
     control: Control = None
 
+    status_listen: Annotated[
+        tuple[str, ...],
+        option(
+            "a listener of its own for `/healthz` (it runs), `/readyz` (clients can use it) and `/metrics`; on 127.0.0.1 unless"
+            " an address is given; may be given several times",
+            metavar="[ADDR:]PORT",
+            shown_default="off",
+            api="str | int | Sequence[str | int] | None",
+        ),
+    ] = ()
+    status_host: StatusHost = ()
+    status_token: StatusToken = None
     listen: Annotated[
         str | None,
         option(

@@ -72,6 +72,9 @@ class ServerOptions(TypedDict, total=False):
     idle_timeout: float | timedelta
     drain: float | timedelta
     workers: int
+    status_listen: str | int | Sequence[str | int] | None
+    status_host: str | Sequence[str] | None
+    status_token: str | None
     control: str | Path | None
     log_level: str
     log_file: str | Path | None

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from ech_workers import _native
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
+    from ech_workers.server import TunnelServer
     from ech_workers.status.facts import Facts
 
-__all__ = ["CONTENT_TYPE", "exposition"]
+__all__ = ["CONTENT_TYPE", "exposition", "server_exposition"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -29,8 +30,17 @@ class Metric(NamedTuple):
 
 def exposition(facts: Facts) -> str:
     """Every metric, whether or not there is a session; what is not known has no sample."""
+    return _written(_metrics(facts))
+
+
+def server_exposition(server: TunnelServer) -> str:
+    """Every metric of a server."""
+    return _written(_server_metrics(server))
+
+
+def _written(all_metrics: Iterable[Metric]) -> str:
     lines = []
-    for metric in _metrics(facts):
+    for metric in all_metrics:
         name = _PREFIX + metric.name
         lines += [f"# HELP {name} {metric.help}", f"# TYPE {name} {metric.kind}"]
         for label, value in metric.samples.items():
@@ -119,6 +129,39 @@ def _metrics(facts: Facts) -> Iterator[Metric]:
         "Usable answers.",
         {("resolver", resolver.url): resolver.answers for resolver in facts.resolvers},
     )
+
+
+def _server_metrics(server: TunnelServer) -> Iterator[Metric]:
+    now = server.snapshot()
+
+    def one(name: str, kind: Literal["counter", "gauge"], about: str, value: float) -> Metric:
+        return Metric(f"server_{name}", kind, about, {None: value})
+
+    yield Metric("server_info", "gauge", "1; the program's version.", {("version", _native.__version__): 1})
+    yield one("ready", "gauge", "1 while clients can use it, else 0.", int(server.unready() is None))
+    yield one("uptime_seconds", "gauge", "Since it was started.", now.uptime)
+    yield one("sessions", "gauge", "Sessions of clients with a token.", now.sessions)
+    yield one("sessions_total", "counter", "The same so far.", now.sessions_total)
+    yield one("streams", "gauge", "Open streams.", now.streams)
+    yield one("streams_total", "counter", "Streams so far.", now.streams_total)
+    yield one("streams_failed_total", "counter", "Streams whose target could not be reached.", now.streams_failed)
+    yield Metric(
+        "server_bytes_total",
+        "counter",
+        "Payload by direction; up is from clients to targets.",
+        {("direction", "up"): now.bytes_up, ("direction", "down"): now.bytes_down},
+    )
+    yield one("handshakes_failed_total", "counter", "TLS handshakes that failed.", now.handshakes_failed)
+    yield Metric(
+        "server_handshakes_total",
+        "counter",
+        "TLS handshakes by what became of ECH.",
+        {("ech", word): getattr(now, f"ech_{word}") for word in ("accepted", "rejected", "absent")},
+    )
+    ends: dict[tuple[str, str] | None, float] = {
+        ("certificate", pair.name): pair.validity()[1] for pair in server.config.certificates
+    }
+    yield Metric("server_certificate_expires_at_seconds", "gauge", "The end of a certificate, since the epoch.", ends)
 
 
 def _escaped(value: str) -> str:

@@ -22,7 +22,8 @@ import selectors
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Protocol
 from urllib.parse import parse_qs
 
 from websockets.datastructures import Headers, MultipleValuesError
@@ -40,9 +41,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ech_workers.config import ListenAddress
+    from ech_workers.server import TunnelServer
     from ech_workers.status.facts import Observed
 
-__all__ = ["StatusPort"]
+__all__ = ["ServerPort", "StatusPort"]
 
 WATCHERS = 16
 """At a time; more are told 503."""
@@ -72,15 +74,23 @@ _silent = logging.getLogger("ech_workers.status.websockets")
 _silent.disabled = True
 
 
-class StatusPort:
-    """The open ports and the thread that serves them."""
+class Guarded(Protocol):
+    """Who may ask, as the configuration says it now."""
 
-    def __init__(self, addresses: Sequence[ListenAddress], tunnel: Observed) -> None:
+    @property
+    def status_hosts(self) -> Sequence[str]: ...
+    @property
+    def status_token(self) -> str | None: ...
+
+
+class Port(ABC):
+    """Open ports and the thread that serves them; what they answer is for those who inherit."""
+
+    paths: ClassVar[Sequence[str]]
+    """What there is."""
+
+    def __init__(self, addresses: Sequence[ListenAddress]) -> None:
         """Opens the ports; served from ``start`` on. Raises ListenError."""
-        self._tunnel = tunnel
-        self._observer = Observer(tunnel, public=True)
-        self._page = page()
-        self._policy = policy(self._page)
         self._selector = selectors.DefaultSelector()
         self._listeners: list[socket.socket] = []
         self._connections: set[_Connection] = set()
@@ -202,22 +212,24 @@ class StatusPort:
 
     # ------------------------------------------------------------ what is served
 
+    @abstractmethod
+    def _guard_by(self) -> Guarded:
+        """The configuration."""
+
+    @abstractmethod
+    def _answer_path(self, connection: _Connection, request: Request, path: str) -> Response:
+        """The answer to a GET (or HEAD) of one of ``paths`` by somebody who may ask."""
+
+    def _look(self, now: float) -> bool:
+        """Makes the frame of this second; False when there is none any more."""
+        return False
+
     def _is_watched(self) -> bool:
         return any(connection.is_watching for connection in self._connections)
 
-    def _look(self, now: float) -> bool:
-        """Makes the frame of this second; False when the tunnel is closed."""
-        # In step, unless the machine slept.
-        self._frame_due = max(self._frame_due + feed.INTERVAL, now + feed.INTERVAL / 2)
-        try:
-            self._frame = feed.frame(self._observer.look())
-        except EngineClosed:
-            return False
-        return True
-
     def _answer(self, connection: _Connection, request: Request) -> Response:
         reject = connection.protocol.reject
-        config = self._tunnel.config
+        config = self._guard_by()
         refusal = _refusal(request, config.status_hosts)
         if refusal is not None:
             return reject(403, refusal)
@@ -226,10 +238,40 @@ class StatusPort:
             response.headers["WWW-Authenticate"] = "Bearer"
             return response
         path = request.path.partition("?")[0]
-        if path not in ("/", "/feed", "/healthz", "/metrics"):
-            return reject(404, "there are /, /feed, /healthz and /metrics here\n")
+        if path not in self.paths:
+            return reject(404, f"there are {', '.join(self.paths[:-1])} and {self.paths[-1]} here\n")
         if request.method != "GET":
             return _not_allowed(connection.protocol)
+        return self._answer_path(connection, request, path)
+
+
+class StatusPort(Port):
+    """What there is to see of a tunnel: the page, its feed, /healthz and /metrics."""
+
+    paths = ("/", "/feed", "/healthz", "/metrics")
+
+    def __init__(self, addresses: Sequence[ListenAddress], tunnel: Observed) -> None:
+        """Raises ListenError."""
+        self._tunnel = tunnel
+        self._observer = Observer(tunnel, public=True)
+        self._page = page()
+        self._policy = policy(self._page)
+        super().__init__(addresses)
+
+    def _guard_by(self) -> Guarded:
+        return self._tunnel.config
+
+    def _look(self, now: float) -> bool:
+        # In step, unless the machine slept.
+        self._frame_due = max(self._frame_due + feed.INTERVAL, now + feed.INTERVAL / 2)
+        try:
+            self._frame = feed.frame(self._observer.look())
+        except EngineClosed:
+            return False
+        return True
+
+    def _answer_path(self, connection: _Connection, request: Request, path: str) -> Response:
+        reject = connection.protocol.reject
         if path == "/":
             return _response(
                 200, "OK", "text/html; charset=utf-8", self._page, ("Content-Security-Policy", self._policy)
@@ -260,6 +302,26 @@ class StatusPort:
                     return connection.protocol.reject(503, "stopped\n")
             connection.first = self._frame
         return response
+
+
+class ServerPort(Port):
+    """The server's figures, on a listener of its own: /healthz (it runs), /readyz (clients can use it) and /metrics."""
+
+    paths = ("/healthz", "/readyz", "/metrics")
+
+    def __init__(self, addresses: Sequence[ListenAddress], server: TunnelServer) -> None:
+        """Raises ListenError."""
+        self._server = server
+        super().__init__(addresses)
+
+    def _guard_by(self) -> Guarded:
+        return self._server.config
+
+    def _answer_path(self, connection: _Connection, request: Request, path: str) -> Response:
+        if path == "/metrics":
+            return _response(200, "OK", metrics.CONTENT_TYPE, metrics.server_exposition(self._server).encode())
+        problem = self._server.unready() if path == "/readyz" else None
+        return connection.protocol.reject(503 if problem else 200, f"{problem or 'ok'}\n")
 
 
 class _Connection:
