@@ -83,6 +83,10 @@ tls-conformance: build ## BoringSSL's test runner (needs Go) and tlsfuzzer (TLSF
 	$(BIN)/python -m pip install --quiet 'tlslite-ng==0.9.0b2' 'kyber-py>=1,<2'
 	PYTHONPATH=tests $(BIN)/python -m conformance.tlsfuzzer '$(TLSFUZZER)'
 
+.PHONY: soak
+soak: build ## the whole tunnel under mixed load for an hour, with cuts, new servers and new keys (SOAK_ARGUMENTS="--minutes N")
+	PYTHONPATH=tests $(BIN)/python -m soak $(SOAK_ARGUMENTS)
+
 .PHONY: wheel
 wheel: $(VENV)/installed.stamp ## a wheel in dist/
 	@$(BIN)/python backend/bssl_backend.py

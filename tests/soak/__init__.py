@@ -1,0 +1,1 @@
+"""A long run of the whole tunnel under mixed load."""
