@@ -93,7 +93,6 @@ def reply_of(proxy: ProxyProgram, host: str, port: int) -> int:
     return socks.OK
 
 
-@pytest.mark.parametrize("mode", ["multiplexed"])
 def test_failures_of_targets_have_true_codes(
     site: Site, deployment: Deployment, lookups: JsonResolver, mode: str
 ) -> None:
@@ -107,7 +106,6 @@ def test_failures_of_targets_have_true_codes(
 
 
 @pytest.mark.parametrize("version", ["new", "new-as-of-old", "old"])
-@pytest.mark.parametrize("mode", ["multiplexed"])
 def test_ends_are_carried_in_both_directions(
     site: Site, deployment: Deployment, targets: dict[str, int], mode: str
 ) -> None:
@@ -241,8 +239,7 @@ OUT_OF_REACH = ("127.0.0.1/32", "::1/128")
 
 
 @pytest.mark.parametrize("version", ["new", "old"])
-@pytest.mark.parametrize("mode", ["multiplexed"])
-@pytest.mark.parametrize("relayed_by", ["worker"])
+@pytest.mark.parametrize("relayed_by", ["server", "worker"])
 def test_a_relay_reaches_what_the_platform_does_not(
     site: Site,
     deployment: Deployment,
