@@ -289,7 +289,9 @@ class _Run:
             yield self._ech_off_row()
         yield Row(layer="certificate", subject=self._host, ok=True, what=f"valid for {self._host}")
         # The first word is the version of what our own server announces.
-        features = f"; the server offers {', '.join(up.features[1:])}" if up.features else ""
+        offered = [feature for feature in up.features[1:] if feature != "worker"]
+        features = "; a Cloudflare Worker" if "worker" in up.features else ""
+        features += f"; the server offers {', '.join(offered)}" if offered else ""
         path = self._server.server.path
         yield Row(layer="websocket", subject=path, ok=True, ms=up.websocket_ms, what=f"open{features}")
         if self._server.token is None:

@@ -1,8 +1,10 @@
 """A deployed Worker: the generated project, bundled, in the real runtime, behind a terminator of TLS with ECH."""
 
+import contextlib
 import json
 import socket
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,6 +159,21 @@ class Deployment:
         found = int(process.wait_event("listening")["address"].rpartition(":")[2])
         site.publish(found, site.key.base64)
         return found
+
+
+@contextlib.contextmanager
+def unanswered_port() -> Iterator[int]:
+    """A connection to it is not answered: as many wait to be accepted as the kernel holds."""
+    with socket.socket() as silent, contextlib.ExitStack() as held:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        port = int(silent.getsockname()[1])
+        for _ in range(8):
+            waiting = held.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.1", port))
+        time.sleep(0.2)
+        yield port
 
 
 def unused_port() -> int:

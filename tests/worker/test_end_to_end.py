@@ -281,8 +281,25 @@ def test_without_a_relay_the_message_says_what_would_help(
     lookups.addresses["localhost"] = ["127.0.0.1"]
     worker = start(deployment, mode, denied=OUT_OF_REACH, PLATFORM_PREFIXES=",".join(OUT_OF_REACH))
     proxy = proxy_for(site, worker, mode, "--log-level", "debug")
-    done = curl(proxy, "http", f"http://localhost:{targets['http']}/")
-    assert "on the platform's own addresses" in done.stdout + proxy.process.output
+    curl(proxy, "http", f"http://localhost:{targets['http']}/")
+    proxy.process.wait_line(
+        "on the platform's own addresses, which a Worker cannot reach: give it a relay, or use another server"
+    )
+
+
+@pytest.mark.parametrize("version", ["new"])
+def test_streams_beyond_the_socket_limit_go_to_other_sessions(
+    site: Site, deployment: Deployment, targets: dict[str, int]
+) -> None:
+    """Twelve connections that stay open, with six sockets for each WebSocket and two sessions."""
+    proxy = proxy_for(site, start(deployment, "multiplexed"), "multiplexed", "--sessions", "2")
+    with contextlib.ExitStack() as held:
+        opened = [
+            held.enter_context(socks.connect(proxy.address, "localhost", targets["echo"], TIMEOUT)) for _ in range(12)
+        ]
+        for number, connection in enumerate(opened):
+            connection.sendall(bytes([number]))
+            assert socks.exactly(connection, 1) == bytes([number])
 
 
 def test_the_deployed_client_works_unchanged(

@@ -17,7 +17,7 @@ from websockets.sync.client import ClientConnection, connect
 from harness.json_resolver import JsonResolver
 from harness.targets import pattern, pattern_sha256
 from harness.tunnel import TOKEN
-from harness.worker import PLATFORM_ADDRESS, Deployment, Worker, unused_port
+from harness.worker import PLATFORM_ADDRESS, Deployment, Worker, unanswered_port, unused_port
 
 TIMEOUT = 20.0
 DATA, UPDATE, PING, GO_AWAY = range(4)
@@ -271,9 +271,10 @@ def _read(target: socket.socket, received: bytearray, total: int) -> None:
         received += piece
 
 
-def test_the_socket_limit_has_its_status_and_ends_with_a_stream(
+def test_a_stream_beyond_the_socket_limit_is_refused_before_it_is_acknowledged(
     deployment: Deployment, targets: dict[str, int]
 ) -> None:
+    """So that its client knows that nothing of it was used, and can place it on another session."""
     worker = deployment.start(tls=False, MULTIPLEXED="on", SOCKET_LIMIT="2")
     target = f"127.0.0.1:{targets['echo']}"
     with session(worker) as client:
@@ -281,20 +282,28 @@ def test_the_socket_limit_has_its_status_and_ends_with_a_stream(
             client.say(data(stream, extended(target), SYN))
             assert client.answer(stream)[0] == 0
         client.say(data(5, extended(target), SYN))
-        status, reason = client.answer(5)
-        assert (status, reason) == (0xF2, "all 2 sockets of this session are in use")
+        assert client.hear() == Frame(UPDATE, RST, 5, 0)
         client.say(frame(UPDATE, FIN, 1, 0))
         assert [found.flags for found in client.hear_from(1)] == [FIN]
         client.say(data(7, extended(target), SYN))
         assert client.answer(7)[0] == 0
 
 
+def test_a_socket_that_is_still_being_opened_counts_though_its_stream_is_gone(
+    deployment: Deployment, targets: dict[str, int]
+) -> None:
+    worker = deployment.start(tls=False, MULTIPLEXED="on", SOCKET_LIMIT="1", CONNECT_SECONDS="3")
+    with unanswered_port() as silent, session(worker) as client:
+        client.say(data(1, extended(f"127.0.0.1:{silent}"), SYN), frame(UPDATE, RST, 1, 0))
+        client.say(data(3, extended(f"127.0.0.1:{targets['echo']}"), SYN))
+        assert client.answer(3) == (0xF2, "all 1 sockets of this session are in use")
+
+
 def test_streams_without_end_are_reset(worker: Worker) -> None:
-    """The limit is 6 sockets and 64 that wait to be told."""
     with session(worker) as client:
         client.say(*(frame(UPDATE, SYN, 2 * n + 1, 0) for n in range(100)))
         flags = [client.hear().flags for _ in range(100)]
-    assert flags == [ACK] * 70 + [RST] * 30
+    assert flags == [ACK] * 6 + [RST] * 94
 
 
 @pytest.mark.parametrize("way", ["reset", "close", "lost"])

@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import socket
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from websockets.sync.client import ClientConnection, connect
 from harness.json_resolver import JsonResolver
 from harness.targets import pattern, pattern_sha256
 from harness.tunnel import TOKEN
-from harness.worker import PLATFORM_ADDRESS, PRIVATE_ADDRESS, Deployment, Worker, unused_port
+from harness.worker import PLATFORM_ADDRESS, PRIVATE_ADDRESS, Deployment, Worker, unanswered_port, unused_port
 
 TIMEOUT = 20.0
 
@@ -106,13 +105,13 @@ def test_the_101_echoes_the_header_and_announces_what_is_more(worker: Worker, pl
     with dial(worker, path, token) as peer:
         assert peer.subprotocol == token
         assert peer.response is not None
-        assert peer.response.headers["X-Stream-Extensions"] == "1, simple-open"
+        assert peer.response.headers["X-Stream-Extensions"] == "1, simple-open, worker"
 
 
 def test_multiplexed_mode_is_announced_where_it_is_on(deployment: Deployment) -> None:
     with dial(deployment.start(tls=False, MULTIPLEXED="on")) as peer:
         assert peer.response is not None
-        assert peer.response.headers["X-Stream-Extensions"] == "1, connect, half-close, simple-open"
+        assert peer.response.headers["X-Stream-Extensions"] == "1, connect, half-close, simple-open, worker"
 
 
 @pytest.mark.parametrize("version", ["new", "new-as-of-old", "old"])
@@ -258,18 +257,8 @@ def test_a_failure_that_nobody_can_explain_is_said_so(worker: Worker, lookups: J
 
 
 def test_a_target_that_does_not_answer_is_timed_out(worker: Worker) -> None:
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen(0)
-        port = silent.getsockname()[1]
-        with contextlib.ExitStack() as held:
-            # The kernel answers for as many as wait to be accepted.
-            for _ in range(8):
-                waiting = held.enter_context(socket.socket())
-                waiting.setblocking(False)
-                waiting.connect_ex(("127.0.0.1", port))
-            time.sleep(0.2)
-            found = answer(worker, f"OPEN:127.0.0.1:{port}")
+    with unanswered_port() as port:
+        found = answer(worker, f"OPEN:127.0.0.1:{port}")
     assert found == "FAILED:timed-out:the target did not answer within 2 s"
 
 

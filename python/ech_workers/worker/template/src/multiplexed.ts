@@ -15,8 +15,6 @@ const WRITE_SIZE = 256 * 1024;
 const LONGEST_PREAMBLE = 512;
 const EXTENDED = 2;
 const EXTENDED_HEADER = 6;
-/** Streams beyond the socket limit live only until they have been told so. */
-const WAITING_STREAMS = 64;
 
 /** A stream's first bytes. */
 interface StreamPreamble {
@@ -40,7 +38,8 @@ export class MultiplexedSession {
     this.#yamux = new YamuxSession(peer, {
       side: "server",
       window: settings.streamWindow,
-      streamLimit: settings.socketLimit + WAITING_STREAMS,
+      // A stream beyond it is reset before it is acknowledged, so that its client can place it on another session.
+      streamLimit: settings.socketLimit,
       onStream: (stream) => {
         this.#serveStream(stream).catch(() => stream.reset());
       },
@@ -71,6 +70,7 @@ export class MultiplexedSession {
       return;
     }
     stream.taken(preamble.length);
+    // A socket may outlive its stream, while it is being opened.
     if (this.#socketsOpen >= this.#settings.socketLimit) {
       const limit = `all ${this.#settings.socketLimit} sockets of this session are in use`;
       await refuseStream(stream, preamble, new TargetFailure("socket-limit", limit));

@@ -112,7 +112,7 @@ async function explainFailure(target: TargetAddress, settings: DeploymentSetting
     }
     return new TargetFailure(
       "platform-address",
-      "the target is on the platform's own addresses, which a Worker cannot reach: set RELAY, or use another server",
+      "the target is on the platform's own addresses, which a Worker cannot reach: give it a relay, or use another server",
     );
   }
   if (addresses.every((ip) => isWithin(ip, settings.privatePrefixes))) {
