@@ -11,6 +11,9 @@ use std::net::Shutdown;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ech_workers_tls::ech::EchKey;
 use ech_workers_tls::{
     ClientContext, ClientParameters, Ech, HelloForm, Identity, Profile, ServerContext, TlsStream,
     Trust, accept, connect,
@@ -41,6 +44,12 @@ struct Options {
     shuts_down: bool,
     check_close_notify: bool,
     expect_session_miss: bool,
+    expect_server_name: Option<String>,
+    expect_ech_accept: bool,
+    expect_retry: Option<bool>,
+    ech_list: Option<Vec<u8>>,
+    /// Configuration, private key and whether it is told of, each in the base64 of the option.
+    ech_keys: Vec<[String; 3]>,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -92,6 +101,17 @@ impl Options {
                 "-shim-shuts-down" => options.shuts_down = true,
                 "-check-close-notify" => options.check_close_notify = true,
                 "-expect-session-miss" => options.expect_session_miss = true,
+                "-expect-server-name" => options.expect_server_name = Some(value()?),
+                "-expect-ech-accept" => options.expect_ech_accept = true,
+                "-expect-hrr" => options.expect_retry = Some(true),
+                "-expect-no-hrr" => options.expect_retry = Some(false),
+                "-ech-config-list" => options.ech_list = Some(base64(&value()?)?),
+                "-ech-server-config" => {
+                    let key = [value()?, String::new(), String::new()];
+                    options.ech_keys.push(key);
+                }
+                "-ech-server-key" => options.last_ech_key(&word)?[1] = value()?,
+                "-ech-is-retry-config" => options.last_ech_key(&word)?[2] = value()?,
                 // It is never otherwise.
                 "-async" | "-verify-peer" => {}
                 // This may be less: there is no other version here.
@@ -102,17 +122,56 @@ impl Options {
         }
         Ok(options)
     }
+
+    fn last_ech_key(&mut self, word: &str) -> Result<&mut [String; 3], String> {
+        self.ech_keys.last_mut().ok_or_else(|| word.to_owned())
+    }
 }
+
+fn base64(text: &str) -> Result<Vec<u8>, String> {
+    STANDARD.decode(text).map_err(|error| error.to_string())
+}
+
+/// The keys of a server, by the one form in which they are read: PEM files (RFC 9934).
+fn ech_keys(options: &Options) -> Result<Vec<EchKey>> {
+    let mut keys = Vec::new();
+    for [config, key, retry] in &options.ech_keys {
+        let config = base64(config)?;
+        let list = [&u16::try_from(config.len())?.to_be_bytes(), &config[..]].concat();
+        let pkcs8 = [&PKCS8_X25519[..], &base64(key)?].concat();
+        let pem: String = [("PRIVATE KEY", pkcs8), ("ECHCONFIG", list)]
+            .map(|(label, bytes)| {
+                let text = STANDARD.encode(bytes);
+                format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
+            })
+            .concat();
+        keys.extend(
+            EchKey::from_pem(&pem)?
+                .into_iter()
+                .map(|key| key.with_retry(retry == "1")),
+        );
+    }
+    Ok(keys)
+}
+
+/// PKCS #8 up to an X25519 private key (RFC 8410 section 7).
+const PKCS8_X25519: [u8; 16] = [
+    0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x6e, 0x04, 0x22, 0x04, 0x20,
+];
 
 async fn run(options: &Options) -> Result {
     let end = if options.server {
         let (Some(chain), Some(key)) = (&options.certificate, &options.key) else {
             return Err("a server without a certificate".into());
         };
-        End::Server(ServerContext::new(&[Identity {
+        let context = ServerContext::new(&[Identity {
             chain_pem: std::fs::read(chain)?,
             key_pem: std::fs::read(key)?,
-        }])?)
+        }])?;
+        if !options.ech_keys.is_empty() {
+            context.set_ech_keys(&ech_keys(options)?)?;
+        }
+        End::Server(context)
     } else {
         let trusted = options.trusted.as_ref().map(std::fs::read).transpose()?;
         End::Client(Box::new(ClientContext::new(&Trust {
@@ -140,9 +199,17 @@ async fn one(end: &End, tcp: TcpStream, options: &Options, round: usize) -> Resu
         End::Server(context) => accept(tcp, context).await?,
         End::Client(context) => connect(tcp, context, parameters(options)).await?,
     };
-    let resumed = tls.info().resumed;
-    if resumed != (round > 0 && !options.expect_session_miss) {
-        return Err(format!("connection {round}: resumed is {resumed}").into());
+    let info = tls.info();
+    let resumed = round > 0 && !options.expect_session_miss;
+    let name = options.expect_server_name.as_deref();
+    if info.resumed != resumed
+        || info.ech_accepted != options.expect_ech_accept
+        || options
+            .expect_retry
+            .is_some_and(|retry| retry != info.hello_retry)
+        || name.is_some_and(|name| info.server_name.as_deref() != Some(name))
+    {
+        return Err(format!("connection {round} is not as expected: {info:?}").into());
     }
     exchange(&mut tls, options).await
 }
@@ -168,7 +235,7 @@ fn parameters(options: &Options) -> ClientParameters<'_> {
         form: HelloForm::FirstContact,
         // The name in the runner's certificates.
         server_name: options.host_name.as_deref().unwrap_or("test"),
-        ech: Ech::Off,
+        ech: options.ech_list.as_deref().map_or(Ech::Off, Ech::List),
         without: None,
         session_key: Some("runner"),
     }
