@@ -324,10 +324,11 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
     }
 
     fn turn(&mut self, cx: &mut Context<'_>, budget: &Budget<'_>) -> Result<Turn, Lost<C::Error>> {
-        self.streams.open_waiting();
         // Ends that take what waits for them come first: only then may more be received.
         self.streams.handle_ready();
         let mut more = self.receive(cx, budget)?;
+        // Acknowledgements and ends that have just come make room for streams that wait.
+        self.streams.open_waiting();
         self.handle_timeouts()?;
         let mut flushed = true;
         if self.closed {
