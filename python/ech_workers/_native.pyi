@@ -61,15 +61,16 @@ class DialPlan:
         token: str | None,
         addresses: Sequence[str],
         ech: bytes | None,
-        profile: str = "firefox-120",
+        profile: str = "firefox",
         alpn: Literal["auto", "http/1.1"] = "auto",
         h2_known: bool = False,
         mode: Literal["yamux", "simple"] = "yamux",
         tcp_timeout: float = 5.0,
         handshake_timeout: float = 10.0,
         authority_port: int | None = None,
+        upstream: int = 0,
     ) -> DialPlan:
-        """addresses: IP literals, tried in turn with a small head start. ech: an ECHConfigList as the HTTPS record gives it; None is --no-ech, the name goes in clear.
+        """upstream: the number of the server, which events and snapshots carry. addresses: IP literals, tried in turn with a small head start. ech: an ECHConfigList as the HTTPS record gives it; None is --no-ech, the name goes in clear.
         h2_known: the server is known to choose h2, so start with the WebSocket hello.
         authority_port: the origin's port, when the HTTPS record names another one to connect to: the Host header keeps it (RFC 9460 section 9). Raises ValueError naming the field."""
 
@@ -86,7 +87,7 @@ class FetchPlan:
         path: str,
         method: Literal["GET", "POST"] = "POST",
         body: bytes = ...,  # b""
-        profile: str = "firefox-120",
+        profile: str = "firefox",
         alpn: Literal["auto", "http/1.1"] = "auto",
         timeout: float = 5.0,
         max_body: int = 65536,
@@ -97,6 +98,8 @@ class FetchPlan:
 class SessionUp:
     """A session (yamux), or the first warm connection (simple), is ready."""
 
+    @property
+    def upstream(self) -> int: ...
     @property
     def dial(self) -> int: ...
     @property
@@ -138,6 +141,8 @@ class SessionLost:
     """A session ended, or takes no new streams any more (code yamux-go-away; a loss of its open streams is reported after that)."""
 
     @property
+    def upstream(self) -> int: ...
+    @property
     def session(self) -> int: ...
     @property
     def failure(self) -> Failure: ...
@@ -149,6 +154,8 @@ class DialFailed:
     """A dial asked for with Engine.dial, or one made natively for a connection in simple mode (dial is 0 then), failed."""
 
     @property
+    def upstream(self) -> int: ...
+    @property
     def dial(self) -> int: ...
     @property
     def failure(self) -> Failure: ...
@@ -158,6 +165,8 @@ class EchLearned:
     """Authenticated retry configurations came from the server: store them."""
 
     @property
+    def upstream(self) -> int: ...
+    @property
     def server_name(self) -> str: ...
     @property
     def configs(self) -> bytes: ...
@@ -166,6 +175,8 @@ class EchLearned:
 class H2Chosen:
     """The server chose h2 for the first-contact hello; remember it (DialPlan.h2_known)."""
 
+    @property
+    def upstream(self) -> int: ...
     @property
     def server_name(self) -> str: ...
 
@@ -210,6 +221,14 @@ type Event = SessionUp | SessionLost | DialFailed | EchLearned | H2Chosen | Fetc
 
 @final
 class SessionSnapshot:
+    @property
+    def upstream(self) -> int: ...
+    @property
+    def heard_ago(self) -> float:
+        """Seconds since the last byte from the server."""
+    @property
+    def unanswered(self) -> float | None:
+        """Seconds since the first ping after which nothing came from the server; None when none is waited for."""
     @property
     def session(self) -> int: ...
     @property
@@ -287,14 +306,17 @@ class Engine:
         """ca_pem: trusted beside the system's roots (system_roots). open_timeout: how long a local connection waits for a session. Raises ValueError."""
     def listen(self, host: str, port: int, *, username: str | None = None, password: str | None = None) -> Listener:
         """Opens a SOCKS5/HTTP port. Raises OSError (EADDRINUSE, ...) with the address in it."""
-    def set_plan(self, plan: DialPlan | None) -> None:
-        """The plan by which simple mode dials for each connection."""
+    def set_plan(self, plan: DialPlan | None, upstream: int = 0) -> None:
+        """The plan by which simple mode dials for each connection that goes to this server."""
+    def route(self, tiers: Sequence[Sequence[tuple[int, int]]]) -> None:
+        """Which servers new streams go to: numbers with weights. The first tier with a session (in simple mode: with a plan) takes them; within a tier the session with the
+        fewest streams for its weight. Servers that are not named take none. Without a call, all servers are one tier."""
     def dial(self, plan: DialPlan) -> int:
         """Starts a dial; SessionUp or DialFailed with the same number follows. It counts as a session from then on."""
     def retire(self, session: int) -> None:
         """No new streams on this session; it ends when its last stream does (SessionLost with code retired)."""
-    def probe(self) -> None:
-        """Has every session measure its round trip now; one that does not answer in time is lost."""
+    def probe(self, session: int | None = None) -> None:
+        """Has a session (every session without one) measure its round trip now; one that does not answer in time is lost."""
     def unavailable(self, reason: str | None, code: str = "") -> None:
         """With a reason: connections that find no session fail at once. None: they wait up to open_timeout. The reason is for
         open_stream alone; local programs are told what the error code stands for, which names neither server nor address."""

@@ -42,9 +42,9 @@ from ech_workers.upstream import dial_plan
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from ech_workers.candidate import Candidate
     from ech_workers.config import ClientConfig, UpstreamConfig
     from ech_workers.ech import Configuration
-    from ech_workers.knowledge import Candidate
 
 __all__ = ["DEFAULT_TARGET", "Check", "Row"]
 
@@ -341,8 +341,10 @@ class _Run:
 
     def _other_profiles(self, engine: _native.Engine) -> Iterator[Row]:
         """Whether it is the hello that does not get through."""
+        # The newest is the one that "firefox" stands for.
+        used = self._server.profile if self._server.profile in _native.PROFILES else _native.PROFILES[-1]
         for profile in _native.PROFILES:
-            if profile == self._server.profile or self._candidate is None:
+            if profile == used or self._candidate is None:
                 continue
             plan = dial_plan(self._server, self._candidate, h2_known=self._is_h2_known, profile=profile)
             failure = self._await_dial(engine.dial(plan))

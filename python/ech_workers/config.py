@@ -278,6 +278,10 @@ class ClientConfig(ClientTuning, frozen=True, kw_only=True):
         count instead of the server in ``values``. Raises ConfigError."""
         options = _Values(CLIENT, values)
         upstreams = tuple(_upstream(_Values(SERVER_TABLE, table)) for table in tables)
+        addresses = [(upstream.server.authority, upstream.server.path) for upstream in upstreams]
+        for number, upstream in enumerate(upstreams):
+            if addresses[number] in addresses[:number]:
+                raise ConfigError(f"{upstream.server.authority} is given twice", option="--server")
         first = upstreams[0] if upstreams else _upstream(_Values(SERVER_TABLE, _of_server(values)))
         username, password = options.text("username"), options.text("password")
         if (username is None) != (password is None):
@@ -419,7 +423,7 @@ def _upstream(options: _Values) -> UpstreamConfig:
         token=_token(options.text("token"), options.path("token_file")),
         ech=ech,
         mode="yamux" if options.checked("yamux") else "simple",
-        server_ips=tuple(_address(ip, "--server-ip") for ip in options.several("server_ip")),
+        server_ips=_server_ips(options.several("server_ip")),
         ech_domain=_host(ech_domain, "--ech-domain", address=False) if ech_domain else None,
         ech_config=_ech_config(ech_config) if ech_config else None,
         ech_bootstrap=_public_name(ech_bootstrap) if ech_bootstrap else None,
@@ -578,10 +582,42 @@ def authority(host: str, port: int, default_port: int | None = None) -> str:
     return name if port == default_port else f"{name}:{port}"
 
 
+def _server_ips(given: Sequence[str]) -> tuple[str, ...]:
+    """Addresses and networks, also from files (``@FILE``, one a line)."""
+    option = "--server-ip"
+    found: dict[str, None] = {}
+    for text in given:
+        if text.startswith("@"):
+            file = files.expand(text[1:], option)
+            lines = [(f"{file}, line {number}: ", line) for number, line in files.lines(file, option)]
+            if not lines:
+                raise ConfigError(f"{file} has no address in it", option=option)
+        else:
+            lines = [("", text)]
+        for where, line in lines:
+            try:
+                found[
+                    str(ipaddress.ip_network(line.strip(), strict=False)) if "/" in line else _address(line, option)
+                ] = None
+            except ValueError as error:
+                raise ConfigError(f"{where}{error}", option=option) from None
+            except ConfigError:
+                if not where:
+                    raise
+                raise ConfigError(f"{where}{line!r} is no IP address", option=option) from None
+    return tuple(found)
+
+
 def _address(text: str, option: str) -> str:
     bare = text.strip().removeprefix("[").removesuffix("]")
     if not is_address(bare):
         raise ConfigError(f"{text!r} is no IP address", option=option)
+    if "%" in bare:
+        raise ConfigError(
+            f"{text!r} has a zone, by which no server can be reached here",
+            option=option,
+            advice="give an address that is valid beyond one link",
+        )
     return str(ipaddress.ip_address(bare))
 
 
@@ -705,7 +741,9 @@ def _profile(name: str) -> str:
     from ech_workers._native import PROFILES
 
     if name not in PROFILES:
-        raise ConfigError(f"{name!r} is not known", option="--profile", advice=f"choose from {', '.join(PROFILES)}")
+        raise ConfigError(
+            f"{name!r} is not known", option="--profile", advice=f"choose from {DEFAULT_PROFILE}, {', '.join(PROFILES)}"
+        )
     return name
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ech_workers.doh import HttpsAnswer
 
-__all__ = ["Addresses", "Alternative", "Configuration", "EchStore", "list_problem", "public_name"]
+__all__ = ["Addresses", "Alternative", "Configuration", "EchStore", "list_problem", "public_name", "without_first"]
 
 Source = Literal["dns", "retry", "option", "bootstrap"]
 _Identity = tuple[int, int, int]
@@ -174,6 +174,24 @@ def list_problem(configs: bytes) -> str | None:
     if not any(entry.public_name for entry in entries):
         return "it has no configuration of a version this client knows"
     return None
+
+
+def without_first(configs: bytes) -> bytes | None:
+    """An ECHConfigList without its first usable entry; None if no usable one is left."""
+    at, rest = 2, []
+    is_dropped = False
+    while at + 4 <= len(configs):
+        # ECHConfig: a 16-bit version, and contents with a 16-bit length (RFC 9849 section 4).
+        end = at + 4 + int.from_bytes(configs[at + 2 : at + 4], "big")
+        entry = configs[at:end]
+        if not is_dropped and list_problem(len(entry).to_bytes(2, "big") + entry) is None:
+            is_dropped = True
+        else:
+            rest.append(entry)
+        at = end
+    joined = b"".join(rest)
+    shorter = len(joined).to_bytes(2, "big") + joined
+    return shorter if is_dropped and rest and list_problem(shorter) is None else None
 
 
 def public_name(configs: bytes) -> str | None:

@@ -441,6 +441,10 @@ _CUT = "something on the way cuts such connections: try another --server-ip, ano
 
 _ADVICE: dict[str, str] = {
     "resolver-failed": _OTHER_RESOLVERS,
+    "resolver-intercepted": (
+        "a captive portal (open any page in a browser and sign in to the network), or someone in the middle; if a private"
+        " authority signed the resolvers' certificates, give it with --ca-file"
+    ),
     "resolver-malformed": _OTHER_RESOLVERS,
     "resolver-mismatch": _OTHER_RESOLVERS,
     "resolver-not-dns": "check the path in --doh-server; something in front of the resolver may have answered",

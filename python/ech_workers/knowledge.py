@@ -10,12 +10,13 @@ Nothing known is thrown away because it is old: a stale configuration is used wh
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from ech_workers import _native, doh
 from ech_workers.addresses import interleaved, is_address
+from ech_workers.candidate import Candidate, Question
 from ech_workers.ech import Addresses, Configuration, list_problem, public_name
 from ech_workers.errors import (
     BLAMED_ON_ADDRESS,
@@ -25,6 +26,8 @@ from ech_workers.errors import (
     TunnelError,
 )
 from ech_workers.lookup import LookUp
+from ech_workers.ranges import Ranges
+from ech_workers.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,38 +37,15 @@ if TYPE_CHECKING:
     from ech_workers.ech import EchStore
     from ech_workers.timing import Moment, Timing
 
-__all__ = ["Candidate", "EchStatus", "Knowledge", "Question"]
+__all__ = ["EchStatus", "Knowledge"]
 
 _log = logging.getLogger("ech_workers")
 
 # A server that changes its keys every second is news once in so many seconds.
 _LEARNED_PAUSE = 600.0
 
-
-class Question(NamedTuple):
-    """A question for the resolvers."""
-
-    question: doh.Question
-    port: int
-    """The origin's, for HTTPS records."""
-    steps: int
-    """Aliases followed so far."""
-    answered: Callable[[Answer | TunnelError, Moment], None]
-    """Takes the answer, or why there is none."""
-
-
-class Candidate(msgspec.Struct, frozen=True):
-    """Where and how to dial."""
-
-    addresses: tuple[str, ...]
-    port: int
-    used: Configuration | None
-    """The ECH configuration; None without ECH."""
-
-    @property
-    def ech(self) -> bytes | None:
-        """The ECHConfigList."""
-        return self.used.configs if self.used else None
+# Addresses of a network that worked are tried first for a week.
+_GOOD_FOR = 7 * 86400.0
 
 
 class EchStatus(msgspec.Struct, frozen=True):
@@ -101,9 +81,12 @@ class Knowledge:
         self._resolved: dict[str, dict[doh.Type, doh.AddressAnswer | TunnelError]] = {}
         self._preferred: str | None = None
         self._bad_configs: bytes | None = None
-        # Of several endpoints: how far the list is turned, and how often since one was up or all had failed.
-        self._turned = 0
-        self._turns = 0
+        self._turns = Turns()
+        self._good_key = f"{self._key} --server-ip"
+        self._ranges: Ranges | None = None
+        if Ranges.is_needed(server.server_ips):
+            good = store.addresses(self._good_key)
+            self._ranges = Ranges(server.server_ips, good.addresses if good else (), uniform)
         self._bootstrap: Configuration | None = None
         self._learned_at: float | None = None
 
@@ -204,8 +187,7 @@ class Knowledge:
             now=now.wall,
             is_usable=lambda configs: list_problem(configs) is None,
         )
-        # The first endpoint is tried first again.
-        self._turned = 0
+        self._turns.first_again()
         used = self._store.store(self._key, found)
         self._bad_configs = None
         if used.configs == found.configs:
@@ -291,12 +273,14 @@ class Knowledge:
         if server.ech_config is not None:
             if known is not None and known.source == "retry" and known.rejected == server.ech_config:
                 return known
-            return Configuration(
-                configs=server.ech_config, source="option", origin=server.server.host, fetched_at=0.0, ttl=0.0
+            return self._turns.apply(
+                Configuration(
+                    configs=server.ech_config, source="option", origin=server.server.host, fetched_at=0.0, ttl=0.0
+                )
             )
         if known is None or not self._is_ours(known) or known.configs == self._bad_configs:
             return self._made_up() if self._records.error else None
-        return known.turned(self._turned)
+        return self._turns.apply(known)
 
     def _made_up(self) -> Configuration | None:
         """For a server whose provider's public name is known and nothing else (--ech-bootstrap).
@@ -319,6 +303,8 @@ class Knowledge:
         return (known.target if known else None) or self._server.server.host
 
     def _addresses(self, wall: float) -> tuple[str, ...]:
+        if self._ranges is not None:
+            return self._ranges.current
         if self._server.server_ips:
             return self._server.server_ips
         name = self.name
@@ -335,20 +321,19 @@ class Knowledge:
     # ------------------------------------------------------------ what dials taught
 
     def next_endpoint(self, failed: Configuration | None) -> bool:
-        """Goes on to the server's endpoint of the next priority; False when each has had its turn (RFC 9460 section 3)."""
+        """Goes on to the server's endpoint of the next priority; False when each has had its turn."""
         known = self.configuration if self._server.ech_config is None else None
-        if known is None or failed is None or not known.others:
-            return False
-        if (known.configs, known.target, known.port) != (failed.configs, failed.target, failed.port):
-            # Another dial failed before this one.
-            return True
-        if self._turns == len(known.others):
-            # After the pause it goes round again.
-            self._turns = 0
-            return False
-        self._turned += 1
-        self._turns += 1
-        return True
+        return known is not None and failed is not None and self._turns.next_endpoint(known, failed)
+
+    def next_addresses(self) -> bool:
+        """Goes on to other addresses of those given; False when there are no others, or a pause is due."""
+        return self._ranges is not None and self._ranges.failed()
+
+    def next_entry(self, failed: Configuration | None) -> bool:
+        """The server has not the key of the list's first entry, and could not prove that it may say so: goes on to the next
+        one; False when there is none."""
+        known = self.configuration
+        return known is not None and failed is not None and self._turns.next_entry(known, failed)
 
     def look_again(self, code: str, used: Configuration | None, now: Moment) -> bool:
         """After a failed dial: True if a look-up that may bring something better is running or starts now."""
@@ -379,10 +364,15 @@ class Knowledge:
             self._records.error = error
         return error
 
-    def worked(self, address: str) -> None:
+    def worked(self, address: str, now: Moment) -> None:
         """A session is up by this address (``address:port``)."""
-        self._turns = 0
+        self._turns.worked()
         self._preferred = address.rpartition(":")[0].strip("[]")
+        if self._ranges is not None:
+            before = self._ranges.good
+            self._ranges.worked(self._preferred)
+            if self._ranges.good != before:
+                self._store.store_addresses(self._good_key, Addresses(self._ranges.good, now.wall, _GOOD_FOR))
 
     def learn(self, configs: bytes, used: Configuration, now: Moment) -> None:
         """The server rejected ``used`` and handed over these, authenticated."""
@@ -390,9 +380,9 @@ class Knowledge:
         if current is not None and current.configs == configs:
             # Many dials at a time are told the same.
             return
-        self._store.learn(self._key, configs, used=used)
+        self._store.learn(self._key, configs, used=self._turns.whole(used))
         # What is stored begins with the endpoint that handed it over.
-        self._turned = 0
+        self._turns.first_again()
         often = self._learned_at is not None and now.clock - self._learned_at < _LEARNED_PAUSE
         level = logging.DEBUG if often else logging.INFO
         _log.log(level, "%s handed over new ECH configurations; they are used from now on", self._key)

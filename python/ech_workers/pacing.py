@@ -155,4 +155,5 @@ class Pacing:
         return min(self._timing.backoff_limit, self._timing.backoff_first * 2.0 ** min(failures, 16))
 
     def _jitter(self, pause: float) -> float:
-        return pause * (0.75 + 0.5 * self._uniform())
+        # Wide, so that the clients of a server that was lost do not come back in step.
+        return pause * (0.5 + self._uniform())

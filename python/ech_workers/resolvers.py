@@ -42,6 +42,9 @@ _EXPECTED_MS = 1000 * HEAD_START
 # Statuses that say the method is not wanted; RFC 8484 section 4.1 asks servers for both, and some have only one.
 _METHOD_REFUSED = frozenset({400, 404, 405, 415, 501})
 
+# The certificate is another's, or of an authority that nobody knows.
+_FOREIGN = frozenset({"certificate-name", "certificate-unknown-issuer", "certificate-invalid"})
+
 # The resolver did its part.
 _FAULTS_OF_THE_ZONE = frozenset({"resolver-alias-chain", "resolver-unusable"})
 
@@ -223,6 +226,13 @@ class Resolvers:
             return ResolverError(f"there is no resolver to ask for {race.question}")
         reasons = "; ".join(error.message for error in race.errors)
         codes = {error.code for error in race.errors}
+        if codes <= _FOREIGN:
+            # One resolver may be misconfigured; not all of them, of different operators, at the same time.
+            return ResolverError(
+                f"something answers in place of every resolver, with certificates of its own: {reasons}",
+                code="resolver-intercepted",
+                detail="\n".join(error.detail for error in race.errors if error.detail) or None,
+            )
         # One reason for all of them has its own advice, unless it is only the network's.
         code = codes.pop() if len(codes) == 1 else "resolver-failed"
         advice = race.errors[0].advice if code.startswith("certificate-") else None

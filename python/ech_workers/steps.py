@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from ech_workers import _native, doh
+from ech_workers.candidate import Candidate
 from ech_workers.config import Resolver
 from ech_workers.doh import Answer
 from ech_workers.ech import Configuration
 from ech_workers.errors import Cause, TunnelError
-from ech_workers.knowledge import Candidate
 
 __all__ = ["Asked", "Dialed", "Dialing", "Exchanged", "Failed", "Learned", "Passed", "Settled", "Step", "ignore"]
 

@@ -16,71 +16,35 @@ import logging
 import random
 import threading
 import time
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from ech_workers import _native, waiting
 from ech_workers._logging import forward
+from ech_workers.clocks import Clocks
 from ech_workers.errors import Cause, EngineClosed, SessionTimeout
-from ech_workers.knowledge import EchStatus
-from ech_workers.pacing import Breaker
-from ech_workers.pool import SessionStatus
-from ech_workers.resolvers import Resolvers, ResolverStatus
+from ech_workers.liveness import Liveness
+from ech_workers.network import NetworkWatch
+from ech_workers.overview import EchStatus, SessionStatus, SupervisorStatus, UpstreamStatus, overview
+from ech_workers.questions import LookUps
+from ech_workers.selection import Selection
 from ech_workers.steps import Step, ignore
 from ech_workers.timing import Moment, Timing
-from ech_workers.upstream import Phase, Upstream, UpstreamEngine, UpstreamStatus
+from ech_workers.upstream import Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ech_workers._native import Event, FetchPlan
-    from ech_workers.config import ClientConfig, Resolver
+    from ech_workers._native import Event
+    from ech_workers.config import ClientConfig
     from ech_workers.ech import EchStore
+    from ech_workers.engine import EngineLike
     from ech_workers.errors import TunnelError
-    from ech_workers.knowledge import Question
 
-__all__ = ["EchStatus", "EngineLike", "SessionStatus", "Supervisor", "SupervisorStatus", "Timing", "UpstreamStatus"]
+__all__ = ["EchStatus", "SessionStatus", "Supervisor", "SupervisorStatus", "Timing", "UpstreamStatus"]
 
 _log = logging.getLogger("ech_workers")
-
-
-class EngineLike(UpstreamEngine, Protocol):
-    """The verbs of ``_native.Engine`` that the supervisor and its upstreams use."""
-
-    def probe(self) -> None: ...
-    def unavailable(self, reason: str | None, code: str = "") -> None: ...
-    def fetch(self, plan: FetchPlan) -> int: ...
-    def next_event(self, timeout: float | None) -> Event | None: ...
-    def wake(self) -> None: ...
-
-
-class SupervisorStatus(msgspec.Struct, frozen=True):
-    """All the supervisor knows, at one moment. Times are seconds.
-
-    What is said of one server alone (up to ``addresses``) is said of the one that is in the best state.
-    """
-
-    server: str
-    mode: str
-    phase: Phase
-    cause: Cause | None
-    """Why there is no session, or fewer than wanted."""
-    cause_age: float | None
-    sessions: tuple[SessionStatus, ...]
-    """Of every server."""
-    wanted: int
-    dialing: int
-    failures: int
-    """Dials in a row that failed."""
-    breaker: Breaker
-    next_attempt_in: float | None
-    ech: EchStatus | None
-    """None with --no-ech, or before anything is known."""
-    addresses: tuple[str, ...]
-    resolvers: tuple[ResolverStatus, ...]
-    upstreams: tuple[UpstreamStatus, ...] = ()
-    """Every server, in the configured order."""
 
 
 class Supervisor:
@@ -97,18 +61,17 @@ class Supervisor:
         on_event: Callable[[Event], object] | None = None,
         trace: Callable[[Step], object] | None = None,
         refresh: bool = False,
+        watch_network: bool = False,
         timing: Timing | None = None,
         uniform: Callable[[], float] = random.random,
     ) -> None:
         """clock: monotonic seconds. wall: seconds since the epoch. on_event: called in the loop's thread with each event.
         trace: called there with each step of the upstreams and the resolvers. refresh: look everything up again before the
-        first dial, whatever the cache has. uniform: random over [0, 1), for the jitter."""
+        first dial, whatever the cache has. watch_network: look out for changes of the machine's addresses and routes. uniform: random over [0, 1), for the jitter."""
         self._engine = engine
-        self._clock = clock
-        self._wall = wall
         self._on_event = on_event
         self._timing = timing or Timing()
-        self._profile = config.profile
+        self._clocks = Clocks(clock, wall, self._timing)
         self._upstreams = [
             Upstream(number, server, config.sessions, engine, store, self._timing, uniform, trace or ignore)
             for number, server in enumerate(config.upstreams)
@@ -116,28 +79,23 @@ class Supervisor:
         if refresh:
             for upstream in self._upstreams:
                 upstream.refresh()
-        self._resolvers = Resolvers(
-            config.resolvers,
-            self._fetch,
-            clock=clock,
-            random=uniform,
-            head_start=self._timing.head_start,
-            timeout=self._timing.exchange,
-            trace=trace,
-        )
+        self._look_ups = LookUps(config, engine, self._clocks, self._timing, uniform, trace or ignore)
         # Held while state is changed or read, never while waiting for an event.
         self._lock = waiting.lock()
         self._watchers: list[Callable[[], object]] = []
         self._stopping = False
         self._ended = False
         self._unavailable: str | None = None
-        self._offset = wall() - clock()
-        self._last_turn = clock()
+        self._watches_network = watch_network
+        self._network_changed = False
+        self._liveness = Liveness(engine)
+        self._selection = Selection(config.policy, config.standby, self._upstreams, engine)
 
     # ------------------------------------------------------------ for every thread
 
     def run(self) -> None:
         """Works until ``stop`` is called or the engine is closed."""
+        network = NetworkWatch(self.network_changed) if self._watches_network else None
         try:
             while not self._stopping:
                 event = self._engine.next_event(self._turn())
@@ -150,6 +108,8 @@ class Supervisor:
         except EngineClosed:
             pass
         finally:
+            if network is not None:
+                network.close()
             with self._lock:
                 self._ended = True
                 self._notify()
@@ -159,6 +119,12 @@ class Supervisor:
         with self._lock:
             self._stopping = True
             self._notify()
+        self._engine.wake()
+
+    def network_changed(self) -> None:
+        """Has every session asked for a sign of life, and what failed tried again. For any thread."""
+        with self._lock:
+            self._network_changed = True
         self._engine.wake()
 
     def watch(self, changed: Callable[[], object]) -> Callable[[], None]:
@@ -192,13 +158,13 @@ class Supervisor:
 
     def late(self, timeout: float) -> TunnelError:
         """What to raise when ``timeout`` seconds were not enough for a session."""
-        with self._lock:
-            best = self._best()
+        best = self.status()
         if best.cause is None:
             why, detail, advice = f"still {best.phase}", None, None
         else:
             why, detail, advice = best.cause.message, best.cause.detail, best.cause.advice or ""
-        message = f"no session to {best.name} within {timeout:g} s: {why}"
+        names = ", ".join(upstream.name for upstream in self._upstreams)
+        message = f"no session to {names} within {timeout:g} s: {why}"
         return SessionTimeout(message, code="session-timeout", detail=detail, advice=advice)
 
     def wait_ready(self, timeout: float | None = None) -> None:
@@ -226,31 +192,12 @@ class Supervisor:
     def status(self) -> SupervisorStatus:
         """What is going on, and why."""
         with self._lock:
-            now = self._now()
-            upstreams = tuple(upstream.status(now) for upstream in self._upstreams)
-            best = upstreams[self._best().number]
-            stopped = self._stopping or self._ended
-            return SupervisorStatus(
-                server=best.server,
-                mode=best.mode,
-                phase="stopped" if stopped else best.phase,
-                cause=best.cause,
-                cause_age=best.cause_age,
-                sessions=tuple(session for upstream in upstreams for session in upstream.sessions),
-                wanted=best.wanted,
-                dialing=sum(upstream.dialing for upstream in upstreams),
-                failures=best.failures,
-                breaker=best.breaker,
-                next_attempt_in=None if stopped else best.next_attempt_in,
-                ech=best.ech,
-                addresses=best.addresses,
-                resolvers=self._resolvers.statuses(),
-                upstreams=upstreams,
-            )
-
-    def _best(self) -> Upstream:
-        """The first of the servers in the best state."""
-        return min(self._upstreams, key=lambda upstream: (_PHASES.index(upstream.phase), upstream.number))
+            now = self._clocks.now()
+            upstreams = [
+                msgspec.structs.replace(upstream.status(now), role=self._selection.role(upstream, now.clock))
+                for upstream in self._upstreams
+            ]
+            return overview(upstreams, self._look_ups.statuses(), stopped=self._stopping or self._ended)
 
     def _settled(self) -> Cause | None:
         """Why no server can be reached, when every one's attempt has failed for good."""
@@ -259,30 +206,33 @@ class Supervisor:
 
     # ------------------------------------------------------------ the loop
 
-    def _now(self) -> Moment:
-        return Moment(self._clock(), self._wall())
-
     def _turn(self) -> float:
         """Does what is due, and returns how long to wait for events at most."""
         with self._lock:
             try:
-                now = self._now()
-                self._compare_clocks(now)
+                now = self._clocks.now()
+                missing = self._clocks.missing(now)
+                if missing or self._network_changed:
+                    self._look_around(now, slept=missing)
+                for number in self._liveness.dead(now.clock):
+                    for upstream in self._upstreams:
+                        upstream.give_up(number, now)
                 # Answers first: they may name something else to look up.
-                self._resolvers.advance()
+                self._look_ups.advance()
                 for upstream in self._upstreams:
                     upstream.turn(now)
-                    self._ask(upstream.questions(now))
-                following = self._resolvers.advance()
+                    self._look_ups.ask_all(upstream.questions(now))
+                following = self._look_ups.advance()
                 deadlines = [now.clock + self._timing.tick]
                 for upstream in self._upstreams:
                     deadlines += upstream.deadlines()
                 if following is not None:
                     deadlines.append(following)
+                self._selection.turn(now.clock)
+                deadlines += self._selection.deadlines(now.clock) + self._liveness.deadlines()
                 self._tell_engine()
                 self._notify()
-                self._last_turn = now.clock
-                return max(0.0, min(deadlines) - self._clock())
+                return max(0.0, min(deadlines) - self._clocks.now().clock)
             except EngineClosed:
                 raise
             except Exception:
@@ -293,7 +243,9 @@ class Supervisor:
     def _take(self, event: Event) -> None:
         try:
             with self._lock:
-                self._handle(event, self._now())
+                now = self._clocks.now()
+                self._handle(event, now)
+                self._selection.turn(now.clock)
                 self._tell_engine()
                 self._notify()
             if self._on_event is not None:
@@ -304,44 +256,41 @@ class Supervisor:
             _log.exception("cannot handle %s", type(event).__name__)
 
     def _handle(self, event: Event, now: Moment) -> None:
-        upstream = self._upstreams[0]
         match event:
             case _native.SessionUp():
-                upstream.session_up(event, now)
+                self._upstreams[event.upstream].session_up(event, now)
             case _native.SessionLost():
-                upstream.session_lost(event, now)
+                self._upstreams[event.upstream].session_lost(event, now)
             case _native.DialFailed():
-                upstream.dial_failed(event, now)
+                self._upstreams[event.upstream].dial_failed(event, now)
             case _native.EchLearned():
-                upstream.ech_learned(event, now)
+                self._upstreams[event.upstream].ech_learned(event, now)
             case _native.H2Chosen():
-                upstream.h2_chosen(event)
+                self._upstreams[event.upstream].h2_chosen(event)
             case _native.Fetched():
-                self._resolvers.fetched(event)
+                self._look_ups.fetched(event)
             case _native.FetchFailed():
-                self._resolvers.failed(event)
+                self._look_ups.failed(event)
             case _native.LogLine():
                 forward(event)
             case _native.Woken():
                 pass
 
-    def _compare_clocks(self, now: Moment) -> None:
-        """A machine that slept, or a process that was stopped, has sessions that the other side gave up."""
-        offset = now.wall - now.clock
-        moved = offset - self._offset
-        stalled = now.clock - self._last_turn - self._timing.tick
-        self._offset = offset
-        if moved < -self._timing.clock_jump:
-            _log.info("the clock was set back by %.0f s", -moved)
-            return
-        gap = max(moved, stalled)
-        if gap <= self._timing.clock_jump:
-            return
-        _log.info("%.0f s are missing (sleep, or a clock that was set): every session is probed and renewed", gap)
-        self._engine.probe()
-        self._resolvers.forgive()
+    def _look_around(self, now: Moment, *, slept: float = 0.0) -> None:
+        """After a change of the network sessions may be dead, and what failed may work. After a sleep (or when the process
+        was stopped) the other side has given the sessions up: all are replaced."""
+        self._network_changed = False
+        if slept:
+            _log.info("%.0f s are missing (sleep, or a clock that was set): every session is probed and renewed", slept)
+        else:
+            _log.info("the network has changed: every session is probed")
+        self._liveness.begin(now.clock)
+        self._look_ups.forgive()
         for upstream in self._upstreams:
-            upstream.jumped(now)
+            if slept:
+                upstream.slept(now)
+            else:
+                upstream.network_changed(now)
 
     def _tell_engine(self) -> None:
         """Local connections fail at once, with the reason, while no server can be reached."""
@@ -351,33 +300,3 @@ class Supervisor:
         if reason != self._unavailable:
             self._unavailable = reason
             self._engine.unavailable(reason, settled.code if settled is not None else "")
-
-    # ------------------------------------------------------------ look-ups
-
-    def _ask(self, questions: list[Question]) -> None:
-        for asked in questions:
-            self._resolvers.ask(
-                asked.question,
-                lambda answer, asked=asked: asked.answered(answer, self._now()),  # type: ignore[misc]
-                port=asked.port,
-                steps=asked.steps,
-            )
-
-    def _fetch(
-        self, resolver: Resolver, *, path: str, method: Literal["GET", "POST"], body: bytes, timeout: float
-    ) -> int:
-        plan = _native.FetchPlan(
-            server_name=resolver.host,
-            port=resolver.port,
-            addresses=resolver.addresses,
-            path=path,
-            method=method,
-            body=body,
-            profile=self._profile,
-            timeout=timeout,
-        )
-        return self._engine.fetch(plan)
-
-
-# From the best to the worst.
-_PHASES: tuple[Phase, ...] = ("up", "degraded", "connecting", "resolving", "waiting", "stopped")

@@ -99,7 +99,9 @@ class Running:
             self._configured = {
                 address: self.listen(address, config.username, config.password) for address in config.listen
             }
-            self.supervisor = Supervisor(config, self.engine, EchStore(config.cache_dir), on_event=on_event)
+            self.supervisor = Supervisor(
+                config, self.engine, EchStore(config.cache_dir), on_event=on_event, watch_network=True
+            )
             if config.status_listen:
                 from ech_workers.status.port import StatusPort
 

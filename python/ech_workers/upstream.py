@@ -7,30 +7,29 @@ stream could go there now, and why not.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Literal, Protocol
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from ech_workers import _native
+from ech_workers.candidate import Candidate
 from ech_workers.errors import BLAMED_ON_ENDPOINT, BLAMED_ON_TARGET, Cause, TunnelError, from_failure
-from ech_workers.knowledge import Candidate, EchStatus, Knowledge
-from ech_workers.pacing import Breaker, Pacing, Remedy
-from ech_workers.pool import Dial, Pool, SessionStatus
+from ech_workers.knowledge import Knowledge
+from ech_workers.overview import Phase, UpstreamStatus
+from ech_workers.pacing import Pacing, Remedy
+from ech_workers.pool import Dial, Pool
 from ech_workers.steps import Dialed, Dialing, Failed, Learned, Passed, Settled, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
+    from ech_workers.candidate import Question
     from ech_workers.config import UpstreamConfig
     from ech_workers.ech import Configuration, EchStore
-    from ech_workers.knowledge import Question
+    from ech_workers.engine import UpstreamEngine
     from ech_workers.timing import Moment, Timing
 
-__all__ = ["Phase", "Upstream", "UpstreamEngine", "UpstreamStatus", "dial_plan"]
+__all__ = ["Upstream", "dial_plan"]
 
 _log = logging.getLogger("ech_workers")
-
-Phase = Literal["resolving", "connecting", "up", "degraded", "waiting", "stopped"]
 
 _SOURCES = {
     "dns": "the HTTPS record of {}",
@@ -40,40 +39,11 @@ _SOURCES = {
 }
 
 
-class UpstreamEngine(Protocol):
-    """The verbs of ``_native.Engine`` that an upstream uses."""
-
-    def set_plan(self, plan: _native.DialPlan | None) -> None: ...
-    def dial(self, plan: _native.DialPlan) -> int: ...
-    def retire(self, session: int) -> None: ...
-
-
-class UpstreamStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One server, at one moment. Times are seconds."""
-
-    upstream: int
-    server: str
-    mode: str
-    phase: Phase
-    cause: Cause | None
-    """Why there is no session, or fewer than wanted."""
-    cause_age: float | None
-    sessions: tuple[SessionStatus, ...]
-    wanted: int
-    dialing: int
-    failures: int
-    """Dials in a row that failed."""
-    breaker: Breaker
-    next_attempt_in: float | None
-    ech: EchStatus | None
-    """None with --no-ech, or before anything is known."""
-    addresses: tuple[str, ...]
-
-
 def dial_plan(
-    server: UpstreamConfig, candidate: Candidate, *, h2_known: bool, profile: str | None = None
+    server: UpstreamConfig, candidate: Candidate, *, h2_known: bool, number: int = 0, profile: str | None = None
 ) -> _native.DialPlan:
-    """The plan to dial by. profile: instead of the server's own. Raises ValueError naming the field."""
+    """The plan to dial by. number: the upstream's. profile: instead of the server's own. Raises ValueError naming the
+    field."""
     return _native.DialPlan(
         server_name=server.server.host,
         port=candidate.port,
@@ -87,6 +57,7 @@ def dial_plan(
         alpn=server.alpn,
         h2_known=h2_known,
         mode=server.mode,
+        upstream=number,
     )
 
 
@@ -108,6 +79,8 @@ class Upstream:
         self.number = number
         self.server = server
         self.name = server.name
+        self.is_needed = True
+        """False: nothing is dialled, and sessions end with their last stream."""
         self.knowledge = Knowledge(server, store, timing, uniform)
         self.pacing = Pacing(timing, uniform)
         self.pool = Pool(server.mode, sessions, timing)
@@ -134,6 +107,16 @@ class Upstream:
         """Whether a stream could be opened now."""
         return self.pool.is_ready
 
+    def is_silent(self, silent: Collection[int]) -> bool:
+        """Whether it has sessions and none of them answers; ``silent``: those that do not."""
+        live = [session.up.session for session in self.pool.live]
+        return bool(live) and self.server.mode == "yamux" and all(number in silent for number in live)
+
+    @property
+    def first_round_trip(self) -> float | None:
+        """Milliseconds that connecting took, of the best session."""
+        return min((session.up.tcp_ms for session in self.pool.live), default=None)
+
     # ------------------------------------------------------------ a turn
 
     def questions(self, now: Moment) -> list[Question]:
@@ -146,6 +129,11 @@ class Upstream:
             # A dial that waited for fresh records goes ahead.
             self.pacing.healed(now.clock)
         self._replan(now)
+        if not self.is_needed:
+            for session in self.pool.live:
+                session.retiring = True
+                self._engine.retire(session.up.session)
+            return
         self._fill(now)
         if self._plan is not None:
             for number in self.pool.due(now.clock):
@@ -156,18 +144,32 @@ class Upstream:
         self.knowledge.refresh()
         self.pacing.is_healing = self.knowledge.is_refreshing
 
+    def give_up(self, number: int, now: Moment) -> None:
+        """A session does not answer: it takes no new streams, and another one is dialled at once."""
+        session = self.pool.sessions.get(number)
+        if session is None or session.retiring:
+            return
+        _log.info("a session to %s does not answer on this network: another is dialled", self.name)
+        session.retiring = True
+        self._engine.retire(number)
+        self.pacing.dial_at = now.clock
+
     def deadlines(self) -> list[float]:
         """When there is something to do next, at the latest (monotonic)."""
         deadlines = self.knowledge.deadlines()
-        if self._plan is None:
+        if self._plan is None or not self.is_needed:
             return deadlines
         if self._dials_missing > 0 and not self.pacing.is_healing:
             deadlines.append(self.pacing.dial_at)
         return deadlines + self.pool.deadlines()
 
-    def jumped(self, now: Moment) -> None:
-        """The machine slept, or the network is another one: nothing waits any longer."""
+    def slept(self, now: Moment) -> None:
+        """The machine slept: every session is replaced, and nothing waits any longer."""
         self.pool.renew_all(now.clock)
+        self.network_changed(now)
+
+    def network_changed(self, now: Moment) -> None:
+        """What failed before may work now."""
         self.knowledge.jumped(now)
         self.pacing.jumped(now.clock)
 
@@ -191,7 +193,7 @@ class Upstream:
             self._candidate = found
             return
         try:
-            plan = dial_plan(self.server, found, h2_known=h2_known)
+            plan = dial_plan(self.server, found, h2_known=h2_known, number=self.number)
         except ValueError as error:
             self._missing = self._refused(str(error), found, now)
             self._set_plan(None, None)
@@ -220,7 +222,7 @@ class Upstream:
         changed = plan is not self._plan
         self._plan, self._candidate = plan, candidate
         if changed and self.server.mode == "simple":
-            self._engine.set_plan(plan)
+            self._engine.set_plan(plan, self.number)
 
     # ------------------------------------------------------------ dialling
 
@@ -254,7 +256,7 @@ class Upstream:
     def session_up(self, event: _native.SessionUp, now: Moment) -> None:
         self._trace(Dialed(event.dial, event))
         replaced = self.pool.up(event, now.clock, self._uniform())
-        self.knowledge.worked(event.address)
+        self.knowledge.worked(event.address, now)
         self.pacing.up(now.clock)
         self.settled = None
         level = logging.INFO if self._is_news else logging.DEBUG
@@ -331,7 +333,7 @@ class Upstream:
             replaced.renew_at = now.clock + pause
             _log.info("a session could not be replaced yet: %s", error.line())
             return
-        remedy = self._remedy(error, dial, now)
+        remedy = self._remedy(error, dial, failure.ech_rejected, now)
         asked = min(failure.retry_after or 0.0, self._timing.retry_after_limit)
         self.pacing.failed(now.clock, error.code, remedy, retry_after=asked)
         self._trace(Failed(event.dial, error.cause, failure.ech_rejected, remedy == "none"))
@@ -340,9 +342,13 @@ class Upstream:
         else:
             self._note(error, now)
 
-    def _remedy(self, error: TunnelError, dial: Dial, now: Moment) -> Remedy:
+    def _remedy(self, error: TunnelError, dial: Dial, ech_rejected: bool, now: Moment) -> Remedy:
         """Whether the next dial needs no pause: it knows better, or will when records have been looked up again."""
         if error.code in BLAMED_ON_ENDPOINT and self.knowledge.next_endpoint(dial.used):
+            return "at-once"
+        if error.code in BLAMED_ON_ENDPOINT and self.knowledge.next_addresses():
+            return "at-once"
+        if ech_rejected and self.knowledge.next_entry(dial.used):
             return "at-once"
         if not self.pacing.may_heal:
             return "none"
@@ -402,7 +408,7 @@ class Upstream:
 
     def next_attempt(self, now: Moment) -> float | None:
         """When the next dial or look-up is tried (monotonic); None when none is due."""
-        if self.pool.dials or self._dials_missing <= 0:
+        if self.pool.dials or self._dials_missing <= 0 or not self.is_needed:
             return None
         if self._plan is not None:
             return max(now.clock, self.pacing.dial_at)
@@ -413,6 +419,7 @@ class Upstream:
         next_attempt = self.next_attempt(now)
         return UpstreamStatus(
             upstream=self.number,
+            name=self.name,
             server=str(self.server.server),
             mode=self.server.mode,
             phase=self.phase,

@@ -15,6 +15,9 @@ class Tap:
         self.connections = 0
         self.sent: list[bytearray] = []
         self.cut = threading.Event()
+        self.thawed = threading.Event()
+        """Not set: the path is frozen, nothing passes either way and nothing ends."""
+        self.thawed.set()
         self._sockets: list[socket.socket] = []
         self._listener = socket.create_server(
             (host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256
@@ -38,6 +41,7 @@ class Tap:
                 each.shutdown(socket.SHUT_RDWR)
 
     def stop(self) -> None:
+        self.thawed.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -88,6 +92,7 @@ class Tap:
             while piece := source.recv(65536):
                 if record is not None:
                     record += piece
+                self.thawed.wait()
                 target.sendall(piece)
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)

@@ -73,8 +73,8 @@ def test_everything_works(site: Site, targets: dict[str, int], mode: str) -> Non
     assert f"the network saw {PUBLIC_NAME}" in whole
     assert "MB/s" in whole
     fingerprint = next(row["what"] for row in rows if "JA4" in row["what"])
-    # The profile's lists: 17 cipher suites, 15 extensions; the hello of a first contact, offered with a name.
-    assert "JA4 t13d1715h2_" in fingerprint
+    # The profile's lists: 16 cipher suites, 17 extensions; the hello of a first contact, offered with a name.
+    assert "JA4 t13d1617h2_" in fingerprint
 
 
 def test_rows_for_people_say_the_same(site: Site, targets: dict[str, int]) -> None:

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.world import made_world
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from harness.world import World
 
 
 @pytest.fixture(autouse=True)
@@ -22,3 +26,10 @@ def untouched_logging() -> Iterator[None]:
             handler.close()
     logger.setLevel(level)
     logger.propagate, logger.handlers = propagate, handlers
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Resolvers, servers and clocks for a supervisor, in the test's hands."""
+    with made_world(monkeypatch) as made:
+        yield made

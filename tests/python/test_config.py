@@ -150,7 +150,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert config.resolvers == DEFAULT_RESOLVERS
     assert config.listen == (ListenAddress("127.0.0.1", 1080),)
     assert config.sessions == 1
-    assert config.profile == "firefox-120"
+    assert config.profile == "firefox"
     assert config.reply == "optimistic"
     assert config.status_listen == ()
 
@@ -529,3 +529,16 @@ def test_a_server_without_what_it_needs_is_refused(
     with pytest.raises(ConfigError) as caught:
         ServerConfig.build(**{**server_files, **options})
     assert caught.value.option == option
+
+
+@pytest.mark.parametrize("option", ["server_ip", "doh_ip"])
+def test_an_address_with_a_zone_is_refused_at_the_start(option: str) -> None:
+    with pytest.raises(ConfigError, match="has a zone") as caught:
+        build(**{"doh_server": "https://resolver.test/dns-query", option: "fe80::1%eth0"})
+    assert caught.value.option == "--" + option.replace("_", "-")
+
+
+def test_the_same_server_twice_is_refused() -> None:
+    tables = [{"server": "one.test/ws"}, {"server": "one.test:443/ws"}]
+    with pytest.raises(ConfigError, match=r"one\.test:443 is given twice"):
+        ClientConfig.of({}, tables)

@@ -26,7 +26,7 @@ def test_every_layer_is_reported(mode: Mode) -> None:
     assert list(dict.fromkeys(row.layer for row in rows)) == [*layers, "target"]
     said = [f"{row.subject}: {row.what}" for row in rows]
     assert "hidden.test: accepted; the network saw public.test" in said
-    assert any("firefox-120" in line for line in said)
+    assert any("firefox-153" in line for line in said)
     for name in ("SOCKS5", "HTTP CONNECT", "plain HTTP"):
         assert f"{name}: 1,048,576 bytes down and 1,048,576 up, SHA-256 equal" in said
     for layer in ("resolver", "tcp", "tls", "websocket", "target"):

@@ -15,7 +15,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ech_workers.ech import ENTRY_LIMIT, FILE_NAME, H2_TTL, Addresses, Configuration, EchStore
+from ech_workers import _native
+from ech_workers.ech import (
+    ENTRY_LIMIT,
+    FILE_NAME,
+    H2_TTL,
+    Addresses,
+    Configuration,
+    EchStore,
+    public_name,
+    without_first,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -310,3 +320,19 @@ def test_any_bytes_in_the_file_are_survived(tmp_path: Path, data: bytes) -> None
 
 def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def test_a_list_is_shortened_by_its_first_usable_entry_until_none_is_left() -> None:
+    lists = [_native.generate_ech_key(number, f"public-{number}.test")[1] for number in range(3)]
+    entries = [one[2:] for one in lists]
+    unknown = b"\xff\xff\x00\x02??"
+    whole = b"".join([unknown, *entries])
+    configs = len(whole).to_bytes(2, "big") + whole
+    names = []
+    left: bytes | None = configs
+    while left is not None:
+        names.append(public_name(left))
+        left = without_first(left)
+    assert names == ["public-0.test", "public-1.test", "public-2.test"]
+    assert without_first(lists[0]) is None
+    assert without_first(b"") is None

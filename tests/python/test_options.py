@@ -390,6 +390,8 @@ ARRIVALS: dict[str, tuple[Any, dict[str, Any], Callable[[Calls, Tunnel], object]
     ),
     "ca_file": ("CA", {}, lambda calls, tunnel: b"BEGIN CERTIFICATE" in calls["Engine"][0]["ca_pem"][0], True),
     "sessions": (2, {}, lambda calls, tunnel: tunnel.status().wanted, 2),
+    "policy": ("fastest", {}, lambda calls, tunnel: tunnel.config.policy, "fastest"),
+    "standby": ("cold", {}, lambda calls, tunnel: tunnel.config.standby, "cold"),
     "reply": ("confirmed", {}, _engine("reply"), "confirmed"),
     "open_timeout": (3.0, {}, _engine("open_timeout"), 3.0),
     "idle_timeout": (33.0, {}, _engine("idle_timeout"), 33.0),

@@ -17,17 +17,21 @@ __all__ = [
     "LogFormat",
     "LogLevel",
     "LogTuning",
+    "Policy",
     "Reply",
     "ServerTable",
+    "Standby",
     "StatusHost",
     "StatusToken",
     "UpstreamSchema",
 ]
 
-DEFAULT_PROFILE = "firefox-120"
+DEFAULT_PROFILE = "firefox"
 
 Alpn = Literal["auto", "http/1.1"]
+Policy = Literal["priority", "fastest", "spread"]
 Reply = Literal["optimistic", "confirmed"]
+Standby = Literal["warm", "cold"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "text", "json", "journal"]
 
@@ -94,7 +98,8 @@ class UpstreamSchema(msgspec.Struct, frozen=True, kw_only=True):
     server_ip: Annotated[
         tuple[str, ...],
         option(
-            "the server's address; may be given several times; nothing is looked up then",
+            "the server's address, a network (`192.0.2.0/24`) or a file of them (`@FILE`); may be given several times; nothing is"
+            " looked up then, and of many a few are tried at a time",
             metavar="IP",
             live="drains",
             shown_default="looked up",
@@ -133,9 +138,14 @@ class UpstreamSchema(msgspec.Struct, frozen=True, kw_only=True):
             replaces=("ech",),
         ),
     ] = None
-    profile: Annotated[str, option("the browser whose TLS hello is sent", metavar="NAME", live="drains")] = (
-        DEFAULT_PROFILE
-    )
+    profile: Annotated[
+        str,
+        option(
+            "the browser whose TLS hello is sent; `firefox`: the newest one that was captured",
+            metavar="NAME",
+            live="drains",
+        ),
+    ] = DEFAULT_PROFILE
     alpn: Annotated[
         Alpn,
         option(
@@ -260,6 +270,20 @@ class ClientTuning(LogTuning, frozen=True, kw_only=True):
             live="now",
         ),
     ] = 1
+    policy: Annotated[
+        Policy,
+        option(
+            "which of several servers new connections go to: those of the lowest priority number that work; the one with the"
+            " shortest round trip; or all of them, shared by weight",
+        ),
+    ] = "priority"
+    standby: Annotated[
+        Standby,
+        option(
+            "the servers that new connections do not go to: kept ready with a session each (a lost server costs no time), or"
+            " connected when the others have failed",
+        ),
+    ] = "warm"
     reply: Annotated[
         Reply,
         option(

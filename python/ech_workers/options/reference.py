@@ -34,6 +34,8 @@ CLIENT_ORDER = [
     "profile",
     "alpn",
     "sessions",
+    "policy",
+    "standby",
     "reply",
     "open_timeout",
     "idle_timeout",

@@ -36,6 +36,8 @@ class ClientOptions(TypedDict, total=False):
     profile: str
     alpn: str
     sessions: int
+    policy: str
+    standby: str
     reply: str
     open_timeout: float | timedelta
     idle_timeout: float | timedelta

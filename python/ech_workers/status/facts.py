@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ech_workers.config import ClientConfig
     from ech_workers.supervisor import SessionStatus
 
-__all__ = ["Cause", "Connections", "Facts", "Observed", "Observer", "Rates", "Session"]
+__all__ = ["Cause", "Connections", "Facts", "Observed", "Observer", "Rates", "Server", "Session"]
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -118,6 +118,28 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
         return cls(**fields)  # type: ignore[arg-type]
 
 
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several servers."""
+
+    name: str
+    server: str
+    """host:port, and the path unless the facts are public."""
+    mode: str
+    phase: str
+    role: str
+    """in use; standby; probation (it was lost, works again, and is not preferred yet); silent (it does not answer); down."""
+    priority: int
+    weight: int
+    problem: str | None
+    """Why it has no session, or fewer than wanted."""
+    sessions: int
+    rtt_ms: float | None
+    """The shortest round trip of its sessions."""
+    bytes_up: int
+    """Of its sessions that there are now."""
+    bytes_down: int
+
+
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """One moment. Times are seconds, sizes bytes, unless a name ends in ``_ms``; up is from local programs to targets."""
 
@@ -155,6 +177,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     dials_total: int
     dials_failed: int
     ech_retries: int
+    servers: tuple[Server, ...] = ()
+    """Each of several servers, in the configured order; empty with one."""
 
     @property
     def is_up(self) -> bool:
@@ -225,7 +249,33 @@ class Observer:
             dials_total=snapshot.dials_total,
             dials_failed=snapshot.dials_failed,
             ech_retries=snapshot.ech_retries,
+            servers=self._servers(status, snapshot),
         )
+
+    def _servers(self, status: SupervisorStatus, snapshot: Snapshot) -> tuple[Server, ...]:
+        if len(status.upstreams) < 2:
+            return ()
+        found = []
+        for upstream, config in zip(status.upstreams, self._tunnel.config.upstreams, strict=True):
+            carried = [session for session in snapshot.sessions if session.upstream == upstream.upstream]
+            cause = upstream.cause
+            found.append(
+                Server(
+                    name=self._hide(upstream.name),
+                    server=self._hide(upstream.server),
+                    mode=upstream.mode,
+                    phase=upstream.phase,
+                    role=upstream.role,
+                    priority=config.priority,
+                    weight=config.weight,
+                    problem=None if cause is None else self._hide(cause.line()),
+                    sessions=len(upstream.sessions),
+                    rtt_ms=min((session.rtt_ms for session in carried if session.rtt_ms is not None), default=None),
+                    bytes_up=sum(session.bytes_up for session in carried),
+                    bytes_down=sum(session.bytes_down for session in carried),
+                )
+            )
+        return tuple(found)
 
     def _shown(self, said: S) -> S:
         texts = {name: value for name in said.__struct_fields__ if isinstance(value := getattr(said, name), str)}
@@ -244,11 +294,14 @@ _SECRET_LENGTH = 4
 
 def _hiding(config: ClientConfig) -> Callable[[str], str]:
     """What takes out of a text that others wrote: the server's path and the resolvers', the token, the password."""
-    paths = [config.server.path, *(resolver.path for resolver in config.resolvers if resolver.path != "/dns-query")]
-    words = [config.token, config.password, config.status_token, *(path.strip("/") for path in paths)]
+    upstreams = config.upstreams
+    paths = [upstream.server.path for upstream in upstreams]
+    paths += [resolver.path for resolver in config.resolvers if resolver.path != "/dns-query"]
+    words = [*(upstream.token for upstream in upstreams), config.password, config.status_token]
+    words += [path.strip("/") for path in paths]
     instead = {word: "..." for word in words if word is not None and len(word) >= _SECRET_LENGTH}
     instead |= {path: "/..." for path in paths if path != "/"}
-    instead[str(config.server)] = config.server.authority
+    instead |= {str(upstream.server): upstream.server.authority for upstream in upstreams}
     for resolver in config.resolvers:
         instead[resolver.url] = f"https://{authority(resolver.host, resolver.port, 443)}"
     longest_first = sorted(instead.items(), key=lambda item: -len(item[0]))

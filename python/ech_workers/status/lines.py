@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from ech_workers import _native
     from ech_workers.resolvers import ResolverStatus
-    from ech_workers.status.facts import Facts, Session
+    from ech_workers.status.facts import Facts, Server, Session
 
 __all__ = ["HANDSHAKE_COLUMNS", "SESSION_COLUMNS", "Row", "Tone", "duration", "rows", "session_up", "size"]
 
@@ -69,7 +69,7 @@ def rows(facts: Facts) -> list[Row]:
         Row("listening", ", ".join(facts.listening), more="(SOCKS5 and HTTP)")
         if facts.listening
         else Row("listening", "no port"),
-        Row("server", facts.server, more=f"({facts.mode})"),
+        *([_server(server) for server in facts.servers] or [Row("server", facts.server, more=f"({facts.mode})")]),
         _state(facts),
         _ech(facts),
     ]
@@ -134,6 +134,22 @@ def _state(facts: Facts) -> Row:
         if facts.next_attempt_in is not None:
             more += f" (next attempt in {duration(facts.next_attempt_in)})"
     return Row("state", facts.phase, _TONES.get(facts.phase, ""), more)
+
+
+_ROLES: dict[str, tuple[Tone, str]] = {
+    "in use": ("good", "in use"),
+    "standby": ("", "stands by"),
+    "probation": ("working", "works again, and is not preferred yet"),
+    "silent": ("warning", "does not answer"),
+    "down": ("bad", "cannot be reached"),
+}
+
+
+def _server(server: Server) -> Row:
+    tone, role = _ROLES.get(server.role, ("", server.role))
+    trip = "" if server.rtt_ms is None else f", {server.rtt_ms:.0f} ms"
+    why = f": {server.problem}" if server.problem is not None and server.role == "down" else ""
+    return Row("server", server.name, tone, f"({server.mode}{trip}) {role}{why}")
 
 
 def _ech(facts: Facts) -> Row:

@@ -62,6 +62,18 @@ def _metrics(facts: Facts) -> Iterator[Metric]:
     yield gauge("up", "1 while a local connection would be carried, else 0.", int(facts.is_up))
     yield gauge("uptime_seconds", "Since the tunnel was started.", facts.uptime)
     yield gauge("sessions_wanted", "Sessions that are kept up.", facts.wanted)
+    yield Metric(
+        "upstream_up",
+        "gauge",
+        "1 for a server with a session, else 0; with several servers.",
+        {("server", server.name): int(server.role != "down") for server in facts.servers},
+    )
+    yield Metric(
+        "upstream_in_use",
+        "gauge",
+        "1 for a server that new connections go to, else 0; with several servers.",
+        {("server", server.name): int(server.role == "in use") for server in facts.servers},
+    )
     states = [session.state for session in sessions]
     yield Metric(
         "sessions",

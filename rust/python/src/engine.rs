@@ -138,9 +138,15 @@ impl Engine {
         })
     }
 
-    #[pyo3(signature = (plan))]
-    fn set_plan(&self, py: Python<'_>, plan: Option<&DialPlan>) -> PyResult<()> {
-        self.client(py)?.set_plan(plan.map(|plan| plan.0.clone()));
+    #[pyo3(signature = (plan, upstream=0))]
+    fn set_plan(&self, py: Python<'_>, plan: Option<&DialPlan>, upstream: u32) -> PyResult<()> {
+        self.client(py)?
+            .set_plan(upstream, plan.map(|plan| plan.0.clone()));
+        Ok(())
+    }
+
+    fn route(&self, py: Python<'_>, tiers: Vec<Vec<(u32, u32)>>) -> PyResult<()> {
+        self.client(py)?.route(tiers);
         Ok(())
     }
 
@@ -153,8 +159,9 @@ impl Engine {
         Ok(())
     }
 
-    fn probe(&self, py: Python<'_>) -> PyResult<()> {
-        self.client(py)?.probe();
+    #[pyo3(signature = (session=None))]
+    fn probe(&self, py: Python<'_>, session: Option<u64>) -> PyResult<()> {
+        self.client(py)?.probe(session);
         Ok(())
     }
 

@@ -15,6 +15,8 @@ pub(crate) struct SessionUp {
     dial: u64,
     #[pyo3(get)]
     session: u64,
+    #[pyo3(get)]
+    upstream: u32,
     dialed: Box<Dialed>,
 }
 
@@ -103,6 +105,7 @@ impl SessionUp {
 #[pyclass(frozen, get_all, module = "ech_workers._native")]
 pub(crate) struct SessionLost {
     session: u64,
+    upstream: u32,
     failure: Failure,
     age: f64,
 }
@@ -111,12 +114,15 @@ pub(crate) struct SessionLost {
 #[pyclass(frozen, get_all, module = "ech_workers._native")]
 pub(crate) struct DialFailed {
     dial: u64,
+    upstream: u32,
     failure: Failure,
 }
 
 /// Authenticated retry configurations came from the server.
 #[pyclass(frozen, module = "ech_workers._native")]
 pub(crate) struct EchLearned {
+    #[pyo3(get)]
+    upstream: u32,
     #[pyo3(get)]
     server_name: String,
     configs: Vec<u8>,
@@ -133,6 +139,7 @@ impl EchLearned {
 /// The server chooses h2 when it is offered.
 #[pyclass(frozen, get_all, module = "ech_workers._native")]
 pub(crate) struct H2Chosen {
+    upstream: u32,
     server_name: String,
 }
 
@@ -216,52 +223,71 @@ pub(crate) fn event(py: Python<'_>, event: Event) -> PyResult<Py<PyAny>> {
         Event::SessionUp {
             dial,
             session,
+            upstream,
             dialed,
         } => Py::new(
             py,
             SessionUp {
                 dial,
                 session,
+                upstream,
                 dialed,
             },
         )?
         .into_any(),
         Event::SessionLost {
             session,
+            upstream,
             ended,
             age,
         } => Py::new(
             py,
             SessionLost {
                 session,
+                upstream,
                 failure: Failure(ended.into()),
                 age: age.as_secs_f64(),
             },
         )?
         .into_any(),
-        Event::DialFailed { dial, failure } => Py::new(
+        Event::DialFailed {
+            dial,
+            upstream,
+            failure,
+        } => Py::new(
             py,
             DialFailed {
                 dial,
+                upstream,
                 failure: Failure(failure),
             },
         )?
         .into_any(),
         Event::Learned {
+            upstream,
             server_name,
             what: Learned::Ech(configs),
         } => Py::new(
             py,
             EchLearned {
+                upstream,
                 server_name,
                 configs,
             },
         )?
         .into_any(),
         Event::Learned {
+            upstream,
             server_name,
             what: Learned::H2,
-        } => Py::new(py, H2Chosen { server_name })?.into_any(),
+        } => Py::new(
+            py,
+            H2Chosen {
+                upstream,
+                server_name,
+            },
+        )?
+        .into_any(),
         Event::Fetched { fetch, fetched } => Py::new(py, Fetched { fetch, fetched })?.into_any(),
         Event::FetchFailed { fetch, failure } => Py::new(
             py,

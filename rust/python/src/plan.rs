@@ -16,7 +16,7 @@ pub(crate) struct DialPlan(pub(crate) tunnel::DialPlan);
 #[pymethods]
 impl DialPlan {
     #[new]
-    #[pyo3(signature = (*, server_name, port, path, token, addresses, ech, profile="firefox-120", alpn="auto", h2_known=false, mode="yamux", tcp_timeout=5.0, handshake_timeout=10.0, authority_port=None))]
+    #[pyo3(signature = (*, server_name, port, path, token, addresses, ech, profile="firefox", alpn="auto", h2_known=false, mode="yamux", tcp_timeout=5.0, handshake_timeout=10.0, authority_port=None, upstream=0))]
     #[allow(
         clippy::too_many_arguments,
         reason = "keyword arguments of the Python class"
@@ -35,11 +35,13 @@ impl DialPlan {
         tcp_timeout: f64,
         handshake_timeout: f64,
         authority_port: Option<u16>,
+        upstream: u32,
     ) -> PyResult<Self> {
         if server_name.is_empty() {
             return Err(PyValueError::new_err("server_name: it is empty"));
         }
         Ok(Self(tunnel::DialPlan {
+            upstream,
             server_name,
             port: nonzero(port)?,
             authority_port: authority_port.map(nonzero).transpose()?,
@@ -83,7 +85,7 @@ pub(crate) struct FetchPlan(pub(crate) tunnel::FetchPlan);
 #[pymethods]
 impl FetchPlan {
     #[new]
-    #[pyo3(signature = (*, server_name, port, addresses, path, method="POST", body=Vec::new(), profile="firefox-120", alpn="auto", timeout=5.0, max_body=65536))]
+    #[pyo3(signature = (*, server_name, port, addresses, path, method="POST", body=Vec::new(), profile="firefox", alpn="auto", timeout=5.0, max_body=65536))]
     #[allow(
         clippy::too_many_arguments,
         reason = "keyword arguments of the Python class"

@@ -10,6 +10,9 @@ use pyo3::types::PyTuple;
 #[pyclass(frozen, get_all, module = "ech_workers._native")]
 pub(crate) struct SessionSnapshot {
     session: u64,
+    upstream: u32,
+    heard_ago: f64,
+    unanswered: Option<f64>,
     address: String,
     state: &'static str,
     streams: u64,
@@ -67,6 +70,9 @@ impl From<tunnel::SessionSnapshot> for SessionSnapshot {
     fn from(now: tunnel::SessionSnapshot) -> Self {
         Self {
             session: now.session,
+            upstream: now.upstream,
+            heard_ago: now.heard.as_secs_f64(),
+            unanswered: now.unanswered.map(|time| time.as_secs_f64()),
             address: now.address.to_string(),
             state: if now.retiring { "retiring" } else { "up" },
             streams: now.streams,

@@ -113,6 +113,11 @@ impl Liveness {
         self.paused = paused;
     }
 
+    /// When bytes arrived last.
+    pub(crate) fn last_received(&self) -> Instant {
+        self.last_received
+    }
+
     /// When [`poll`](Self::poll) has something to do.
     pub(crate) fn next_timeout(&self) -> Option<Instant> {
         if self.paused {

@@ -236,6 +236,11 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
         self.shutdown = true;
     }
 
+    /// When bytes arrived from the peer last.
+    pub fn last_received(&self) -> Instant {
+        self.liveness.last_received()
+    }
+
     /// Finds out now whether the peer is alive, from end to end where the mode has a way to.
     pub fn probe(&mut self, now: Instant) {
         self.liveness.probe(now);

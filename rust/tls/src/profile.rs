@@ -112,7 +112,10 @@ pub mod setting {
     pub const MAX_FRAME_SIZE: u16 = 5;
 }
 
-/// Every profile, the default first.
+/// What stands for the newest Firefox.
+const FIREFOX: &str = "firefox";
+
+/// Every profile, the oldest of a browser first.
 pub static ALL: &[Profile; 2] = &[FIREFOX_120, FIREFOX_153];
 
 /// Firefox 120 (source: the uTLS parrot HelloFirefox_120).
@@ -314,12 +317,18 @@ const FIREFOX_DNS_POST: &[(&str, &str)] = &[
 ];
 
 impl Profile {
-    /// The profile of this name.
+    /// The profile of this name; `firefox` is the newest of that browser.
     pub fn named(name: &str) -> Option<&'static Self> {
+        if name == FIREFOX {
+            return ALL
+                .iter()
+                .rev()
+                .find(|profile| profile.name.starts_with("firefox-"));
+        }
         ALL.iter().find(|profile| profile.name == name)
     }
 
-    /// The profile used where none is chosen.
+    /// The profile of measurements and tests that choose none.
     pub fn standard() -> &'static Self {
         &ALL[0]
     }

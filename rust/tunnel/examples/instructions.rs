@@ -197,6 +197,7 @@ fn tunnel(mebibytes: usize, up: bool) {
     )
     .unwrap();
     let plan = DialPlan {
+        upstream: 0,
         server_name: "hidden.test".to_owned(),
         port: server.address().port(),
         authority_port: None,
@@ -210,7 +211,7 @@ fn tunnel(mebibytes: usize, up: bool) {
         tcp_timeout: LIMIT,
         handshake_timeout: LIMIT,
     };
-    client.set_plan(Some(plan.clone()));
+    client.set_plan(0, Some(plan.clone()));
     client.dial(plan);
     loop {
         match client.events().next(Some(LIMIT)) {

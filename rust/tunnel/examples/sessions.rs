@@ -45,6 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let client = Client::new(config(streams), ClientContext::new(&trust)?)?;
     let plan = DialPlan {
+        upstream: 0,
         server_name: name.to_owned(),
         port: server.port(),
         authority_port: None,
@@ -58,7 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         tcp_timeout: LIMIT,
         handshake_timeout: LIMIT,
     };
-    client.set_plan(Some(plan.clone()));
+    client.set_plan(0, Some(plan.clone()));
     let mut up = 0;
     while up < sessions {
         let batch = AT_A_TIME.min(sessions - up);

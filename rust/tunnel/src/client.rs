@@ -83,6 +83,8 @@ pub enum Event {
         dial: u64,
         /// The session's number.
         session: u64,
+        /// The number of its server.
+        upstream: u32,
         /// How it was made.
         dialed: Box<Dialed>,
     },
@@ -90,6 +92,8 @@ pub enum Event {
     SessionLost {
         /// Its number.
         session: u64,
+        /// The number of its server.
+        upstream: u32,
         /// How it ended, or that the server takes no new streams on it.
         ended: Ended,
         /// How long it was there.
@@ -99,12 +103,16 @@ pub enum Event {
     DialFailed {
         /// The dial's number.
         dial: u64,
+        /// The number of the server.
+        upstream: u32,
         /// Why.
         failure: Failure,
     },
     /// A dial to this server learned something worth keeping.
     Learned {
-        /// The server.
+        /// The number of the server.
+        upstream: u32,
+        /// Its name.
         server_name: String,
         /// What.
         what: Learned,
@@ -276,8 +284,14 @@ impl Client {
     }
 
     /// The plan by which simple mode dials for each connection.
-    pub fn set_plan(&self, plan: Option<DialPlan>) {
-        self.shared.pool.set_plan(plan);
+    pub fn set_plan(&self, upstream: u32, plan: Option<DialPlan>) {
+        self.shared.pool.set_plan(upstream, plan);
+    }
+
+    /// Which servers new streams go to: their numbers and weights. The first tier that can take a stream does. Servers that are
+    /// not named take none.
+    pub fn route(&self, tiers: Vec<Vec<(u32, u32)>>) {
+        self.shared.pool.route(tiers);
     }
 
     /// Starts a dial; its outcome is reported with the number returned.
@@ -293,9 +307,12 @@ impl Client {
         self.shared.pool.retire(session);
     }
 
-    /// Has every session measure its round trip now; one that does not answer in time is lost.
-    pub fn probe(&self) {
-        self.shared.pool.tell_all(Handle::probe);
+    /// Has a session, or every session, measure its round trip now; one that does not answer in time is lost.
+    pub fn probe(&self, session: Option<u64>) {
+        match session {
+            Some(session) => self.shared.pool.tell(session, Handle::probe),
+            None => self.shared.pool.tell_all(Handle::probe),
+        }
     }
 
     /// With a reason: connections that find no session fail at once. Without: they wait. The reason is for the API's user;
@@ -456,12 +473,17 @@ impl Shared {
     }
 
     /// Finds a session for a stream, waiting for one if need be. Gives up when nobody waits for the stream any more.
-    async fn place(self: Arc<Self>, mut open: Box<Open<Program>>) {
+    async fn place(self: Arc<Self>, open: Box<Open<Program>>) {
+        self.place_beside(open, &[]).await;
+    }
+
+    /// The same, with the servers that could not take it put behind the others.
+    async fn place_beside(self: Arc<Self>, mut open: Box<Open<Program>>, failed: &[u32]) {
         let deadline = open.deadline;
         loop {
             let carrier = tokio::select! {
                 biased;
-                carrier = self.pool.carrier(deadline) => carrier,
+                carrier = self.pool.carrier(deadline, failed) => carrier,
                 () = std::future::poll_fn(|cx| open.end.poll_abandoned(cx)) => return,
             };
             match carrier {
@@ -484,10 +506,19 @@ impl Shared {
                         Err(_) => tokio::task::yield_now().await,
                     }
                 }
-                Ok(Carrier::Dial(plan)) => return self.dial_for(open, &plan).await,
+                Ok(Carrier::Dial(plan)) => return self.dial_for(open, &plan, failed).await,
                 Err(why) => return self.refuse(*open, &why),
             }
         }
+    }
+
+    /// As `place_beside`, for a task of its own.
+    fn place_again(
+        self: Arc<Self>,
+        open: Box<Open<Program>>,
+        failed: Vec<u32>,
+    ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move { self.place_beside(open, &failed).await })
     }
 
     fn refuse(&self, open: Open<Program>, why: &Unavailable) {
@@ -503,6 +534,7 @@ impl Shared {
             Err(failure) => {
                 self.events.push(Event::DialFailed {
                     dial: number,
+                    upstream: plan.upstream,
                     failure,
                 });
                 return;
@@ -512,11 +544,12 @@ impl Shared {
             Mode::Yamux => Purpose::Many,
             Mode::Simple => Purpose::One(Instant::now() + WARM),
         };
-        let (running, member) = self.start_session(carrier, &dialed, plan.mode, purpose);
+        let (running, member) = self.start_session(carrier, &dialed, &plan, purpose);
         let session = member.session;
         self.events.push(Event::SessionUp {
             dial: number,
             session,
+            upstream: plan.upstream,
             dialed: Box::new(dialed),
         });
         if plan.mode == Mode::Simple {
@@ -533,7 +566,12 @@ impl Shared {
     }
 
     /// Dials for one stream alone.
-    async fn dial_for(self: Arc<Self>, mut open: Box<Open<Program>>, plan: &DialPlan) {
+    async fn dial_for(
+        self: Arc<Self>,
+        mut open: Box<Open<Program>>,
+        plan: &DialPlan,
+        failed: &[u32],
+    ) {
         let made = tokio::select! {
             biased;
             made = self.dial(0, plan) => made,
@@ -546,12 +584,23 @@ impl Shared {
                     reason: failure.message.clone(),
                     cause: cause::of(failure.code.as_str()),
                 };
-                self.refuse(*open, &why);
-                self.events.push(Event::DialFailed { dial: 0, failure });
+                let upstream = plan.upstream;
+                let failed = [failed, &[upstream]].concat();
+                // Nothing of it was sent: another server may carry it.
+                if self.pool.has_other(&failed) {
+                    tokio::spawn(Arc::clone(&self).place_again(open, failed));
+                } else {
+                    self.refuse(*open, &why);
+                }
+                self.events.push(Event::DialFailed {
+                    dial: 0,
+                    upstream,
+                    failure,
+                });
                 return;
             }
         };
-        let (running, member) = self.start_session(carrier, &dialed, plan.mode, Purpose::Taken);
+        let (running, member) = self.start_session(carrier, &dialed, plan, Purpose::Taken);
         // The queue of a session that has just begun has room.
         if let Ok(permit) = member.handle.reserve().await {
             permit.send(open);
@@ -565,9 +614,10 @@ impl Shared {
         self: &Arc<Self>,
         carrier: WebSocket,
         dialed: &Dialed,
-        mode: Mode,
+        plan: &DialPlan,
         purpose: Purpose,
     ) -> (Running, Member) {
+        let mode = plan.mode;
         let (session_mode, memory_share) = match mode {
             Mode::Yamux => (
                 session::Mode::Yamux(self.yamux_config()),
@@ -603,6 +653,7 @@ impl Shared {
         let observer = Observer {
             shared: Arc::clone(self),
             session,
+            upstream: plan.upstream,
             since,
             retiring: Arc::clone(&retiring),
             stats: Arc::clone(&stats),
@@ -611,6 +662,7 @@ impl Shared {
         };
         let member = Member {
             session,
+            upstream: plan.upstream,
             handle,
             purpose,
             stats,
@@ -650,6 +702,7 @@ impl Shared {
                 self.ech_retries.add(1);
             }
             self.events.push(Event::Learned {
+                upstream: plan.upstream,
                 server_name: plan.server_name.clone(),
                 what,
             });
@@ -685,6 +738,7 @@ impl Shared {
 struct Observer {
     shared: Arc<Shared>,
     session: u64,
+    upstream: u32,
     since: Instant,
     retiring: Arc<AtomicBool>,
     stats: Arc<SessionStats>,
@@ -717,6 +771,7 @@ impl Observer {
         }
         self.shared.events.push(Event::SessionLost {
             session: self.session,
+            upstream: self.upstream,
             ended,
             age: self.since.elapsed(),
         });
@@ -799,6 +854,7 @@ mod tests {
     fn member(session: u64) -> Member {
         Member {
             session,
+            upstream: 0,
             handle: Handle::of_no_session(),
             purpose: Purpose::Many,
             stats: Arc::default(),
@@ -813,6 +869,7 @@ mod tests {
         Observer {
             shared: Arc::clone(&client.shared),
             session,
+            upstream: 0,
             since: Instant::now(),
             retiring: Arc::default(),
             stats: Arc::default(),

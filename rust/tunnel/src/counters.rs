@@ -1,7 +1,8 @@
 //! Counters: relaxed atomics on the hot path, summed when somebody looks.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 /// A number that many tasks change and few read.
 #[derive(Debug, Default)]
@@ -43,6 +44,33 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.sub(1);
+    }
+}
+
+/// A moment that one task sets and others read.
+#[derive(Debug, Default)]
+pub struct Stamp(AtomicU64);
+
+/// What stamps count from.
+static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+impl Stamp {
+    /// Replaces the moment.
+    pub fn set(&self, moment: Instant) {
+        let since = moment.saturating_duration_since(*EPOCH);
+        // 0 stands for never.
+        self.0.store(
+            u64::try_from(since.as_micros()).unwrap_or(u64::MAX).max(1),
+            Relaxed,
+        );
+    }
+
+    /// The moment; `None` if there was none yet.
+    pub fn moment(&self) -> Option<Instant> {
+        match self.0.load(Relaxed) {
+            0 => None,
+            micros => Some(*EPOCH + Duration::from_micros(micros)),
+        }
     }
 }
 

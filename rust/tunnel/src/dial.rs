@@ -29,6 +29,8 @@ pub enum Mode {
 /// How to reach one server; everything one dial needs.
 #[derive(Debug, Clone)]
 pub struct DialPlan {
+    /// The number of the server among those of this client.
+    pub upstream: u32,
     /// The server's name: the inner name of the hello, the certificate's, and the Host.
     pub server_name: String,
     /// The port to connect to.

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
 use crate::carrier::WebSocket;
-use crate::counters::{Counter, Traffic};
+use crate::counters::{Counter, Stamp, Traffic};
 use crate::failure::{Code, Ended, Failure, Layer};
 use crate::panics::catch;
 
@@ -32,6 +32,10 @@ pub struct SessionStats {
     pub rtt_us: Counter,
     /// Bytes relayed.
     pub traffic: Arc<Traffic>,
+    /// When something came from the peer last.
+    pub heard: Stamp,
+    /// When the peer was asked for a sign of life last, if nothing had come since the question before.
+    pub probed: Stamp,
 }
 
 /// Which side of a session a driver runs.
@@ -231,7 +235,11 @@ impl<L: LocalEnd> Driver<L> {
             self.session.retire();
         }
         if wanted.probe {
-            self.session.probe(Instant::now());
+            let now = Instant::now();
+            self.session.probe(now);
+            if self.stats.probed.moment() <= self.stats.heard.moment() {
+                self.stats.probed.set(now);
+            }
         }
         let mut taken = 0;
         while taken < TURN_OPENS
@@ -298,6 +306,9 @@ impl<L: LocalEnd> Driver<L> {
             if down > 0 {
                 counters.down.add(down);
             }
+        }
+        if self.side == Side::Client {
+            self.stats.heard.set(self.session.last_received());
         }
         if let Some(round_trip) = self.session.round_trip() {
             self.stats

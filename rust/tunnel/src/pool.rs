@@ -1,5 +1,6 @@
 //! The sessions that new streams may go to, the choice among them, and the wait for one.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::counters::Counter;
-use crate::dial::{DialPlan, Mode};
+use crate::dial::DialPlan;
 use crate::driver::{Handle, SessionStats};
 use crate::program::Program;
 use crate::snapshot::SessionSnapshot;
@@ -33,8 +34,10 @@ pub(crate) struct Pool {
 #[derive(Default)]
 struct State {
     sessions: Vec<Member>,
-    /// By which simple mode dials for each connection.
-    plan: Option<Arc<DialPlan>>,
+    /// The servers in simple mode, by number, and how each of their connections is dialled.
+    plans: BTreeMap<u32, Arc<DialPlan>>,
+    /// Which servers streams go to: numbers and weights, the first tier that can take one. Empty: all alike.
+    tiers: Vec<Vec<(u32, u32)>>,
     unavailable: Option<Unavailable>,
 }
 
@@ -49,6 +52,7 @@ pub(crate) struct Unavailable {
 
 pub(crate) struct Member {
     pub(crate) session: u64,
+    pub(crate) upstream: u32,
     pub(crate) handle: Handle<Program>,
     /// What it may be used for.
     pub(crate) purpose: Purpose,
@@ -106,9 +110,40 @@ impl Pool {
     }
 
     /// The plan by which simple mode dials for each connection.
-    pub(crate) fn set_plan(&self, plan: Option<DialPlan>) {
-        self.state.lock().plan = plan.map(Arc::new);
+    pub(crate) fn set_plan(&self, upstream: u32, plan: Option<DialPlan>) {
+        {
+            let mut state = self.state.lock();
+            match plan {
+                Some(plan) => state.plans.insert(upstream, Arc::new(plan)),
+                None => state.plans.remove(&upstream),
+            };
+        }
         self.wake();
+    }
+
+    /// Which servers streams go to from now on.
+    pub(crate) fn route(&self, tiers: Vec<Vec<(u32, u32)>>) {
+        self.state.lock().tiers = tiers;
+        self.wake();
+    }
+
+    /// Whether there is a server beside these that could take a stream now.
+    pub(crate) fn has_other(&self, failed: &[u32]) -> bool {
+        let state = self.state.lock();
+        let is_other = |upstream: u32| {
+            !failed.contains(&upstream)
+                && (state.tiers.is_empty()
+                    || state
+                        .tiers
+                        .iter()
+                        .flatten()
+                        .any(|&(number, _)| number == upstream))
+        };
+        state.plans.keys().any(|&upstream| is_other(upstream))
+            || state
+                .sessions
+                .iter()
+                .any(|member| member.is_open() && is_other(member.upstream))
     }
 
     /// With a reason: streams that find no session fail at once. Without: they wait.
@@ -123,6 +158,15 @@ impl Pool {
             if member.session == session {
                 member.retiring.store(true, Ordering::Relaxed);
                 member.handle.retire();
+            }
+        }
+    }
+
+    /// Tells one session something.
+    pub(crate) fn tell(&self, session: u64, tell: impl Fn(&Handle<Program>)) {
+        for member in &self.state.lock().sessions {
+            if member.session == session {
+                tell(&member.handle);
             }
         }
     }
@@ -153,16 +197,20 @@ impl Pool {
             .collect()
     }
 
-    /// What carries the next stream, waiting for it until `deadline`. An error: nothing will.
-    pub(crate) async fn carrier(&self, deadline: Instant) -> Result<Carrier, Unavailable> {
+    /// What carries the next stream, waiting for it until `deadline`. Servers in `failed` come last. An error: nothing will.
+    pub(crate) async fn carrier(
+        &self,
+        deadline: Instant,
+        failed: &[u32],
+    ) -> Result<Carrier, Unavailable> {
         while Instant::now() < deadline {
-            if let Some(carrier) = self.state.lock().choose()? {
+            if let Some(carrier) = self.state.lock().choose(failed)? {
                 return Ok(carrier);
             }
             let mut changed = std::pin::pin!(self.changed.notified());
             // From here on no change is missed; one may have come since the look.
             changed.as_mut().enable();
-            if let Some(carrier) = self.state.lock().choose()? {
+            if let Some(carrier) = self.state.lock().choose(failed)? {
                 return Ok(carrier);
             }
             self.waiting.add(1);
@@ -179,40 +227,105 @@ impl Pool {
 }
 
 impl State {
-    /// The least loaded session, or how simple mode goes. `Ok(None)`: wait. An error: do not.
-    fn choose(&mut self) -> Result<Option<Carrier>, Unavailable> {
-        if let Some(plan) = &self.plan
-            && plan.mode == Mode::Simple
-        {
+    /// Where the next stream goes: to the first tier that can take it, in its turn the servers that failed for this stream.
+    /// `Ok(None)`: wait. An error: do not.
+    fn choose(&mut self, failed: &[u32]) -> Result<Option<Carrier>, Unavailable> {
+        let tiers = if self.tiers.is_empty() {
+            vec![self.all_alike()]
+        } else {
+            self.tiers.clone()
+        };
+        for tier in &tiers {
+            let fresh = tier.iter().filter(|(number, _)| !failed.contains(number));
+            if let Some(carrier) = self.choose_of(&fresh.copied().collect::<Vec<_>>()) {
+                return Ok(Some(carrier));
+            }
+        }
+        for tier in tiers.iter().filter(|_| !failed.is_empty()) {
+            if let Some(carrier) = self.choose_of(tier) {
+                return Ok(Some(carrier));
+            }
+        }
+        self.unavailable.clone().map_or(Ok(None), Err)
+    }
+
+    /// Every server, with the same weight.
+    fn all_alike(&self) -> Vec<(u32, u32)> {
+        let sessions = self.sessions.iter().map(|member| member.upstream);
+        let mut all: Vec<u32> = sessions.chain(self.plans.keys().copied()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all.into_iter().map(|upstream| (upstream, 1)).collect()
+    }
+
+    /// The session with the fewest streams for its server's weight, or how simple mode goes at the server with the fewest.
+    fn choose_of(&mut self, tier: &[(u32, u32)]) -> Option<Carrier> {
+        let best = tier
+            .iter()
+            .filter_map(|&(upstream, weight)| Some((self.offer_of(upstream, weight)?, upstream)))
+            .min_by_key(|&(share, _)| share);
+        let (_, upstream) = best?;
+        if let Some(plan) = self.plans.get(&upstream).map(Arc::clone) {
             let now = Instant::now();
             for member in &mut self.sessions {
-                if matches!(member.purpose, Purpose::One(until) if until > now)
+                if member.upstream == upstream
+                    && matches!(member.purpose, Purpose::One(until) if until > now)
                     && !member.handle.is_closed()
                 {
                     member.purpose = Purpose::Taken;
-                    return Ok(Some(Carrier::Session(member.handle.clone())));
+                    return Some(Carrier::Session(member.handle.clone()));
                 }
             }
-            return Ok(Some(Carrier::Dial(Arc::clone(plan))));
+            return Some(Carrier::Dial(plan));
         }
-        let open = self.sessions.iter().filter(|member| {
-            member.purpose == Purpose::Many
-                && !member.retiring.load(Ordering::Relaxed)
-                && member.stats.streams.value() < member.room.load(Ordering::Relaxed)
-                && !member.handle.is_closed()
-        });
-        match open.min_by_key(|member| member.stats.streams.value()) {
-            Some(member) => Ok(Some(Carrier::Session(member.handle.clone()))),
-            None => self.unavailable.clone().map_or(Ok(None), Err),
-        }
+        let open = self
+            .sessions
+            .iter()
+            .filter(|member| member.upstream == upstream && member.is_open());
+        let least = open.min_by_key(|member| member.stats.streams.value())?;
+        Some(Carrier::Session(least.handle.clone()))
+    }
+
+    /// How full a server would be with one more stream, for its weight; `None` if it can take none.
+    fn offer_of(&self, upstream: u32, weight: u32) -> Option<u64> {
+        let own = || {
+            self.sessions
+                .iter()
+                .filter(|member| member.upstream == upstream)
+        };
+        let streams = if self.plans.contains_key(&upstream) {
+            own()
+                .filter(|member| member.purpose == Purpose::Taken)
+                .count() as u64
+        } else {
+            let open = own().filter(|member| member.is_open());
+            open.map(|member| member.stats.streams.value()).min()?
+        };
+        Some((streams + 1).saturating_mul(1 << 20) / u64::from(weight.max(1)))
     }
 }
 
 impl Member {
+    /// Whether it takes one stream more, of many.
+    fn is_open(&self) -> bool {
+        self.purpose == Purpose::Many
+            && !self.retiring.load(Ordering::Relaxed)
+            && self.stats.streams.value() < self.room.load(Ordering::Relaxed)
+            && !self.handle.is_closed()
+    }
+
     fn snapshot(&self) -> SessionSnapshot {
         let stats = &self.stats;
+        let heard = stats.heard.moment();
         SessionSnapshot {
             session: self.session,
+            upstream: self.upstream,
+            heard: heard.unwrap_or(self.since).elapsed(),
+            unanswered: stats
+                .probed
+                .moment()
+                .filter(|&probed| heard.is_none_or(|heard| heard < probed))
+                .map(|probed| probed.elapsed()),
             address: self.address,
             retiring: self.retiring.load(Ordering::Relaxed),
             streams: stats.streams.value(),

@@ -8,6 +8,8 @@ use std::time::Duration;
 pub struct SessionSnapshot {
     /// Its number.
     pub session: u64,
+    /// The number of its server.
+    pub upstream: u32,
     /// The server's address.
     pub address: SocketAddr,
     /// It takes no new streams.
@@ -24,6 +26,10 @@ pub struct SessionSnapshot {
     pub bytes_up: u64,
     /// Bytes from targets.
     pub bytes_down: u64,
+    /// How long ago the last byte came from the server.
+    pub heard: Duration,
+    /// For how long nothing came after the server was asked for a sign of life; `None` when nothing is waited for.
+    pub unanswered: Option<Duration>,
 }
 
 /// The client's counters at one moment.

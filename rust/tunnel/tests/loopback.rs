@@ -71,6 +71,7 @@ impl Site {
 
     fn plan(&self, mode: Mode) -> DialPlan {
         DialPlan {
+            upstream: 0,
             token: Some(TOKEN.to_owned()),
             ech: Some(config_list(std::slice::from_ref(&self.key))),
             mode,
@@ -85,7 +86,7 @@ impl Site {
     /// A client with one session, or ready for simple mode.
     fn joined(&self, mode: Mode) -> Client {
         let client = self.client();
-        client.set_plan(Some(self.plan(mode)));
+        client.set_plan(0, Some(self.plan(mode)));
         client.dial(self.plan(mode));
         wait(&client, |event| match event {
             Event::SessionUp { dialed, .. } => {
@@ -492,6 +493,7 @@ fn a_retired_session_that_is_cut_is_reported_as_lost() {
     let relay = Relay::to(site.server.address());
     let client = site.client();
     client.dial(DialPlan {
+        upstream: 0,
         port: relay.address.port(),
         ..site.plan(Mode::Yamux)
     });

@@ -34,6 +34,7 @@ pub(crate) fn client(authority: &CertificateAuthority) -> Client {
 /// To the server `hidden.test` at `address`, without token and ECH.
 pub(crate) fn plan(address: SocketAddr) -> DialPlan {
     DialPlan {
+        upstream: 0,
         server_name: "hidden.test".to_owned(),
         port: address.port(),
         authority_port: None,

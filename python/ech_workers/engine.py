@@ -1,0 +1,46 @@
+"""The verbs of ``_native.Engine``, as far as each part uses them: so that a test can stand in for the rest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from ech_workers import _native
+    from ech_workers.routing import Tiers
+
+__all__ = ["EngineLike", "FetchEngine", "ProbeEngine", "SelectionEngine", "UpstreamEngine"]
+
+
+class UpstreamEngine(Protocol):
+    """For one server."""
+
+    def set_plan(self, plan: _native.DialPlan | None, upstream: int = 0) -> None: ...
+    def dial(self, plan: _native.DialPlan) -> int: ...
+    def retire(self, session: int) -> None: ...
+
+
+class ProbeEngine(Protocol):
+    """For finding out which sessions answer."""
+
+    def probe(self, session: int | None = None) -> None: ...
+    def snapshot(self) -> _native.Snapshot: ...
+
+
+class SelectionEngine(ProbeEngine, Protocol):
+    """For the choice among servers."""
+
+    def route(self, tiers: Tiers) -> None: ...
+
+
+class FetchEngine(Protocol):
+    """For look-ups."""
+
+    def fetch(self, plan: _native.FetchPlan) -> int: ...
+
+
+class EngineLike(UpstreamEngine, SelectionEngine, FetchEngine, Protocol):
+    """All that the supervisor and its parts use."""
+
+    def unavailable(self, reason: str | None, code: str = "") -> None: ...
+    def next_event(self, timeout: float | None) -> _native.Event | None: ...
+    def wake(self) -> None: ...

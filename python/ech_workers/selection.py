@@ -1,0 +1,115 @@
+"""Where new streams go when there are several servers: what is seen of each, put before the policy, told to the engine."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from ech_workers.routing import Routing, Tiers, View
+from ech_workers.watch import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ech_workers.engine import SelectionEngine
+    from ech_workers.options.client import Policy, Standby
+    from ech_workers.overview import Role
+    from ech_workers.upstream import Upstream
+
+__all__ = ["Selection"]
+
+_log = logging.getLogger("ech_workers")
+
+
+class Selection:
+    """The choice among the servers of one tunnel. With one server there is none, and nothing is done.
+
+    Times are monotonic seconds.
+    """
+
+    def __init__(
+        self, policy: Policy, standby: Standby, upstreams: Sequence[Upstream], engine: SelectionEngine
+    ) -> None:
+        self._upstreams = upstreams
+        self._engine = engine
+        self._routing = Routing(policy)
+        # With "spread" all are in use; with "fastest" a server has to be connected for its round trip to be known.
+        self._is_cold = standby == "cold" and policy == "priority"
+        self._watch = Watch()
+        self._round_trips: dict[int, float] = {}
+        self._tiers: Tiers = ()
+        self._told: frozenset[int] = frozenset()
+        self._was_ready: set[int] = set()
+
+    def turn(self, now: float) -> None:
+        """Looks at the sessions when that is due, and tells the engine where new streams go if that has changed."""
+        if len(self._upstreams) == 1:
+            return
+        if now >= self._watch.look_at:
+            self._look(now)
+        tiers = self._routing.tiers([self._view(upstream) for upstream in self._upstreams], now)
+        if self._is_cold:
+            self._set_needed(now)
+        if tiers == self._tiers:
+            return
+        self._tiers = tiers
+        self._engine.route(tiers)
+        used = self._used
+        if used and used != self._told:
+            self._told = used
+            names = ", ".join(upstream.name for upstream in self._upstreams if upstream.number in used)
+            _log.info("new connections go to %s", names)
+
+    def _set_needed(self, now: float) -> None:
+        """Standby servers are needed while every better one has failed, or is on probation."""
+        is_needed = True
+        for priority in sorted({upstream.server.priority for upstream in self._upstreams}):
+            tier = [upstream for upstream in self._upstreams if upstream.server.priority == priority]
+            for upstream in tier:
+                upstream.is_needed = is_needed
+            roles = [self.role(upstream, now) for upstream in tier]
+            is_under_way = any(upstream.settled is None and not upstream.is_ready for upstream in tier)
+            if is_under_way and not self._was_ready.intersection(upstream.number for upstream in tier):
+                is_needed = False
+            if any(role in ("in use", "standby") for role in roles):
+                is_needed = False
+        self._was_ready |= {upstream.number for upstream in self._upstreams if upstream.is_ready}
+
+    def deadlines(self, now: float) -> list[float]:
+        """When the next turn is due, at the latest."""
+        if len(self._upstreams) == 1:
+            return []
+        probation = self._routing.deadline(now)
+        return [self._watch.look_at] if probation is None else [self._watch.look_at, probation]
+
+    def role(self, upstream: Upstream, now: float) -> Role:
+        """Why new streams go to this server, or do not."""
+        if not upstream.is_ready:
+            return "down"
+        if upstream.is_silent(self._watch.silent):
+            return "silent"
+        if len(self._upstreams) == 1 or upstream.number in self._used:
+            return "in use"
+        return "probation" if self._routing.is_on_probation(upstream.number, now) else "standby"
+
+    @property
+    def _used(self) -> frozenset[int]:
+        """The servers of the first tier, as far as one can go there."""
+        first = self._tiers[0] if self._tiers else ()
+        return frozenset(number for number, _ in first if self._upstreams[number].is_ready)
+
+    def _look(self, now: float) -> None:
+        sessions = self._engine.snapshot().sessions
+        for number in self._watch.look(sessions, now):
+            self._engine.probe(number)
+        self._round_trips = {}
+        for session in sessions:
+            if session.rtt_ms is not None:
+                known = self._round_trips.get(session.upstream, session.rtt_ms)
+                self._round_trips[session.upstream] = min(known, session.rtt_ms)
+
+    def _view(self, upstream: Upstream) -> View:
+        server = upstream.server
+        works = upstream.is_ready and not upstream.is_silent(self._watch.silent)
+        round_trip = self._round_trips.get(upstream.number, upstream.first_round_trip)
+        return View(upstream.number, server.priority, server.weight, works, round_trip)

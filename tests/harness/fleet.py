@@ -1,0 +1,103 @@
+"""A tunnel with several real servers, and programs that ask for something through it all the time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from ech_workers import Tunnel
+from ech_workers.config import ClientConfig, Resolver, ServerAddress, UpstreamConfig
+
+from .tap import Tap
+from .tunnel import PATH, SERVER_NAME, TOKEN, ServerProgram, Site
+from .waiting import wait_until
+
+if TYPE_CHECKING:
+    from ech_workers.config import Mode
+
+
+class Requests:
+    """A program that asks for something every few milliseconds, each time over a connection of its own."""
+
+    def __init__(self, tunnel: Tunnel, port: int) -> None:
+        self._tunnel = tunnel
+        self._port = port
+        self._over = threading.Event()
+        self.done: list[tuple[float, float, str]] = []
+        """When each began and ended, and how."""
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(4)]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self) -> None:
+        while not self._over.wait(0.01):
+            began = time.monotonic()
+            try:
+                with self._tunnel.create_connection(("127.0.0.1", self._port), 15.0) as stream:
+                    stream.sendall(b"hello")
+                    how = "good" if stream.recv(5) == b"hello" else "cut"
+            except OSError as error:
+                how = str(error)
+            self.done.append((began, time.monotonic(), how))
+
+    def stop(self) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(30)
+            assert not thread.is_alive()
+
+    def failed_since(self, moment: float) -> list[str]:
+        """How the requests ended that began after ``moment`` and failed."""
+        return [how for began, _, how in self.done if began >= moment and how != "good"]
+
+    def slowest_since(self, moment: float) -> float:
+        return max(ended - began for began, ended, _ in self.done if began >= moment)
+
+
+class Fleet:
+    """Real servers, and a tunnel that knows all of them."""
+
+    def __init__(self, site: Site, modes: list[Mode], *, looked_up: bool = False) -> None:
+        """looked_up: where the servers are and their ECH configurations come from the site's resolver."""
+        self.site = site
+        self.programs = [site.server(publish=False) for _ in modes]
+        self.paths = [Tap(("127.0.0.1", program.port)) for program in self.programs]
+        for path in self.paths if looked_up else ():
+            site.publish(path.port, site.key.base64)
+        servers = tuple(
+            UpstreamConfig(
+                name=f"server-{number}",
+                server=ServerAddress(SERVER_NAME, path.port, PATH),
+                token=TOKEN,
+                mode=mode,
+                server_ips=() if looked_up else ("127.0.0.1",),
+                ech_config=None if looked_up else site.key.config_list,
+                priority=number,
+            )
+            for number, (path, mode) in enumerate(zip(self.paths, modes, strict=True))
+        )
+        config = ClientConfig(
+            server=servers[0].server,
+            servers=servers,
+            resolvers=(Resolver.parse(site.resolver.url, ("127.0.0.1",)),),
+            ca_pem=site.authority.path.read_bytes(),
+            listen=(),
+        )
+        self.tunnel = Tunnel.from_config(config)
+        self.tunnel.start()
+        self.tunnel.wait_ready(20)
+        wait_until(lambda: all(role != "down" for role in self.roles), "every server is warm", 20)
+
+    @property
+    def roles(self) -> list[str]:
+        return [upstream.role for upstream in self.tunnel.status().upstreams]
+
+    def restart(self, number: int) -> None:
+        port = self.programs[number].port
+        self.programs[number] = ServerProgram(self.site.server(listen=f"127.0.0.1:{port}", publish=False).process, port)
+
+    def close(self) -> None:
+        self.tunnel.close()
+        for path in self.paths:
+            path.stop()
