@@ -1,6 +1,7 @@
 """Fixtures that every room of the tests shares."""
 
 import shutil
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -12,6 +13,13 @@ from harness.processes import Processes, python_program
 from harness.tunnel import Site
 
 TESTS = Path(__file__).resolve().parent
+
+
+def pytest_configure() -> None:
+    # Whoever is started in the background by a shell ignores these signals, and so would every program that it starts.
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -123,6 +123,8 @@ pub(crate) struct Stream<L> {
     pub(crate) first: Vec<u8>,
     /// Until when these may wait for bytes of the end to travel with.
     pub(crate) hold_until: Option<Instant>,
+    /// Bytes that came from the peer while they waited.
+    pub(crate) received_meanwhile: usize,
     pub(crate) outbound: Outbound,
     pub(crate) inbound: Inbound,
     /// The end filled all the space that it was given the last time.
@@ -149,6 +151,7 @@ impl<L: LocalEnd> Stream<L> {
             own: 0,
             first,
             hold_until: None,
+            received_meanwhile: 0,
             outbound: Outbound::Open,
             inbound: Inbound::Open,
             bulk: false,

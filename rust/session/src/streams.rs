@@ -15,7 +15,9 @@ use crate::open::{Open, Returned};
 use crate::preamble::{self, Extended, Preamble};
 use crate::readiness::Readiness;
 use crate::session::{Event, Limits};
-use crate::stream::{ClientState, Inbound, Outbound, Request, ServerState, Settled, State, Stream};
+use crate::stream::{
+    BEFORE_ANSWER_MAX, ClientState, Inbound, Outbound, Request, ServerState, Settled, State, Stream,
+};
 use crate::wire::{self, Wire};
 
 /// How long a stream's preamble waits for the local program's first bytes: programs that speak first do so at once, and the
@@ -23,6 +25,8 @@ use crate::wire::{self, Wire};
 const PREAMBLE_HOLD: Duration = Duration::from_millis(2);
 /// How long a status waits for the target's first bytes, where the client allows it.
 const STATUS_HOLD: Duration = Duration::from_millis(250);
+/// A client that has sent so much waits for the status before it sends much more.
+const STATUS_HOLD_MAX: usize = BEFORE_ANSWER_MAX / 2;
 /// How long a local program may go on sending after the server has closed both directions.
 const DRAIN: Duration = Duration::from_secs(5);
 /// What the streams of a session whose targets are still being connected may hold together.
@@ -350,8 +354,22 @@ impl<L: LocalEnd> Streams<L> {
                 *slot = IoSlice::new(piece);
             }
             self.traffic.received += total as u64;
+            self.note_received(id, total);
             if !self.deliver(id, slices.get(..pieces.len()).unwrap_or_default()) {
                 return;
+            }
+        }
+    }
+
+    /// A status that waits for the target's first bytes goes when the client has more to send than it may before that.
+    fn note_received(&mut self, id: StreamId, bytes: usize) {
+        if let Some(stream) = self.map.get_mut(&id)
+            && stream.hold_until.is_some()
+        {
+            stream.received_meanwhile += bytes;
+            if stream.received_meanwhile + stream.backlog.len() >= STATUS_HOLD_MAX {
+                stream.hold_until = None;
+                self.wake(id);
             }
         }
     }
@@ -510,8 +528,7 @@ impl<L: LocalEnd> Streams<L> {
         if let Some(form) = extended {
             stream.first = preamble::answer(&succeeded);
             // A client that has more to send than it may before the answer waits for that.
-            if form.status_with_data && stream.backlog.len() < crate::stream::BEFORE_ANSWER_MAX / 2
-            {
+            if form.status_with_data && stream.backlog.len() < STATUS_HOLD_MAX {
                 let until = self.now + STATUS_HOLD;
                 stream.hold_until = Some(until);
                 self.holding.push_back((until, id));

@@ -52,7 +52,7 @@ impl Wire {
     /// Opens a stream. In simple mode that is the request, too; in yamux the stream's first bytes are.
     pub(crate) fn open(&mut self, authority: &[u8]) -> Result<StreamId, yamux::OpenError> {
         match self {
-            Self::Yamux(connection) => connection.open(),
+            Self::Yamux(connection) => connection.open_with_data(),
             Self::Simple(simple) => simple
                 .open(authority)
                 .then_some(simple::STREAM)

@@ -259,6 +259,17 @@ impl Connection {
     /// # Errors
     /// Says whether waiting helps.
     pub fn open(&mut self) -> Result<StreamId, OpenError> {
+        let id = self.open_with_data()?;
+        self.enqueue(id);
+        Ok(id)
+    }
+
+    /// Opens a stream for which the caller has data. It is opened on the wire by the first frame with that, which may come
+    /// later; until then nothing of it shows.
+    ///
+    /// # Errors
+    /// Says whether waiting helps.
+    pub fn open_with_data(&mut self) -> Result<StreamId, OpenError> {
         if let Some(error) = self.failed {
             return Err(OpenError::Failed(error));
         }
@@ -276,7 +287,6 @@ impl Connection {
         self.streams.insert(id.value(), Stream::opened());
         self.unacknowledged += 1;
         self.totals.opened += 1;
-        self.enqueue(id);
         Ok(id)
     }
 

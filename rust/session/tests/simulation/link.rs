@@ -87,6 +87,25 @@ impl Pipe {
         }
     }
 
+    /// Takes all whole messages out of it, as their kind and payload.
+    pub(crate) fn messages(&mut self) -> Vec<(u8, Vec<u8>)> {
+        let bytes: Vec<u8> = self
+            .under_way
+            .drain(..)
+            .flat_map(|(_, bytes)| bytes)
+            .collect();
+        self.bytes = 0;
+        let mut rest = bytes.as_slice();
+        let mut messages = Vec::new();
+        while let Some((header, behind)) = rest.split_at_checked(HEADER) {
+            let length = u32::from_be_bytes(header[1..].try_into().unwrap()) as usize;
+            let (payload, next) = behind.split_at(length);
+            messages.push((header[0], payload.to_vec()));
+            rest = next;
+        }
+        messages
+    }
+
     fn write(&mut self, bytes: &[u8], now: Instant) -> usize {
         let n = bytes
             .len()

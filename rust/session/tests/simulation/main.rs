@@ -22,7 +22,7 @@ use crate::ends::{End, EndState, Fate, Script, Targets};
 use crate::link::{Clock, Cut, Link, Pipe};
 use crate::random::Random;
 
-const SCHEDULES: u64 = 2000;
+const SCHEDULES: u64 = 1000;
 /// Streams of one schedule, at most.
 const STREAMS: u64 = 8;
 /// A schedule must have come to rest by then, in its own time, whatever happens in it.
@@ -576,5 +576,136 @@ fn every_schedule_keeps_the_invariants() {
         .map_or(SCHEDULES, |count| count.parse().expect("a number"));
     for seed in 0..schedules {
         run(seed);
+    }
+}
+
+/// A client's session by itself, whose messages can be looked at.
+struct Alone {
+    clock: Clock,
+    session: Session<Link, End>,
+    sent: Arc<Mutex<Pipe>>,
+}
+
+impl Alone {
+    fn new(mode: Mode) -> Self {
+        let mut random = Random(5);
+        let clock = Clock::new();
+        let sent = Pipe::new(1 << 20, Duration::ZERO, random.fork());
+        let unused = Pipe::new(1 << 20, Duration::ZERO, random.fork());
+        let link = Link::new(clock.clone(), Arc::clone(&sent), unused, &mut random);
+        let config = Config {
+            mode,
+            extended: true,
+            limits: Limits {
+                answer: Duration::from_secs(30),
+                idle: Duration::from_secs(600),
+                half_closed_idle: Duration::from_secs(120),
+            },
+            ping_interval: Duration::from_secs(28),
+            ping_timeout: Duration::from_secs(15),
+            memory: Arc::new(Ledger::new(1 << 20)),
+            memory_share: 1 << 20,
+            seed: 3,
+        };
+        let session = Session::client(link, config, clock.now());
+        Self {
+            clock,
+            session,
+            sent,
+        }
+    }
+
+    /// The messages that go out now, as their kind and payload.
+    fn messages(&mut self) -> Vec<(u8, Vec<u8>)> {
+        let clock = self.clock.clone();
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(self.session.poll(&mut cx, &|| clock.now()).is_pending());
+        self.sent.lock().unwrap().messages()
+    }
+
+    fn wait(&self, time: Duration) {
+        self.clock.advance_to(self.clock.now() + time);
+    }
+
+    fn open(&mut self, sends: usize) -> Arc<Mutex<EndState>> {
+        let script = Script {
+            seed: 1,
+            sends,
+            expects_seed: 2,
+            expects: 0,
+            stops_reading: Duration::ZERO,
+            fails_after: None,
+            answers_at_the_end: false,
+            connect_takes: Duration::ZERO,
+            refuses: None,
+            stays: true,
+        };
+        let state = EndState::new(script, &self.clock, Random(1));
+        let deadline = self.clock.now() + Duration::from_secs(8);
+        let end = End::new(&self.clock, &state);
+        self.session
+            .open(Open::new(end, b"0.test:1".to_vec(), deadline));
+        state
+    }
+}
+
+#[test]
+fn a_preamble_and_the_first_bytes_travel_in_one_message() {
+    let mut alone = Alone::new(Mode::Yamux(yamux::Config::default()));
+    assert_eq!(alone.messages(), [], "nothing follows the 101 by itself");
+    let program = alone.open(100);
+    // The program speaks a moment later.
+    let mut messages = alone.messages();
+    for _ in 0..20 {
+        alone.wait(Duration::from_micros(90));
+        program.lock().unwrap().wake(alone.clock.now());
+        messages.append(&mut alone.messages());
+    }
+    assert_eq!(messages.len(), 1, "{messages:?}");
+    // The frame's header, the preamble's, the target, and the bytes.
+    assert_eq!(messages[0].1.len(), 12 + 6 + 8 + 100);
+}
+
+#[test]
+fn a_program_that_waits_for_its_server_does_not_wait_for_long() {
+    let mut alone = Alone::new(Mode::Yamux(yamux::Config::default()));
+    alone.open(0);
+    assert_eq!(alone.messages(), []);
+    alone.wait(Duration::from_millis(2));
+    let messages = alone.messages();
+    assert_eq!(messages.len(), 1, "{messages:?}");
+    assert_eq!(messages[0].1.len(), 12 + 6 + 8);
+}
+
+#[test]
+fn a_quiet_session_sends_pings_of_changing_length_in_both_modes() {
+    for mode in [Mode::Yamux(yamux::Config::default()), Mode::Simple] {
+        let mut alone = Alone::new(mode);
+        let (mut lengths, mut times) = (Vec::new(), vec![alone.clock.now()]);
+        while lengths.len() < 3 {
+            let next = alone.session.next_timeout().expect("a time");
+            alone.clock.advance_to(next);
+            let clock = alone.clock.clone();
+            let mut cx = Context::from_waker(Waker::noop());
+            if alone.session.poll(&mut cx, &|| clock.now()).is_ready() {
+                break;
+            }
+            for (kind, payload) in alone.sent.lock().unwrap().messages() {
+                if kind == 2 {
+                    lengths.push(payload.len());
+                    times.push(alone.clock.now());
+                }
+            }
+        }
+        assert!(!lengths.is_empty());
+        assert!(
+            lengths.windows(2).all(|two| two[0] != two[1]),
+            "{lengths:?}"
+        );
+        assert!(
+            times
+                .windows(2)
+                .all(|two| two[1] - two[0] < Duration::from_secs(30))
+        );
     }
 }
