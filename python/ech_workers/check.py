@@ -52,7 +52,7 @@ ATTEMPT_TIMEOUT = 60.0
 """Seconds without any step; every part of an attempt has a shorter limit of its own."""
 
 TCP_TIMEOUT = 5.0
-PING_TIMEOUT = 10.0
+PING_TIMEOUT, PING_AGAIN = 10.0, 2.0
 
 # As they follow one another in a dial.
 _DIAL_LAYERS: tuple[Layer, ...] = ("tls", "ech", "certificate", "websocket", "token")
@@ -370,9 +370,12 @@ class _Run:
     # ------------------------------------------------------------ yamux, target
 
     def _ping(self, engine: _native.Engine, session: int) -> Generator[Row, None, bool]:
-        engine.probe()
         deadline = time.monotonic() + PING_TIMEOUT
+        asked_at = -PING_AGAIN
         while time.monotonic() < deadline:
+            if time.monotonic() - asked_at >= PING_AGAIN:
+                asked_at = time.monotonic()
+                engine.probe(session)
             for found in engine.snapshot().sessions:
                 if found.session == session and found.rtt_ms is not None:
                     yield Row(layer="yamux", subject="ping", ok=True, ms=found.rtt_ms, what="answered")

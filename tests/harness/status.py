@@ -71,6 +71,7 @@ def status(**changes: Any) -> SupervisorStatus:
 def snapshot(**changes: Any) -> Any:
     session = SimpleNamespace(
         session=1,
+        upstream=0,
         address="192.0.2.1:443",
         state="up",
         streams=3,

@@ -13,10 +13,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from ech_workers.errors import TokenError
+from ech_workers.config import ClientConfig
+from ech_workers.errors import ConnectError, TokenError
 from ech_workers.status import facts, feed, lines, metrics, table
-from ech_workers.supervisor import EchStatus, SessionStatus, SupervisorStatus
-from harness.status import CONFIG, SESSION, resolver_status, snapshot, status
+from ech_workers.supervisor import EchStatus, SessionStatus, SupervisorStatus, UpstreamStatus
+from harness.status import CONFIG, SESSION, Made, resolver_status, snapshot, status
 
 
 def seen(status: SupervisorStatus, shot: Any, *, public: bool = False) -> facts.Facts:
@@ -305,3 +306,50 @@ def test_the_metrics_of_a_tunnel_without_a_session() -> None:
     assert found["ech_workers_up"] == {(): 0}
     assert "ech_workers_round_trip_seconds" not in found
     assert found["ech_workers_dials_failed_total"] == {(): 1}
+
+
+def test_each_of_several_servers_is_shown_with_its_role_and_no_secret() -> None:
+    def upstream(number: int, **changes: Any) -> UpstreamStatus:
+        fields: dict[str, Any] = {
+            "upstream": number,
+            "name": ("home", "spare")[number],
+            "server": f"server-{number}.test:443/very-hidden-{number}",
+            "mode": "yamux",
+            "phase": "up",
+            "cause": None,
+            "cause_age": None,
+            "sessions": (),
+            "wanted": 1,
+            "dialing": 0,
+            "failures": 0,
+            "breaker": "closed",
+            "next_attempt_in": None,
+            "ech": None,
+            "addresses": (),
+            "role": "in use",
+        }
+        return UpstreamStatus(**{**fields, **changes})
+
+    tables = [
+        {"server": f"server-{number}.test/very-hidden-{number}", "token": f"distinctive-{number}", "priority": number}
+        for number in range(2)
+    ]
+    tunnel: Any = Made()
+    tunnel.config = ClientConfig.of({}, tables)
+    why = ConnectError("server-1.test:443/very-hidden-1: refused, token distinctive-1", code="tcp-refused").cause
+    both = (upstream(0), upstream(1, role="down", phase="waiting", cause=why, cause_age=3.0))
+    tunnel.now = status(upstreams=both)
+    found = facts.Observer(tunnel, public=True).look()
+    assert [(server.name, server.role, server.priority) for server in found.servers] == [
+        ("home", "in use", 0),
+        ("spare", "down", 1),
+    ]
+    rows = [(row.text, row.tone, row.more) for row in lines.rows(found) if row.label == "server"]
+    assert [row[:2] for row in rows] == [("home", "good"), ("spare", "bad")]
+    assert "refused" in rows[1][2]
+    shown = f"{found.servers} {rows}"
+    assert "very-hidden" not in shown
+    assert "distinctive" not in shown
+    text = metrics.exposition(found)
+    assert 'ech_workers_upstream_in_use{server="home"} 1' in text
+    assert 'ech_workers_upstream_up{server="spare"} 0' in text
