@@ -226,6 +226,11 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
         self.streams.open(open);
     }
 
+    /// Whether [`open`](Self::open) may be called without the request coming back because too many wait already.
+    pub fn has_queue_room(&self) -> bool {
+        self.streams.has_queue_room()
+    }
+
     /// Takes no new streams; the session ends when the last one has.
     pub fn retire(&mut self) {
         self.streams.retire();

@@ -158,6 +158,11 @@ impl<L: LocalEnd> Streams<L> {
         self.events.push_back(Event::Returned(open, why));
     }
 
+    /// Whether one more request may wait. Who asks only then has none come back for want of room in the queue.
+    pub(crate) fn has_queue_room(&self) -> bool {
+        self.waiting.len() < WAITING_MAX
+    }
+
     /// Opens what waits, as far as there is room.
     pub(crate) fn open_waiting(&mut self) {
         while let Some(next) = self.waiting.front_mut() {

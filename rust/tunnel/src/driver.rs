@@ -242,7 +242,9 @@ impl<L: LocalEnd> Driver<L> {
             }
         }
         let mut taken = 0;
+        // A burst waits in the channel: only a limit of the server's may count as a full session.
         while taken < TURN_OPENS
+            && self.session.has_queue_room()
             && let Poll::Ready(Some(open)) = self.opens.poll_recv(cx)
         {
             self.session.open(*open);
@@ -251,7 +253,11 @@ impl<L: LocalEnd> Driver<L> {
         if taken == TURN_OPENS {
             cx.waker().wake_by_ref();
         }
+        let held_back = !self.session.has_queue_room();
         let ended = self.session.poll(cx, &Instant::now);
+        if held_back && self.session.has_queue_room() {
+            cx.waker().wake_by_ref();
+        }
         self.hand_over(owner);
         self.publish();
         if ended.is_pending() {
