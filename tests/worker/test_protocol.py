@@ -226,6 +226,18 @@ def test_a_client_that_goes_away_ends_the_targets_connection(worker: Worker, way
                 assert target.recv(10) == b""
 
 
+def test_an_upload_that_the_target_does_not_take_is_ended_at_its_limit(deployment: Deployment) -> None:
+    """More than the kernel's buffers and the limit hold; the code says that it may be tried again later."""
+    worker = deployment.start(tls=False, UPLOAD_MIB="1")
+    with socket.create_server(("127.0.0.1", 0)) as listener, dial(worker) as peer:
+        peer.send(f"OPEN:127.0.0.1:{listener.getsockname()[1]}")
+        assert said(peer) == "CONNECTED"
+        with contextlib.suppress(ConnectionClosed):
+            for _ in range(64):
+                peer.send(bytes(1 << 20))
+        assert ended(peer)[0] == 1013
+
+
 def failures(lookups: JsonResolver) -> Iterator[tuple[str, str]]:
     lookups.addresses["on-platform.test"] = [PLATFORM_ADDRESS]
     lookups.addresses["private.test"] = [PRIVATE_ADDRESS]
