@@ -163,8 +163,6 @@ Reader = Callable[[StreamSocket, Callable[[], None], int], int]
 def test_half_of_the_data_is_an_error(site: Site, target: Target, cut: Cut, yamux: bool, read: Reader) -> None:
     server = site.server()
     with Tunnel(**options(site, server), yamux=yamux) as tunnel, begin(tunnel, target) as stream:
-        if cut is reset_the_target and not yamux:
-            pytest.skip("the deployed protocol of simple mode has one word for every end")
         with pytest.raises(ConnectionResetError) as caught:
             read(stream, lambda: cut(server, target), 7919)
         assert isinstance(caught.value, StreamReset | ConnectionResetError)
