@@ -24,13 +24,22 @@ pub(crate) struct Liveness {
     timeout: Duration,
     next_ping: Option<Instant>,
     last_length: u64,
-    /// The ping that was sent last and has not been answered.
-    unanswered: Option<(Vec<u8>, Instant)>,
+    /// The ping that was sent last, until it is answered. A peer may answer the last of several alone (RFC 6455 section
+    /// 5.5.3).
+    unanswered: Option<Unanswered>,
     last_received: Instant,
     /// When the other end of a yamux session must be asked for a proof of life.
     proof_due: Option<Instant>,
     /// The session stands still because its local ends do: nothing is read that could prove life.
     paused: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Unanswered {
+    payload: Vec<u8>,
+    at: Instant,
+    /// When the first ping was sent that may not have been answered.
+    since: Instant,
 }
 
 /// What is to be done now.
@@ -88,13 +97,8 @@ impl Liveness {
 
     /// An answer to a ping came: the round trip, if it answers the last one.
     pub(crate) fn pong(&mut self, payload: &[u8], now: Instant) -> Option<Duration> {
-        let (sent, at) = self.unanswered.as_ref()?;
-        if sent != payload {
-            return None;
-        }
-        let round_trip = now.saturating_duration_since(*at);
-        self.unanswered = None;
-        Some(round_trip)
+        let sent = self.unanswered.take_if(|sent| sent.payload == payload)?;
+        Some(now.saturating_duration_since(sent.at))
     }
 
     /// Asks for a ping now.
@@ -106,8 +110,8 @@ impl Liveness {
     pub(crate) fn pause(&mut self, paused: bool, now: Instant) {
         if self.paused && !paused {
             self.last_received = now;
-            if let Some((_, at)) = &mut self.unanswered {
-                *at = now;
+            if let Some(sent) = &mut self.unanswered {
+                sent.since = now;
             }
         }
         self.paused = paused;
@@ -130,8 +134,8 @@ impl Liveness {
     }
 
     fn dead_at(&self) -> Option<Instant> {
-        let (_, at) = self.unanswered.as_ref()?;
-        self.last_received.max(*at).checked_add(self.timeout)
+        let sent = self.unanswered.as_ref()?;
+        self.last_received.max(sent.since).checked_add(self.timeout)
     }
 
     /// The next thing that is due.
@@ -145,9 +149,12 @@ impl Liveness {
         if self.next_ping.is_some_and(|at| at <= now) {
             self.next_ping = self.draw(self.interval / 3, self.interval, now);
             let payload = self.payload();
-            if self.unanswered.is_none() {
-                self.unanswered = Some((payload.clone(), now));
-            }
+            let since = self.unanswered.as_ref().map_or(now, |sent| sent.since);
+            self.unanswered = Some(Unanswered {
+                payload: payload.clone(),
+                at: now,
+                since,
+            });
             return Some(Due::Ping(payload));
         }
         if self.proof_due.is_some_and(|at| at <= now) {
@@ -195,8 +202,8 @@ mod tests {
                     gaps.push(now - last_ping);
                     last_ping = now;
                     liveness.received(false, now);
-                    if let Some((sent, _)) = liveness.unanswered.clone() {
-                        assert_eq!(liveness.pong(&sent, now), Some(Duration::ZERO));
+                    if let Some(sent) = liveness.unanswered.clone() {
+                        assert_eq!(liveness.pong(&sent.payload, now), Some(Duration::ZERO));
                     }
                 }
                 Due::Proof => {
@@ -228,6 +235,23 @@ mod tests {
             liveness.poll(start + TIMEOUT / 2 + TIMEOUT),
             Some(Due::Dead)
         );
+    }
+
+    #[test]
+    fn the_answer_to_the_last_of_several_pings_is_enough() {
+        let start = Instant::now();
+        let mut liveness = liveness(1, start);
+        let mut last = Vec::new();
+        for _ in 0..3 {
+            liveness.probe(start);
+            let Some(Due::Ping(payload)) = liveness.poll(start) else {
+                panic!("no ping")
+            };
+            last = payload;
+        }
+        liveness.received(false, start);
+        assert_eq!(liveness.pong(&last, start), Some(Duration::ZERO));
+        assert_ne!(liveness.poll(start + TIMEOUT), Some(Due::Dead));
     }
 
     #[test]
