@@ -75,6 +75,7 @@ def test_a_running_proxy_says_what_it_does_and_ends_when_it_is_told(site: Site, 
     found = json.loads(ask("status", "--json").stdout)
     assert found["facts"]["phase"] == "up"
     assert TOKEN not in said
+    assert f"127.0.0.1:{proxy.port}" in ask().stdout
     assert "session up" in ask("logs").stdout
     assert "stopped: process" in ask("stop").stdout
     assert proxy.process.wait() == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from dns.rdtypes.IN.HTTPS import HTTPS
 
 from ech_workers import _native, cli
+from ech_workers.cli import manual
 from ech_workers.errors import TunnelError
 from ech_workers.options import load, reference, schema
 from ech_workers.options.client import CLIENT
@@ -47,7 +49,10 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert re.search(rf"^  {command} ", shown, re.MULTILINE)
 
 
-def test_the_bare_command_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bare_command_prints_its_help(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert run() == 0
     said = capsys.readouterr()
     assert said.err == ""
@@ -134,8 +139,24 @@ def test_the_variables_of_the_two_sides_do_not_collide() -> None:
 
 def test_what_is_generated_is_up_to_date() -> None:
     root = REFERENCE.parents[2]
-    for path, text in reference.generated(root).items():
+    folder = root / "ech_workers.data" / "data" / "share" / "man" / "man1"
+    wanted = reference.generated(root) | {folder / name: text for name, text in manual.pages().items()}
+    for path, text in wanted.items():
         assert path.read_text() == text, f"{path}: run scripts/generate_reference.py"
+    assert set(folder.iterdir()) <= wanted.keys()
+
+
+def test_every_command_has_a_manual_page_that_man_reads(tmp_path: Path) -> None:
+    pages = manual.pages()
+    assert {"ech-workers.1", "ech-workers-proxy.1", "ech-workers-config-init.1"} <= set(pages)
+    if shutil.which("groff") is None:
+        pytest.skip("groff is not installed")
+    for name, text in pages.items():
+        done = subprocess.run(
+            ["groff", "-man", "-Tascii", "-ww"], input=text.encode(), capture_output=True, check=False
+        )
+        assert done.returncode == 0
+        assert done.stderr == b"", name
 
 
 def test_the_promised_options_are_all_there() -> None:

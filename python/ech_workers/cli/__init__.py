@@ -78,6 +78,14 @@ def _version(ctx: click.Context, parameter: click.Parameter, value: bool) -> Non
 def commands(ctx: click.Context) -> None:
     """Local programs' traffic through WebSocket sessions over TLS 1.3 with Encrypted Client Hello."""
     if ctx.invoked_subcommand is None:
+        from ech_workers import control
+
+        if control.find("proxy"):
+            from ech_workers.cli.ask import status
+
+            ctx.invoke(status, role="proxy", path=None, as_json=False, watch=False)
+            click.echo("\n`ech-workers --help` lists the commands.")
+            return
         click.echo(ctx.get_help())
         click.echo("\nTo see all of it at work on this machine: ech-workers demo")
 
