@@ -424,6 +424,8 @@ class Server:
         upgrade on every path. Raises ValueError (what is wrong with which input) or OSError."""
     @property
     def address(self) -> tuple[str, int]: ...
+    def set_certificates(self, certificates: Sequence[tuple[bytes, bytes]]) -> None:
+        """Swaps the certificates (PEM chain and PEM key). Running connections keep theirs. Raises ValueError: nothing has changed then."""
     def set_ech_keys(self, keys: Sequence[tuple[bytes, bool]]) -> None:
         """Swaps the ECH keys: PEM, and whether it is sent as a retry configuration (at least one must be). Running connections keep theirs."""
     def next_event(self, timeout: float | None) -> LogLine | Woken | None: ...

@@ -11,9 +11,10 @@ import msgspec
 
 from ech_workers import _native
 from ech_workers._logging import forward
-from ech_workers.certificates import validity_problem
+from ech_workers.certificates import CertificatePair, validity_problem
 from ech_workers.config import authority
 from ech_workers.errors import ConfigError, EngineClosed, ListenError
+from ech_workers.options.client import LogTuning
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,6 +138,10 @@ class TunnelServer:
         """Opens the port and begins to serve. Raises ConfigError and ListenError."""
         self.config = config
         self._closing = False
+        self._changing = threading.Lock()
+        """Held while the configuration is changed."""
+        self._stamps = _stamps(config.certificates)
+        self._certificate_trouble: str | None = None
         self._told: str | None = None
         self._key_trouble: str | None = None
         self._keys = KeyDirectory(config.ech_keys) if config.ech_keys else None
@@ -239,8 +244,49 @@ class TunnelServer:
         }
 
     def apply(self, config: ServerConfig) -> None:
-        """Takes what can be changed while the server runs from another configuration; the rest keeps its value."""
-        self.config = msgspec.structs.replace(self.config, drain=config.drain)
+        """Takes what can be changed while the server runs from another configuration; the rest keeps its value. Raises
+        ConfigError: nothing has changed then."""
+        with self._changing:
+            if config.certificates != self.config.certificates:
+                self._set_certificates(config.certificates)
+            live = {name: getattr(config, name) for name in _LIVE}
+            self.config = msgspec.structs.replace(self.config, **live)
+
+    def _set_certificates(self, pairs: tuple[CertificatePair, ...]) -> None:
+        try:
+            self._native.set_certificates([(pair.chain, pair.key) for pair in pairs])
+        except ValueError as error:
+            raise ConfigError(str(error), option="--cert") from None
+        self._stamps = _stamps(pairs)
+        self.config = msgspec.structs.replace(self.config, certificates=pairs)
+        log.info("now serving with the certificates %s", ", ".join(pair.name for pair in pairs))
+        self._check_validity()
+
+    def _renew_certificates(self) -> None:
+        """Takes certificates whose files have changed; while the new ones are wrong, the pairs in use stay."""
+        with self._changing:
+            pairs = self.config.certificates
+            stamps = _stamps(pairs)
+            if stamps == self._stamps:
+                return
+            try:
+                read = tuple(
+                    pair
+                    if pair.chain_file is None or pair.key_file is None
+                    else CertificatePair.read(pair.chain_file, pair.key_file)
+                    for pair in pairs
+                )
+                if read == pairs:
+                    self._stamps = stamps
+                else:
+                    self._set_certificates(read)
+            except ConfigError as error:
+                # It is tried again each second: the chain may be there before its key.
+                if error.message != self._certificate_trouble:
+                    self._certificate_trouble = error.message
+                    log.error("the certificates in use stay: %s", error.message)
+            else:
+                self._certificate_trouble = None
 
     def summary(self) -> str:
         """What happened so far, in one line: sessions, and what ECH configurations the clients used."""
@@ -272,6 +318,7 @@ class TunnelServer:
                 forward(event)
             if time.monotonic() >= look:
                 look = time.monotonic() + WATCH_INTERVAL
+                self._renew_certificates()
                 if self._keys is not None:
                     self._swap(self._keys)
                 if look >= validity:
@@ -299,6 +346,27 @@ class TunnelServer:
             self._key_trouble = None
             log.info("now serving with %s", _names(directory.keys))
             self._tell()
+
+
+# What can be changed while it runs, beside the certificates; the last line has its effect in the command.
+_LIVE = (
+    *("drain", "status_hosts", "status_token"),
+    *("log_file", *LogTuning.__struct_fields__),
+)
+
+
+def _stamps(pairs: tuple[CertificatePair, ...]) -> list[Stamp | None]:
+    """What changes when the files of certificates do."""
+    files = [file for pair in pairs for file in (pair.chain_file, pair.key_file) if file is not None]
+    found: list[Stamp | None] = []
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino))
+    return found
 
 
 def _first_look(directory: KeyDirectory) -> None:

@@ -8,6 +8,8 @@ import http.client
 import json
 import logging
 import os
+import socket
+import ssl
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from ech_workers.cli import main
 from ech_workers.config import ServerConfig
 from ech_workers.demo import Demo
 from ech_workers.server import KeyDirectory, TunnelServer
+from harness.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -333,3 +336,65 @@ def test_a_server_whose_certificate_clients_refuse_is_healthy_but_not_ready(tmp_
         assert "expired on" in text
     finally:
         server.close()
+
+
+def _shown(server: TunnelServer, authority: _native.CertificateAuthority, name: str) -> bytes | None:
+    """The certificate that a client is shown."""
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    context.check_hostname = False
+    with (
+        socket.create_connection(server.address, 10) as connection,
+        context.wrap_socket(connection, server_hostname=name) as tls,
+    ):
+        return tls.getpeercert(binary_form=True)
+
+
+def test_a_renewed_certificate_is_served_within_a_second_and_a_wrong_one_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority = _native.CertificateAuthority()
+    chain, key = tmp_path / "cert.pem", tmp_path / "cert.key"
+
+    def issue() -> tuple[bytes, bytes]:
+        return authority.issue(["tunnel.test"], not_after=90 * 86400)
+
+    for path, pem in zip((chain, key), issue(), strict=True):
+        path.write_bytes(pem)
+    server = TunnelServer(ServerConfig.build(listen="127.0.0.1:0", cert=chain, key=key, token="s3cret"))
+    try:
+        first = _shown(server, authority, "tunnel.test")
+        assert first is not None
+        new_chain, new_key = issue()
+        with caplog.at_level(logging.INFO, "ech_workers"):
+            # As certbot and acme.sh do it: one file after the other.
+            chain.write_bytes(new_chain)
+            wait_until(lambda: "the certificates in use stay" in caplog.text, "it is said")
+            assert _shown(server, authority, "tunnel.test") == first
+            key.write_bytes(new_key)
+            wait_until(lambda: _shown(server, authority, "tunnel.test") != first, "the new pair is served")
+            second = _shown(server, authority, "tunnel.test")
+            chain.write_text("nonsense")
+            wait_until(lambda: "has no certificate in it" in caplog.text, "it is said")
+            assert _shown(server, authority, "tunnel.test") == second
+            chain.unlink()
+            wait_until(lambda: "No such file" in caplog.text, "it is said")
+            assert _shown(server, authority, "tunnel.test") == second
+        said = [record.getMessage() for record in caplog.records]
+        assert sum("has no certificate in it" in line for line in said) == 1
+    finally:
+        server.close()
+
+
+def test_ech_goes_on_after_the_certificates_were_renewed(tmp_path: Path) -> None:
+    """The keys are taken over: a client with their configuration is accepted as before."""
+    with Demo() as demo:
+        pairs = demo.server.config.certificates
+        demo.server.apply(msgspec.structs.replace(demo.server.config, certificates=tuple(reversed(pairs))))
+        demo.server.apply(msgspec.structs.replace(demo.server.config, certificates=pairs))
+        tunnel = Tunnel.from_config(demo.client(mode="yamux", listen="127.0.0.1:0"))
+        try:
+            tunnel.start()
+            tunnel.wait_ready(20)
+            assert [session.ech for session in tunnel.status().sessions] == ["accepted"]
+        finally:
+            tunnel.close()

@@ -75,8 +75,10 @@ class ServerSchema(ServerTuning, frozen=True, kw_only=True):
         option(
             "the certificate chain; several pairs are chosen by name. The first is shown to everybody who asks for none of"
             " them, so it should be the public name's and not the hidden one's. There must be one for each public name."
-            " One that has expired, is not valid yet or ends within 14 days is reported at the start and once a day",
+            " Watched: changed files count within a second, and while they are wrong the pair in use stays. One that has"
+            " expired, is not valid yet or ends within 14 days is reported at the start and once a day",
             metavar="PEM",
+            live="now",
             path=True,
             shown_default="required",
             replaces=("key",),
@@ -85,7 +87,14 @@ class ServerSchema(ServerTuning, frozen=True, kw_only=True):
     ] = ()
     key: Annotated[
         tuple[str, ...],
-        option("its private key, in the same order", metavar="PEM", path=True, shown_default="required", api=_FILES),
+        option(
+            "its private key, in the same order",
+            metavar="PEM",
+            path=True,
+            live="now",
+            shown_default="required",
+            api=_FILES,
+        ),
     ] = ()
     ech_keys: Annotated[
         str | None,

@@ -89,10 +89,7 @@ impl Server {
             workers,
             log_level: level(log_level),
         };
-        let identities: Vec<Identity> = certificates
-            .into_iter()
-            .map(|(chain_pem, key_pem)| Identity { chain_pem, key_pem })
-            .collect();
+        let identities = identities(certificates);
         let keys = keys(
             &ech_keys
                 .iter()
@@ -127,6 +124,17 @@ impl Server {
         let server = self.server(py)?;
         let keys = self::keys(&keys)?;
         py.detach(|| server.set_ech_keys(&keys))
+            .map_err(|error| PyValueError::new_err(error.to_string()))
+    }
+
+    fn set_certificates(
+        &self,
+        py: Python<'_>,
+        certificates: Vec<(Vec<u8>, Vec<u8>)>,
+    ) -> PyResult<()> {
+        let server = self.server(py)?;
+        let identities = identities(certificates);
+        py.detach(|| server.set_identities(&identities))
             .map_err(|error| PyValueError::new_err(error.to_string()))
     }
 
@@ -174,6 +182,13 @@ impl Server {
         py.detach(|| server.close(Duration::ZERO));
         interrupted
     }
+}
+
+fn identities(certificates: Vec<(Vec<u8>, Vec<u8>)>) -> Vec<Identity> {
+    certificates
+        .into_iter()
+        .map(|(chain_pem, key_pem)| Identity { chain_pem, key_pem })
+        .collect()
 }
 
 fn keys(pems: &[(Vec<u8>, bool)]) -> PyResult<Vec<EchKey>> {

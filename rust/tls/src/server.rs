@@ -1,7 +1,7 @@
 //! The server's side.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use ech_workers_boringssl::flush_tickets;
 use ech_workers_boringssl::hpke::HpkeKey;
@@ -32,10 +32,17 @@ pub struct Identity {
     pub key_pem: Vec<u8>,
 }
 
-/// What the connections of a server share. Cheap to clone; ECH keys may be changed at any time.
+/// What the connections of a server share. Cheap to clone; certificates and ECH keys may be changed at any time, for all
+/// clones.
 #[derive(Clone)]
 pub struct ServerContext {
+    current: Arc<RwLock<Current>>,
+}
+
+struct Current {
     context: SslContext,
+    /// As they were set last, for the next certificates.
+    keys: Vec<EchKey>,
 }
 
 impl ServerContext {
@@ -45,34 +52,39 @@ impl ServerContext {
     /// # Errors
     /// [`ServerError`] if a chain or key cannot be used, or they do not belong together.
     pub fn new(identities: &[Identity]) -> Result<Self, ServerError> {
-        let Some((first, others)) = identities.split_first() else {
-            return Err(ServerError::Empty);
+        let current = Current {
+            context: context(identities)?,
+            keys: Vec::new(),
         };
-        let (mut builder, certificate) = builder(first)?;
-        let others = others.iter().map(build).collect::<Result<Arc<[_]>, _>>()?;
-        if !others.is_empty() {
-            builder.set_servername_callback(move |ssl, _| {
-                // With ECH this is the inner name.
-                let chosen = ssl.servername(NameType::HOST_NAME).and_then(|name| {
-                    let suits = |certificate: &X509| certificate.check_host(name).unwrap_or(false);
-                    if suits(&certificate) {
-                        return None;
-                    }
-                    others
-                        .iter()
-                        .find(|(_, certificate)| suits(certificate))
-                        .map(|(context, _)| context)
-                });
-                if let Some(context) = chosen {
-                    // Cannot fail for a context of the same method; if it did, the first certificate would be shown.
-                    let _ = ssl.set_ssl_context(context);
-                }
-                Ok(())
-            });
-        }
         Ok(Self {
-            context: builder.build(),
+            current: Arc::new(RwLock::new(current)),
         })
+    }
+
+    /// Replaces the certificates, from the next handshake on. Handshakes that are under way keep theirs.
+    ///
+    /// # Errors
+    /// [`ServerError`] if a chain or key cannot be used, or they do not belong together: nothing has changed then.
+    pub fn set_identities(&self, identities: &[Identity]) -> Result<(), ServerError> {
+        let replacement = context(identities)?;
+        let mut current = self.write();
+        if !current.keys.is_empty() {
+            replacement.set_ech_keys(&ssl_keys(&current.keys)?)?;
+        }
+        current.context = replacement;
+        Ok(())
+    }
+
+    fn read(&self) -> SslContext {
+        let current = self.current.read();
+        current
+            .unwrap_or_else(PoisonError::into_inner)
+            .context
+            .clone()
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Current> {
+        self.current.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Replaces the ECH keys, from the next handshake on. Handshakes that are under way keep theirs.
@@ -87,12 +99,11 @@ impl ServerContext {
         if !keys.iter().any(EchKey::is_retry) {
             return Err(ServerError::NoRetryKey);
         }
-        let mut builder = SslEchKeys::builder()?;
-        for key in keys {
-            let private = HpkeKey::dhkem_x25519_sha256(key.private_key())?;
-            builder.add_key(key.is_retry(), key.config().encoded(), private)?;
-        }
-        Ok(self.context.set_ech_keys(&builder.build())?)
+        let built = ssl_keys(keys)?;
+        let mut current = self.write();
+        current.context.set_ech_keys(&built)?;
+        current.keys = keys.to_vec();
+        Ok(())
     }
 }
 
@@ -107,7 +118,7 @@ impl std::fmt::Debug for ServerContext {
 /// # Errors
 /// [`HandshakeError`] says why there is no connection.
 pub async fn accept(tcp: TcpStream, context: &ServerContext) -> Result<TlsStream, HandshakeError> {
-    let mut ssl = Ssl::new(&context.context)?;
+    let mut ssl = Ssl::new(&context.read())?;
     let observer = Observer::attach(&mut ssl, false, None)?;
     let mut tls = SslStream::new(ssl, Wire::default())?;
     let mut hello = None;
@@ -138,6 +149,44 @@ pub async fn accept(tcp: TcpStream, context: &ServerContext) -> Result<TlsStream
     let mut stream = TlsStream::new(tcp, info, keys, &unread, None);
     stream.begin_with(&tickets);
     Ok(stream)
+}
+
+fn context(identities: &[Identity]) -> Result<SslContext, ServerError> {
+    let Some((first, others)) = identities.split_first() else {
+        return Err(ServerError::Empty);
+    };
+    let (mut builder, certificate) = builder(first)?;
+    let others = others.iter().map(build).collect::<Result<Arc<[_]>, _>>()?;
+    if !others.is_empty() {
+        builder.set_servername_callback(move |ssl, _| {
+            // With ECH this is the inner name.
+            let chosen = ssl.servername(NameType::HOST_NAME).and_then(|name| {
+                let suits = |certificate: &X509| certificate.check_host(name).unwrap_or(false);
+                if suits(&certificate) {
+                    return None;
+                }
+                others
+                    .iter()
+                    .find(|(_, certificate)| suits(certificate))
+                    .map(|(context, _)| context)
+            });
+            if let Some(context) = chosen {
+                // Cannot fail for a context of the same method; if it did, the first certificate would be shown.
+                let _ = ssl.set_ssl_context(context);
+            }
+            Ok(())
+        });
+    }
+    Ok(builder.build())
+}
+
+fn ssl_keys(keys: &[EchKey]) -> Result<SslEchKeys, ServerError> {
+    let mut builder = SslEchKeys::builder()?;
+    for key in keys {
+        let private = HpkeKey::dhkem_x25519_sha256(key.private_key())?;
+        builder.add_key(key.is_retry(), key.config().encoded(), private)?;
+    }
+    Ok(builder.build())
 }
 
 fn build(identity: &Identity) -> Result<(SslContext, X509), ServerError> {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ech_workers_session::Ledger;
-use ech_workers_tls::ServerContext;
 use ech_workers_tls::ech::EchKey;
+use ech_workers_tls::{Identity, ServerContext};
 use ech_workers_yamux as yamux;
 use parking_lot::Mutex;
 use tokio::runtime::Runtime;
@@ -195,6 +195,17 @@ impl Server {
     /// Where it listens.
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Swaps the certificates; running connections keep theirs.
+    ///
+    /// # Errors
+    /// One of them cannot be used: nothing has changed then.
+    pub fn set_identities(
+        &self,
+        identities: &[Identity],
+    ) -> Result<(), ech_workers_tls::ServerError> {
+        self.shared.tls.set_identities(identities)
     }
 
     /// Swaps the ECH keys; running connections keep theirs.
