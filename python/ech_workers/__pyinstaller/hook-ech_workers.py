@@ -1,6 +1,0 @@
-"""Each command is imported by name when it is used, which PyInstaller cannot see, and the status page is a file."""
-
-from PyInstaller.utils.hooks import collect_data_files, collect_submodules
-
-hiddenimports = collect_submodules("ech_workers", filter=lambda name: "__pyinstaller" not in name)
-datas = collect_data_files("ech_workers", includes=["**/*.html"])
