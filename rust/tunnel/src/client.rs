@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::level_filters::LevelFilter;
 
+use crate::addresses::Addresses;
 use crate::carrier::WebSocket;
 use crate::cause;
 use crate::counters::{Counter, Traffic};
@@ -170,6 +171,7 @@ struct Shared {
     config: ClientConfig,
     tls: ClientContext,
     windows: Arc<yamux::WindowBudget>,
+    addresses: Addresses,
     events: Arc<Events<Event>>,
     pool: Pool,
     /// Nothing new is to be opened.
@@ -219,6 +221,7 @@ impl Client {
             config,
             tls,
             windows,
+            addresses: Addresses::default(),
             events,
             pool: Pool::default(),
             closing: watch::Sender::new(false),
@@ -330,7 +333,7 @@ impl Client {
         let fetch = self.shared.number();
         let shared = Arc::clone(&self.shared);
         self.handle.spawn(async move {
-            let fetched = caught(fetch::fetch(&plan, &shared.tls)).await;
+            let fetched = caught(fetch::fetch(&plan, &shared.tls, &shared.addresses)).await;
             let event = match fetched.and_then(|fetched| fetched) {
                 Ok(fetched) => Event::Fetched { fetch, fetched },
                 Err(failure) => Event::FetchFailed { fetch, failure },
@@ -697,7 +700,7 @@ impl Shared {
     /// One dial, counted, with what it learned reported.
     async fn dial(&self, number: u64, plan: &DialPlan) -> Result<(WebSocket, Dialed), Failure> {
         self.dials_total.add(1);
-        let dialing = dial::dial(plan, &self.tls, |what| {
+        let dialing = dial::dial(plan, &self.tls, &self.addresses, |what| {
             if matches!(what, Learned::Ech(_)) {
                 self.ech_retries.add(1);
             }

@@ -5,14 +5,18 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use ech_workers_tls::{ClientContext, ClientParameters, Ech, HelloForm, Profile, TlsStream};
+use ech_workers_tls::{
+    ClientContext, ClientParameters, Ech, HelloForm, Profile, TlsStream, Unsupported,
+};
 use ech_workers_websocket::Role;
 use ech_workers_websocket::handshake::{self, ClientHandshake, RequestTemplate};
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
+use crate::addresses::Addresses;
 use crate::carrier::WebSocket;
-use crate::connect::{Connected, Route, connect};
+use crate::connect::{Connection, Route, Secured, connect_to, reach, secure};
 use crate::extensions;
 use crate::failure::{Code, Failure, Layer};
 use crate::refusal;
@@ -41,7 +45,7 @@ pub struct DialPlan {
     pub path: String,
     /// The Sec-WebSocket-Protocol.
     pub token: Option<String>,
-    /// Where it is; tried in turn with a head start.
+    /// Where it is; tried in turn, those that failed lately last.
     pub addresses: Vec<IpAddr>,
     /// An `ECHConfigList`; `None` sends the name in clear.
     pub ech: Option<Vec<u8>>,
@@ -130,20 +134,50 @@ impl Dialed {
     }
 }
 
-/// Makes one connection by `plan`, and tells `learn` what is worth keeping, whatever the outcome.
+/// What the attempts of one dial have learned from one another.
+struct Known {
+    ech: Option<Vec<u8>>,
+    websocket_hello: bool,
+    without: Option<Unsupported>,
+}
+
+/// Makes one connection by `plan`, by whichever address leads to the server, and tells `learn` what is worth keeping, whatever
+/// the outcome.
 pub(crate) async fn dial(
     plan: &DialPlan,
     context: &ClientContext,
-    mut learn: impl FnMut(Learned),
+    addresses: &Addresses,
+    learn: impl Fn(Learned),
 ) -> Result<(WebSocket, Dialed), Failure> {
-    let mut ech = plan.ech.clone();
-    let mut websocket_hello = plan.websocket_hello;
-    let mut retried = false;
-    let mut without = None;
+    let known = Mutex::new(Known {
+        ech: plan.ech.clone(),
+        websocket_hello: plan.websocket_hello,
+        without: None,
+    });
+    reach(plan.route(), addresses, |connection| {
+        attempt(connection, plan, context, &known, &learn)
+    })
+    .await
+}
+
+/// One attempt: the connection up to the WebSocket. Where the server asks for another hello, it is sent on a new connection to the
+/// same address. Four connections at most: the first, one with retry configurations, one with the WebSocket hello, and one
+/// without what cannot be done.
+async fn attempt(
+    mut connection: Connection,
+    plan: &DialPlan,
+    context: &ClientContext,
+    known: &Mutex<Known>,
+    learn: &impl Fn(Learned),
+) -> Result<(WebSocket, Dialed), Failure> {
     let session_key = format!("{}:{}", plan.server_name, plan.port);
-    // Four connections at most: the first, one with retry configurations, one with the WebSocket hello, and one without
-    // what cannot be done.
+    let address = connection.address;
+    let mut retried = false;
     loop {
+        let (ech, websocket_hello, without) = {
+            let known = known.lock();
+            (known.ech.clone(), known.websocket_hello, known.without)
+        };
         let mut parameters = ClientParameters {
             profile: plan.profile,
             form: if websocket_hello {
@@ -156,15 +190,14 @@ pub(crate) async fn dial(
             without,
             session_key: Some(&session_key),
         };
-        let connected = connect(plan.route(), context, &mut parameters).await;
-        without = parameters.without;
-        let Connected {
+        let secured = secure(connection, plan.route(), context, &mut parameters).await;
+        known.lock().without = parameters.without;
+        let Secured {
             tls,
-            address,
             tcp_time,
             tls_time,
-        } = match connected {
-            Ok(connected) => connected,
+        } = match secured {
+            Ok(secured) => secured,
             Err(mut failure) => match failure.retry_configs.take() {
                 Some(configs) => {
                     learn(Learned::Ech(configs.clone()));
@@ -175,7 +208,8 @@ pub(crate) async fn dial(
                         return Err(failure);
                     }
                     retried = true;
-                    ech = Some(configs);
+                    known.lock().ech = Some(configs);
+                    connection = connect_to(address, plan.tcp_timeout).await?;
                     continue;
                 }
                 None => return Err(failure),
@@ -192,7 +226,9 @@ pub(crate) async fn dial(
                 ));
             }
             // As a browser does it: the connection that chose h2 is left, and the WebSocket hello follows at once.
-            websocket_hello = true;
+            drop(tls);
+            known.lock().websocket_hello = true;
+            connection = connect_to(address, plan.tcp_timeout).await?;
             continue;
         }
         let started = Instant::now();

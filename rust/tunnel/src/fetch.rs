@@ -14,7 +14,8 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
-use crate::connect::{Connected, Route, connect};
+use crate::addresses::Addresses;
+use crate::connect::{Connection, Route, Secured, reach, secure};
 use crate::failure::{Code, Failure, Layer};
 use crate::opening::Opening;
 
@@ -62,8 +63,22 @@ pub struct Fetched {
 }
 
 /// Makes the exchange.
-pub(crate) async fn fetch(plan: &FetchPlan, context: &ClientContext) -> Result<Fetched, Failure> {
-    match timeout(plan.timeout, exchange(plan, context)).await {
+pub(crate) async fn fetch(
+    plan: &FetchPlan,
+    context: &ClientContext,
+    addresses: &Addresses,
+) -> Result<Fetched, Failure> {
+    // All of it has one limit.
+    let route = Route {
+        addresses: &plan.addresses,
+        port: plan.port,
+        tcp_timeout: plan.timeout,
+        handshake_timeout: plan.timeout,
+    };
+    let exchanging = reach(route, addresses, |connection| {
+        exchange(connection, route, plan, context)
+    });
+    match timeout(plan.timeout, exchanging).await {
         Ok(outcome) => outcome,
         Err(_) => Err(Failure::new(
             Layer::Resolver,
@@ -77,7 +92,12 @@ pub(crate) async fn fetch(plan: &FetchPlan, context: &ClientContext) -> Result<F
     }
 }
 
-async fn exchange(plan: &FetchPlan, context: &ClientContext) -> Result<Fetched, Failure> {
+async fn exchange(
+    connection: Connection,
+    route: Route<'_>,
+    plan: &FetchPlan,
+    context: &ClientContext,
+) -> Result<Fetched, Failure> {
     let started = Instant::now();
     let session_key = format!("{}:{}", plan.server_name, plan.port);
     let mut parameters = ClientParameters {
@@ -92,14 +112,8 @@ async fn exchange(plan: &FetchPlan, context: &ClientContext) -> Result<Fetched, 
         without: None,
         session_key: Some(&session_key),
     };
-    // All of it has one limit, that of `fetch`.
-    let route = Route {
-        addresses: &plan.addresses,
-        port: plan.port,
-        tcp_timeout: plan.timeout,
-        handshake_timeout: plan.timeout,
-    };
-    let Connected { tls, .. } = connect(route, context, &mut parameters).await?;
+    let tcp_time = connection.tcp_time;
+    let Secured { tls, .. } = secure(connection, route, context, &mut parameters).await?;
     let http2 = tls.info().alpn.as_deref() == Some("h2");
     let response = if http2 {
         over_http2(tls, plan).await
@@ -126,7 +140,7 @@ async fn exchange(plan: &FetchPlan, context: &ClientContext) -> Result<Fetched, 
         headers,
         body,
         http2,
-        elapsed: started.elapsed(),
+        elapsed: tcp_time + started.elapsed(),
     })
 }
 

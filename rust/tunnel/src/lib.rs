@@ -6,6 +6,7 @@
 //! owner's to decide. A [`Server`] is the other end.
 
 mod accept;
+mod addresses;
 mod carrier;
 mod cause;
 mod client;
@@ -25,6 +26,7 @@ mod panics;
 mod pending;
 mod pool;
 mod program;
+mod race;
 mod refusal;
 mod reply;
 mod runtime;
