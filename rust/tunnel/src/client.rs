@@ -32,7 +32,7 @@ use crate::local::{self, Place};
 use crate::log;
 use crate::panics::caught;
 use crate::pending::{Done, Pending, pending};
-use crate::pool::{Carrier, Member, Pool, Purpose, Unavailable, WARM};
+use crate::pool::{Carrier, Load, Member, Pool, Purpose, Unavailable, WARM};
 use crate::program::Program;
 use crate::reply::Reply;
 use crate::runtime::runtime;
@@ -490,7 +490,8 @@ impl Shared {
                 () = std::future::poll_fn(|cx| open.end.poll_abandoned(cx)) => return,
             };
             match carrier {
-                Ok(Carrier::Session(handle)) => {
+                Ok(Carrier::Session(handle, ticket)) => {
+                    open.end.hold(ticket);
                     let reserved = tokio::select! {
                         biased;
                         reserved = tokio::time::timeout_at(deadline.into(), handle.reserve()) => reserved,
@@ -651,7 +652,7 @@ impl Shared {
             Some(Arc::clone(&self.traffic)),
         );
         let retiring = Arc::new(AtomicBool::new(false));
-        let room = Arc::new(AtomicU64::new(u64::MAX));
+        let load = Arc::<Load>::default();
         let session = self.sessions_total.fetch_add(1, Ordering::Relaxed) + 1;
         let observer = Observer {
             shared: Arc::clone(self),
@@ -659,8 +660,7 @@ impl Shared {
             upstream: plan.upstream,
             since,
             retiring: Arc::clone(&retiring),
-            stats: Arc::clone(&stats),
-            room: Arc::clone(&room),
+            load: Arc::clone(&load),
             told: Mutex::new(Told::Nothing),
         };
         let member = Member {
@@ -672,7 +672,7 @@ impl Shared {
             address: dialed.address,
             since,
             retiring,
-            room,
+            load,
         };
         (Running { driver, observer }, member)
     }
@@ -744,8 +744,7 @@ struct Observer {
     upstream: u32,
     since: Instant,
     retiring: Arc<AtomicBool>,
-    stats: Arc<SessionStats>,
-    room: Arc<AtomicU64>,
+    load: Arc<Load>,
     told: Mutex<Told>,
 }
 
@@ -753,8 +752,8 @@ struct Observer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
     Nothing,
-    /// It takes no new streams, by the server's wish.
-    GoneAway,
+    /// It takes no new streams.
+    NoNewStreams,
     Ended,
 }
 
@@ -764,11 +763,11 @@ impl Observer {
         {
             let mut told = self.told.lock();
             let is_loss = matches!(ended, Ended::Lost(_));
-            if *told == Told::Ended || *told == Told::GoneAway && !is_loss {
+            if *told == Told::Ended || *told == Told::NoNewStreams && !is_loss {
                 return;
             }
             *told = match ended {
-                Ended::GoneAway => Told::GoneAway,
+                Ended::GoneAway | Ended::Exhausted => Told::NoNewStreams,
                 _ => Told::Ended,
             };
         }
@@ -790,13 +789,21 @@ impl Owner<Program> for Observer {
             }
             session::Event::TargetFailed(refusal) => self.shared.target_failed(&refusal.reason),
             session::Event::Returned(open, why) => {
-                if matches!(why, Returned::Full | Returned::Refused) {
-                    let streams = self.stats.streams.value();
-                    self.room.store(streams, Ordering::Relaxed);
-                    tracing::debug!(
-                        "session {} has no room beyond {streams} streams",
-                        self.session
-                    );
+                match why {
+                    Returned::Full | Returned::Refused => {
+                        let streams = self.load.note_full();
+                        tracing::debug!(
+                            "session {} has no room beyond {streams} streams",
+                            self.session
+                        );
+                    }
+                    Returned::IdsExhausted => {
+                        self.shared.pool.retire(self.session);
+                        self.tell(Ended::Exhausted);
+                    }
+                    Returned::GoingAway | Returned::Ended => {
+                        self.retiring.store(true, Ordering::Relaxed);
+                    }
                 }
                 tokio::spawn(Arc::clone(&self.shared).place(Box::new(open)));
             }
@@ -864,7 +871,7 @@ mod tests {
             address: "192.0.2.1:443".parse().unwrap(),
             since: Instant::now(),
             retiring: Arc::default(),
-            room: Arc::default(),
+            load: Arc::default(),
         }
     }
 
@@ -875,8 +882,7 @@ mod tests {
             upstream: 0,
             since: Instant::now(),
             retiring: Arc::default(),
-            stats: Arc::default(),
-            room: Arc::default(),
+            load: Arc::default(),
             told: Mutex::new(Told::Nothing),
         }
     }
@@ -933,6 +939,7 @@ mod tests {
         let lost = Ended::Lost(Failure::new(Layer::Tcp, Code::TcpReset, "cut"));
         for (said, told) in [
             (vec![Ended::GoneAway, Ended::Retired], 1),
+            (vec![Ended::Exhausted, Ended::Retired], 1),
             (vec![Ended::GoneAway, lost.clone(), lost.clone()], 2),
             (vec![lost.clone(), Ended::GoneAway, lost.clone()], 1),
             (vec![Ended::Retired], 1),

@@ -120,6 +120,14 @@ impl<L> Handle<L> {
         }
     }
 
+    /// One whose session does nothing with its queue.
+    #[cfg(test)]
+    pub(crate) fn with_queue() -> (Self, mpsc::Receiver<Box<Open<L>>>) {
+        let (opens, queue) = mpsc::channel(OPENS);
+        let signals = Arc::default();
+        (Self { opens, signals }, queue)
+    }
+
     /// Waits for a place in the session's queue; an error: the session has ended.
     pub(crate) async fn reserve(
         &self,

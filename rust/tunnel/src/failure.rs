@@ -78,6 +78,7 @@ pub enum Code {
     YamuxPingTimeout,
     YamuxGoAway,
     YamuxProtocol,
+    YamuxExhausted,
     Closed,
     Retired,
     Shutdown,
@@ -135,6 +136,7 @@ impl Code {
             Self::YamuxPingTimeout => "yamux-ping-timeout",
             Self::YamuxGoAway => "yamux-go-away",
             Self::YamuxProtocol => "yamux-protocol",
+            Self::YamuxExhausted => "yamux-exhausted",
             Self::Closed => "closed",
             Self::Retired => "retired",
             Self::Shutdown => "shutdown",
@@ -287,6 +289,8 @@ pub enum Ended {
     Shutdown,
     /// The server takes no new streams on it; those that are open go on.
     GoneAway,
+    /// All of its stream ids are used up; the streams that are open go on.
+    Exhausted,
     /// It broke, and its streams with it.
     Lost(Failure),
 }
@@ -310,6 +314,11 @@ impl From<Ended> for Failure {
                 Layer::Yamux,
                 Code::YamuxGoAway,
                 "the server takes no new streams on this session",
+            ),
+            Ended::Exhausted => Self::new(
+                Layer::Yamux,
+                Code::YamuxExhausted,
+                "all stream ids of this session are used up",
             ),
             Ended::Lost(failure) => failure,
         }

@@ -21,6 +21,12 @@ pub(crate) const WARM: Duration = Duration::from_secs(15);
 /// How often a stream that waits for a session looks whether one that was full has room.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
+/// How long a session counts as full at the number of streams at which it had no room for another one. A server's limit is not
+/// announced, and it may have refused for a reason that has passed.
+const FULL_FOR: Duration = Duration::from_secs(30);
+/// How often the log says that all sessions are full.
+const FULL_NEWS: Duration = Duration::from_secs(60);
+
 /// What new streams can go to.
 #[derive(Default)]
 pub(crate) struct Pool {
@@ -39,6 +45,8 @@ struct State {
     /// Which servers streams go to: numbers and weights, the first tier that can take one. Empty: all alike.
     tiers: Vec<Vec<(u32, u32)>>,
     unavailable: Option<Unavailable>,
+    /// When the log last said that all sessions are full.
+    full_said: Option<Instant>,
 }
 
 /// Why no session will carry a stream.
@@ -61,8 +69,60 @@ pub(crate) struct Member {
     pub(crate) since: Instant,
     /// It is given no new streams.
     pub(crate) retiring: Arc<AtomicBool>,
-    /// How many streams it has room for, as far as its server showed.
-    pub(crate) room: Arc<AtomicU64>,
+    pub(crate) load: Arc<Load>,
+}
+
+/// What a session carries, and when it was full.
+#[derive(Debug, Default)]
+pub(crate) struct Load {
+    /// Streams that were assigned to it and have not ended. Those that its driver has not begun yet count too, or a burst of
+    /// streams would all go to one session.
+    assigned: AtomicU64,
+    /// With how many streams it had no room for another one, and when.
+    full: Mutex<Option<(u64, Instant)>>,
+}
+
+impl Load {
+    fn assigned(&self) -> u64 {
+        self.assigned.load(Ordering::Relaxed)
+    }
+
+    /// The session had no room for a stream, which still holds its ticket. Returns how many streams it has room for.
+    pub(crate) fn note_full(&self) -> u64 {
+        let others = self.assigned().saturating_sub(1);
+        *self.full.lock() = Some((others, Instant::now()));
+        others
+    }
+
+    fn has_room(&self, now: Instant) -> bool {
+        let mut full = self.full.lock();
+        match *full {
+            Some((streams, at)) if now.saturating_duration_since(at) < FULL_FOR => {
+                self.assigned() < streams
+            }
+            _ => {
+                *full = None;
+                true
+            }
+        }
+    }
+}
+
+/// A stream's place in a session, held until the stream has ended or goes to another session.
+#[derive(Debug)]
+pub(crate) struct Ticket(Arc<Load>);
+
+impl Ticket {
+    fn new(load: &Arc<Load>) -> Self {
+        load.assigned.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(load))
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.0.assigned.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What new streams may find in a session.
@@ -77,7 +137,7 @@ pub(crate) enum Purpose {
 }
 
 pub(crate) enum Carrier {
-    Session(Handle<Program>),
+    Session(Handle<Program>, Ticket),
     /// A session for this stream alone is to be dialled.
     Dial(Arc<DialPlan>),
 }
@@ -203,6 +263,7 @@ impl Pool {
         deadline: Instant,
         failed: &[u32],
     ) -> Result<Carrier, Unavailable> {
+        let mut is_full = false;
         while Instant::now() < deadline {
             if let Some(carrier) = self.state.lock().choose(failed)? {
                 return Ok(carrier);
@@ -213,20 +274,47 @@ impl Pool {
             if let Some(carrier) = self.state.lock().choose(failed)? {
                 return Ok(carrier);
             }
+            is_full = self.state.lock().note_if_full();
             self.waiting.add(1);
             // A session that was full may have room again.
             let until = deadline.min(Instant::now() + LOOK_AGAIN);
             let _ = tokio::time::timeout_at(until.into(), changed).await;
             self.waiting.sub(1);
         }
-        Err(Unavailable {
-            reason: "no session came up in time".to_owned(),
-            cause: "none came up in time",
+        Err(if is_full {
+            Unavailable {
+                reason: "every session has as many streams as its server allows".to_owned(),
+                cause: "there are as many connections as it allows",
+            }
+        } else {
+            Unavailable {
+                reason: "no session came up in time".to_owned(),
+                cause: "none came up in time",
+            }
         })
     }
 }
 
 impl State {
+    /// Whether there are sessions and all of them are full. The log says so once a minute.
+    fn note_if_full(&mut self) -> bool {
+        let now = Instant::now();
+        let alive = self.sessions.iter().filter(|member| member.is_alive());
+        let sessions = alive.count();
+        let is_full = sessions > 0 && !self.sessions.iter().any(Member::is_open);
+        if is_full
+            && self
+                .full_said
+                .is_none_or(|said| now.duration_since(said) >= FULL_NEWS)
+        {
+            self.full_said = Some(now);
+            tracing::warn!(
+                "no session takes another stream ({sessions} have as many as their server allows): new connections wait for one to end"
+            );
+        }
+        is_full
+    }
+
     /// Where the next stream goes: to the first tier that can take it, in its turn the servers that failed for this stream.
     /// `Ok(None)`: wait. An error: do not.
     fn choose(&mut self, failed: &[u32]) -> Result<Option<Carrier>, Unavailable> {
@@ -258,7 +346,7 @@ impl State {
         all.into_iter().map(|upstream| (upstream, 1)).collect()
     }
 
-    /// The session with the fewest streams for its server's weight, or how simple mode goes at the server with the fewest.
+    /// The session with the fewest streams for its server's weight, of several the one that answers fastest, or how simple mode goes at the server with the fewest.
     fn choose_of(&mut self, tier: &[(u32, u32)]) -> Option<Carrier> {
         let best = tier
             .iter()
@@ -273,7 +361,7 @@ impl State {
                     && !member.handle.is_closed()
                 {
                     member.purpose = Purpose::Taken;
-                    return Some(Carrier::Session(member.handle.clone()));
+                    return Some(member.assign());
                 }
             }
             return Some(Carrier::Dial(plan));
@@ -282,8 +370,8 @@ impl State {
             .sessions
             .iter()
             .filter(|member| member.upstream == upstream && member.is_open());
-        let least = open.min_by_key(|member| member.stats.streams.value())?;
-        Some(Carrier::Session(least.handle.clone()))
+        let least = open.min_by_key(|member| (member.load.assigned(), member.round_trip()))?;
+        Some(least.assign())
     }
 
     /// How full a server would be with one more stream, for its weight; `None` if it can take none.
@@ -299,7 +387,7 @@ impl State {
                 .count() as u64
         } else {
             let open = own().filter(|member| member.is_open());
-            open.map(|member| member.stats.streams.value()).min()?
+            open.map(|member| member.load.assigned()).min()?
         };
         Some((streams + 1).saturating_mul(1 << 20) / u64::from(weight.max(1)))
     }
@@ -308,10 +396,26 @@ impl State {
 impl Member {
     /// Whether it takes one stream more, of many.
     fn is_open(&self) -> bool {
+        self.is_alive() && self.load.has_room(Instant::now())
+    }
+
+    /// Whether it takes streams at all.
+    fn is_alive(&self) -> bool {
         self.purpose == Purpose::Many
             && !self.retiring.load(Ordering::Relaxed)
-            && self.stats.streams.value() < self.room.load(Ordering::Relaxed)
             && !self.handle.is_closed()
+    }
+
+    fn assign(&self) -> Carrier {
+        Carrier::Session(self.handle.clone(), Ticket::new(&self.load))
+    }
+
+    /// In microseconds; the longest while none was measured.
+    fn round_trip(&self) -> u64 {
+        match self.stats.rtt_us.value() {
+            0 => u64::MAX,
+            measured => measured,
+        }
     }
 
     fn snapshot(&self) -> SessionSnapshot {
@@ -337,5 +441,124 @@ impl Member {
             bytes_up: stats.traffic.up.value(),
             bytes_down: stats.traffic.down.value(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ech_workers_session::Open;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    /// A pool whose sessions do nothing, and their queues, which must not close.
+    #[derive(Default)]
+    struct Sessions {
+        pool: Pool,
+        loads: Vec<Arc<Load>>,
+        queues: Vec<mpsc::Receiver<Box<Open<Program>>>>,
+    }
+
+    impl Sessions {
+        /// Sessions 0, 1, ... with these round trips in microseconds (0: not measured).
+        fn new(round_trips: &[u64]) -> Self {
+            let mut this = Self::default();
+            for (session, &round_trip) in (0..).zip(round_trips) {
+                let (handle, queue) = Handle::with_queue();
+                let stats = SessionStats::default();
+                stats.rtt_us.set(round_trip);
+                let load = Arc::<Load>::default();
+                this.loads.push(Arc::clone(&load));
+                this.queues.push(queue);
+                this.pool.add(Member {
+                    session,
+                    upstream: 0,
+                    handle,
+                    purpose: Purpose::Many,
+                    stats: Arc::new(stats),
+                    address: "192.0.2.1:443".parse().unwrap(),
+                    since: Instant::now(),
+                    retiring: Arc::default(),
+                    load,
+                });
+            }
+            this
+        }
+
+        /// The session that the next stream goes to, and its ticket; why there is none after a moment.
+        async fn assign(&self) -> Result<(usize, Ticket), String> {
+            let deadline = Instant::now() + Duration::from_millis(20);
+            match self.pool.carrier(deadline, &[]).await {
+                Ok(Carrier::Session(_, ticket)) => {
+                    let mut loads = self.loads.iter();
+                    let session = loads.position(|load| Arc::ptr_eq(load, &ticket.0));
+                    Ok((session.unwrap(), ticket))
+                }
+                Ok(Carrier::Dial(_)) => Err("a dial".to_owned()),
+                Err(why) => Err(why.reason),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_counts_from_its_assignment_on() {
+        let sessions = Sessions::new(&[0, 0, 0]);
+        let mut held = Vec::new();
+        // No driver runs here: nothing but the assignment can count.
+        for expected in [0, 1, 2, 0, 1, 2] {
+            let (session, ticket) = sessions.assign().await.unwrap();
+            assert_eq!(session, expected);
+            held.push(ticket);
+        }
+        held.remove(1);
+        assert_eq!(sessions.assign().await.unwrap().0, 1);
+    }
+
+    #[tokio::test]
+    async fn of_equally_loaded_sessions_the_one_that_answers_fastest_is_chosen() {
+        let sessions = Sessions::new(&[0, 80_000, 20_000]);
+        let first = sessions.assign().await.unwrap();
+        let second = sessions.assign().await.unwrap();
+        let third = sessions.assign().await.unwrap();
+        assert_eq!((first.0, second.0, third.0), (2, 1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_session_that_had_no_room_is_full_until_one_of_its_streams_ends() {
+        let sessions = Sessions::new(&[0]);
+        let first = sessions.assign().await.unwrap();
+        let second = sessions.assign().await.unwrap();
+        // The server refused the second one.
+        assert_eq!(sessions.loads[0].note_full(), 1);
+        drop(second);
+        assert_eq!(
+            sessions.assign().await.unwrap_err(),
+            "every session has as many streams as its server allows"
+        );
+        drop(first);
+        assert!(sessions.assign().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_session_that_takes_no_new_streams_gets_none() {
+        let sessions = Sessions::new(&[0, 0]);
+        sessions.pool.retire(0);
+        for _ in 0..3 {
+            assert_eq!(sessions.assign().await.unwrap().0, 1);
+        }
+        sessions.pool.retire(1);
+        assert_eq!(
+            sessions.assign().await.unwrap_err(),
+            "no session came up in time"
+        );
+    }
+
+    #[test]
+    fn that_a_session_was_full_is_forgotten_after_a_while() {
+        let load = Load::default();
+        load.note_full();
+        let now = Instant::now();
+        assert!(!load.has_room(now));
+        assert!(load.has_room(now + FULL_FOR));
     }
 }

@@ -7,6 +7,7 @@ use ech_workers_proxy::{self as proxy, Exchange};
 use ech_workers_session::{Abort, LocalEnd, Refusal, Status};
 
 use crate::local::Place;
+use crate::pool::Ticket;
 use crate::reply::{self, Reply};
 use crate::socket::Socket;
 use crate::stream::StreamEnded;
@@ -21,6 +22,8 @@ pub(crate) struct Program {
     forwarded: Option<Forwarded>,
     /// The place among the limited local connections, given up with the connection.
     _place: Option<Place>,
+    /// The place in a session, once it was assigned to one.
+    ticket: Option<Ticket>,
 }
 
 /// A forwarded HTTP request on its way.
@@ -61,7 +64,13 @@ impl Program {
                 end_told: false,
             }),
             _place: place,
+            ticket: None,
         }
+    }
+
+    /// Holds the place in a session from now on, and gives up the one that it held before.
+    pub(crate) fn hold(&mut self, ticket: Ticket) {
+        self.ticket = Some(ticket);
     }
 
     /// Tells the program that its request failed, unless it was told of success; then the connection is reset. A local
