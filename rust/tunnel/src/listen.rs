@@ -35,6 +35,8 @@ fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
     }?;
     // A port whose connections linger from the last run can be had again (not one that is in use).
     socket.set_reuseaddr(true)?;
+    // Linux gives it to every connection that is accepted: a system call less for each of them.
+    socket.set_nodelay(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
@@ -44,8 +46,10 @@ pub(crate) async fn accept(listener: TcpListener, mut accepted: impl FnMut(TcpSt
     loop {
         match listener.accept().await {
             Ok((tcp, _)) => {
-                // Nothing depends on it but latency.
-                let _ = tcp.set_nodelay(true);
+                if cfg!(not(target_os = "linux")) {
+                    // Only latency depends on it.
+                    let _ = tcp.set_nodelay(true);
+                }
                 accepted(tcp);
             }
             Err(error) => {
