@@ -415,6 +415,7 @@ class Server:
         allow_private_targets: bool = False,
         max_sessions: int = 10000,
         max_streams: int = 1024,
+        memory_limit: int = 268435456,
         connect_timeout: float = 10.0,
         idle_timeout: float = 600.0,
         workers: int = 1,

@@ -159,6 +159,7 @@ class TunnelServer:
                 allow_private_targets=config.allow_private_targets,
                 max_sessions=config.max_sessions,
                 max_streams=config.max_streams,
+                memory_limit=config.memory_limit,
                 connect_timeout=config.connect_timeout,
                 idle_timeout=config.idle_timeout,
                 workers=config.workers,

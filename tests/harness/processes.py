@@ -114,6 +114,10 @@ class Process:
         assert found, status
         return int(found.group(1))
 
+    def descriptors(self) -> int:
+        """Open file descriptors now."""
+        return sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir())
+
     def __enter__(self) -> Self:
         return self
 

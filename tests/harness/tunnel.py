@@ -58,13 +58,18 @@ class Site:
         ech: bool = True,
         listen: str = "127.0.0.1:0",
         publish: bool = True,
+        prefix: Sequence[str] = (),
     ) -> "ServerProgram":
-        """Starts our server; with `publish` the resolver knows it (and its ECH configuration) then."""
+        """Starts our server; with `publish` the resolver knows it (and its ECH configuration) then.
+
+        `prefix` is a command that runs the server, such as one that limits what it may have.
+        """
         inner = certificate or self.inner
         arguments: list[str | Path] = ["--cert", inner.chain, "--key", inner.key]
         if ech:
             arguments += ["--cert", self.outer.chain, "--key", self.outer.key, "--ech-keys", self.keys_folder]
         process = self.processes.start(
+            *prefix,
             COMMAND,
             "server",
             "--listen",

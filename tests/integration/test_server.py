@@ -76,6 +76,44 @@ def test_own_decoy_page(site: Site, tmp_path: Path) -> None:
     assert request(site, site.server("--decoy", page).port, "GET", "/")[2] == page.read_bytes()
 
 
+def test_decoy_is_a_web_server(site: Site) -> None:
+    """What a scanner tries: methods, Host fields, protocols."""
+    port = site.server().port
+    for path in ("/", "/healthz"):
+        for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+            status, headers, _ = request(site, port, method, path)
+            assert (status, headers["allow"]) == (405, "GET, HEAD")
+    context = ssl.create_default_context(cafile=str(site.authority.path))
+
+    def code(sent: bytes) -> bytes:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname=PUBLIC_NAME) as secured,
+        ):
+            secured.sendall(sent)
+            return socks.exactly(secured, 12)[9:]
+
+    assert code(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n") == b"200"
+    assert code(b"GET / HTTP/1.0\r\n\r\n") == b"200"
+    for fields in (b"", b"Host: a\r\nHost: a\r\n", b"Host: a b\r\n", b"Host:\r\n"):
+        assert code(b"GET / HTTP/1.1\r\n" + fields + b"\r\n") == b"400", fields
+
+
+@pytest.mark.parametrize(("offered", "served"), [(["h2"], False), (["h2", "http/1.1"], True), ([], True)])
+def test_protocol_that_nobody_speaks_is_refused_with_the_alert(site: Site, offered: list[str], served: bool) -> None:
+    port = site.server().port
+    context = ssl.create_default_context(cafile=str(site.authority.path))
+    if offered:
+        context.set_alpn_protocols(offered)
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+        if served:
+            with context.wrap_socket(plain, server_hostname=PUBLIC_NAME) as secured:
+                assert secured.selected_alpn_protocol() == ("http/1.1" if offered else None)
+        else:
+            with pytest.raises(ssl.SSLError, match=r"(?i)no.application.protocol"):
+                context.wrap_socket(plain, server_hostname=PUBLIC_NAME)
+
+
 def test_health(site: Site) -> None:
     assert request(site, site.server().port, "GET", "/healthz")[0] == 200
 

@@ -490,6 +490,7 @@ SERVER_ARRIVALS: dict[str, tuple[Any, Callable[[dict[str, Any]], object], object
     "allow_private_targets": (True, lambda made: made["allow_private_targets"], True),
     "max_sessions": (5, lambda made: made["max_sessions"], 5),
     "max_streams": (6, lambda made: made["max_streams"], 6),
+    "memory_limit": (32 << 20, lambda made: made["memory_limit"], 32 << 20),
     "connect_timeout": (7.0, lambda made: made["connect_timeout"], 7.0),
     "idle_timeout": (8.0, lambda made: made["idle_timeout"], 8.0),
     "drain": (9.0, lambda made: made["drain"], 9.0),

@@ -20,6 +20,9 @@ from ech_workers.reload import Difference, difference
 
 log = logging.getLogger("ech_workers.server")
 
+# From the signal to the count of what has to be waited for, in seconds.
+SETTLING = 0.2
+
 
 @click.command()
 @config_option(SERVER_PREFIX)
@@ -56,11 +59,19 @@ def server(ctx: click.Context, /, verbose: bool, config: str | None, **options: 
             for address in running.status_addresses:
                 click.echo(f"figures on http://{authority(*address)}/metrics")
             stopping.wait()
-            streams, drain = running.snapshot().streams, running.config.drain
-            if streams:
-                log.info("draining for %g s at most: streams still open: %d; another signal ends them", drain, streams)
+            drain = running.config.drain
             closing = threading.Thread(target=running.close, args=(drain,), daemon=True)
             closing.start()
+            # Whoever has nothing to finish is gone within this time.
+            closing.join(SETTLING)
+            waited = running.snapshot()
+            if closing.is_alive() and waited.sessions:
+                log.info(
+                    "draining for %g s at most: sessions: %d, streams: %d; another signal ends them",
+                    drain,
+                    waited.sessions,
+                    waited.streams,
+                )
             drained = stopping.wait_for(closing)
     log.info("stopped" if drained else "stopped without waiting for the rest")
 

@@ -67,6 +67,7 @@ SERVER_ORDER = [
     "allow_private_targets",
     "max_sessions",
     "max_streams",
+    "memory_limit",
     "connect_timeout",
     "idle_timeout",
     "drain",

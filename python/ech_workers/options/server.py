@@ -16,7 +16,7 @@ _PATH = "str | Path | None"
 
 
 class ServerTuning(LogTuning, frozen=True, kw_only=True):
-    """The options that go to the native server as they are. Times are seconds."""
+    """The options that go to the native server as they are. Times are seconds, sizes bytes."""
 
     allow_private_targets: Annotated[
         bool,
@@ -25,8 +25,18 @@ class ServerTuning(LogTuning, frozen=True, kw_only=True):
             off="refuse-private-targets",
         ),
     ] = False
-    max_sessions: Annotated[int, option("connections at a time", low=1, high=10_000_000, metavar="N")] = 10000
+    max_sessions: Annotated[int, option("sessions at a time", low=1, high=10_000_000, metavar="N")] = 10000
     max_streams: Annotated[int, option("streams of one session", low=1, high=1_000_000, metavar="N")] = 1024
+    memory_limit: Annotated[
+        int,
+        option(
+            "what all sessions together may hold for targets that do not take it; one session may hold a sixth of it",
+            kind="size",
+            low=16 << 20,
+            high=1 << 40,
+            metavar="SIZE",
+        ),
+    ] = 256 << 20
     connect_timeout: Annotated[float, option("for reaching a target", kind="seconds", low=0.001, high=_DAY)] = 10.0
     idle_timeout: Annotated[
         float, option("when a stream without traffic ends", kind="seconds", low=0.001, high=_DAY)

@@ -70,6 +70,7 @@ class ServerOptions(TypedDict, total=False):
     allow_private_targets: bool
     max_sessions: int
     max_streams: int
+    memory_limit: int | str
     connect_timeout: float | timedelta
     idle_timeout: float | timedelta
     drain: float | timedelta

@@ -45,7 +45,7 @@ impl Drop for Server {
 #[pymethods]
 impl Server {
     #[new]
-    #[pyo3(signature = (*, host, port, certificates, tokens, path="/".to_owned(), decoy=None, ech_keys=Vec::new(), allow_private_targets=false, max_sessions=10000, max_streams=1024, connect_timeout=10.0, idle_timeout=600.0, workers=1, log_level=20))]
+    #[pyo3(signature = (*, host, port, certificates, tokens, path="/".to_owned(), decoy=None, ech_keys=Vec::new(), allow_private_targets=false, max_sessions=10000, max_streams=1024, memory_limit=268_435_456, connect_timeout=10.0, idle_timeout=600.0, workers=1, log_level=20))]
     #[allow(
         clippy::too_many_arguments,
         reason = "keyword arguments of the Python class"
@@ -62,6 +62,7 @@ impl Server {
         allow_private_targets: bool,
         max_sessions: usize,
         max_streams: usize,
+        memory_limit: usize,
         connect_timeout: f64,
         idle_timeout: f64,
         workers: usize,
@@ -84,6 +85,7 @@ impl Server {
             allow_private_targets,
             max_sessions,
             max_streams,
+            memory_limit,
             connect_timeout: seconds("connect_timeout", connect_timeout)?,
             idle_timeout: seconds("idle_timeout", idle_timeout)?,
             workers,

@@ -213,9 +213,10 @@ fn builder(identity: &Identity) -> Result<(SslContextBuilder, X509), ServerError
         .set_private_key(&key)
         .and_then(|()| builder.check_private_key())
         .map_err(|_| ServerError::Mismatch)?;
-    // A client that offers only other protocols is served all the same: it is told HTTP/1.1 by the answer.
+    // A client that offers only other protocols gets the alert no_application_protocol (RFC 7301 section 3.2), as from any web
+    // server. One that offers none is served.
     builder.set_alpn_select_callback(|_, offered| {
-        select_next_proto(b"\x08http/1.1", offered).ok_or(AlpnError::NOACK)
+        select_next_proto(b"\x08http/1.1", offered).ok_or(AlpnError::ALERT_FATAL)
     });
     Ok((builder, certificate))
 }

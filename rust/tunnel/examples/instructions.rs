@@ -258,6 +258,7 @@ fn server_config() -> ServerConfig {
         allow_private_targets: true,
         max_sessions: 4,
         max_streams: 4,
+        memory_limit: 256 << 20,
         connect_timeout: LIMIT,
         idle_timeout: LIMIT,
         workers: 1,

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
+use crate::descriptors;
+use crate::seldom::{Seldom, times};
+
 const BACKLOG: u32 = 1024;
 /// How long an accept loop waits when the system has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -42,7 +45,10 @@ fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Accepts connections without end and gives each to `accepted`.
+///
+/// When that fails because there is no descriptor, one line a minute says so, with a count.
 pub(crate) async fn accept(listener: TcpListener, mut accepted: impl FnMut(TcpStream)) {
+    let failed = Seldom::default();
     loop {
         match listener.accept().await {
             Ok((tcp, _)) => {
@@ -53,7 +59,21 @@ pub(crate) async fn accept(listener: TcpListener, mut accepted: impl FnMut(TcpSt
                 accepted(tcp);
             }
             Err(error) => {
-                tracing::warn!("accepting a connection: {error}");
+                // A connection that was gone before it was accepted is nobody's trouble.
+                if error.kind() == io::ErrorKind::ConnectionAborted {
+                    continue;
+                }
+                if let Some(count) = failed.happened() {
+                    tracing::warn!(
+                        "accepting a connection: {error}{}{}",
+                        if descriptors::exhausted(&error) {
+                            ": this process has no file descriptor left, new connections wait; raise its limit"
+                        } else {
+                            ""
+                        },
+                        times(count)
+                    );
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

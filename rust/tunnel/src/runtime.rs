@@ -15,8 +15,6 @@ pub(crate) fn runtime(workers: usize, name: &str, log: Dispatch) -> io::Result<R
         // everybody else would wait for dozens of its turns.
         .event_interval(1)
         .on_thread_start(move || log::adopt_thread(&log))
-        // Name look-ups of the server end, which wait for the system's resolver.
-        .max_blocking_threads(16)
         .thread_name(name)
         .enable_all()
         .build()

@@ -12,25 +12,26 @@ use ech_workers_tls::{Identity, ServerContext};
 use ech_workers_yamux as yamux;
 use parking_lot::Mutex;
 use tokio::runtime::Runtime;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::level_filters::LevelFilter;
 
 use crate::accept;
+use crate::admission::Rooms;
 use crate::counters::{ByConfigId, Counter};
+use crate::descriptors::{self, Budget};
 use crate::driver::SessionStats;
 use crate::events::Events;
 use crate::listen;
 use crate::log;
 use crate::runtime::runtime;
-use crate::target::Policy;
+use crate::target::{Paths, Policy};
+use crate::web::Face;
 
 /// How long the end of the server waits for its sessions' goodbyes.
 const GOODBYE: Duration = Duration::from_millis(500);
 /// What the receive windows of all sessions may promise together beyond their first 256 KiB each, in bytes.
 const WINDOWS: usize = 256 << 20;
-/// What all sessions together may hold for targets that do not take it, in bytes.
-const MEMORY: usize = 256 << 20;
 
 /// What the server is made with.
 #[derive(Debug, Clone)]
@@ -43,10 +44,12 @@ pub struct ServerConfig {
     pub decoy: Option<Vec<u8>>,
     /// Also connect to targets that are not of the public Internet.
     pub allow_private_targets: bool,
-    /// Connections at a time.
+    /// Sessions at a time: connections whose client has shown a token.
     pub max_sessions: usize,
     /// Streams of one session at a time.
     pub max_streams: usize,
+    /// What all sessions together may hold for targets that do not take it, in bytes. One session may hold a sixth of it.
+    pub memory_limit: usize,
     /// To reach a target.
     pub connect_timeout: Duration,
     /// Without a byte either way for this long, a stream ends.
@@ -107,11 +110,12 @@ pub(crate) enum Stopping {
 pub(crate) struct Shared {
     pub(crate) config: ServerConfig,
     pub(crate) tls: ServerContext,
-    pub(crate) policy: Policy,
+    pub(crate) face: Face,
+    pub(crate) rooms: Rooms,
+    pub(crate) paths: Arc<Paths>,
     pub(crate) windows: Arc<yamux::WindowBudget>,
     /// What sessions hold for targets that do not take it.
     pub(crate) memory: Arc<Ledger>,
-    pub(crate) places: Arc<Semaphore>,
     pub(crate) stats: ServerStats,
     pub(crate) events: Arc<Events<Infallible>>,
     pub(crate) stopping: watch::Receiver<Stopping>,
@@ -135,26 +139,24 @@ impl Server {
         tls: ServerContext,
     ) -> io::Result<Self> {
         let events = Arc::<Events<Infallible>>::default();
-        let runtime = runtime(
-            config.workers,
-            "ech-server",
-            log::dispatch(Arc::clone(&events), config.log_level),
-        )?;
+        let log = log::dispatch(Arc::clone(&events), config.log_level);
+        let runtime = runtime(config.workers, "ech-server", log.clone())?;
         let (stopping, stop) = watch::channel(Stopping::No);
-        let policy = Policy {
-            allow_private: config.allow_private_targets,
-            timeout: config.connect_timeout,
-        };
-        let places = Arc::new(Semaphore::new(
-            config.max_sessions.min(Semaphore::MAX_PERMITS),
-        ));
+        let budget = tracing::dispatcher::with_default(&log, || budget(config.max_sessions));
         let shared = Arc::new(Shared {
+            face: Face::new(config.decoy.clone(), &config.tokens)?,
+            rooms: Rooms::new(&budget),
+            paths: Arc::new(Paths::new(
+                Policy {
+                    allow_private: config.allow_private_targets,
+                    timeout: config.connect_timeout,
+                },
+                &budget,
+            )),
+            memory: Arc::new(Ledger::new(config.memory_limit)),
             config,
             tls,
-            policy,
             windows: Arc::new(yamux::WindowBudget::new(WINDOWS)),
-            memory: Arc::new(Ledger::new(MEMORY)),
-            places,
             stats: ServerStats::default(),
             events,
             stopping: stop,
@@ -166,19 +168,7 @@ impl Server {
             let address = listener.local_addr()?;
             let shared = Arc::clone(&shared);
             accepting.spawn(listen::accept(listener, move |tcp| {
-                match Arc::clone(&shared.places).try_acquire_owned() {
-                    Ok(place) => {
-                        let shared = Arc::clone(&shared);
-                        tokio::spawn(async move {
-                            accept::serve(shared, tcp).await;
-                            drop(place);
-                        });
-                    }
-                    Err(_) => tracing::warn!(
-                        "a connection over the limit of {} was closed",
-                        shared.config.max_sessions
-                    ),
-                }
+                accept::admit(&shared, tcp);
             }));
             address
         };
@@ -259,6 +249,26 @@ impl Server {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// Divides the descriptors that this process may have, and says so if they do not do for what is configured.
+fn budget(max_sessions: usize) -> Budget {
+    let limit = descriptors::raise();
+    let budget = Budget::new(limit.unwrap_or(u64::MAX), max_sessions);
+    if let Some(limit) = limit
+        && budget.sessions < max_sessions
+    {
+        tracing::warn!(
+            "the system allows this process {limit} open files: there may be {} sessions instead of {max_sessions}, \
+             {} handshakes, {} web visitors and {} connections to targets at a time; raise its hard limit \
+             (LimitNOFILE= in a systemd unit), or set --max-sessions",
+            budget.sessions,
+            budget.handshakes,
+            budget.visitors,
+            budget.targets
+        );
+    }
+    budget
 }
 
 impl Drop for Server {

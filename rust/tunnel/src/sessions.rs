@@ -6,44 +6,58 @@ use std::time::{Duration, Instant};
 use ech_workers_proxy::Target;
 use ech_workers_session::{self as session, Connector, Refusal, Session, Status};
 use ech_workers_tls::TlsStream;
-use ech_workers_websocket::{MessageKind, Role};
+use ech_workers_websocket::{self as websocket, MessageKind, Role};
 use ech_workers_yamux as yamux;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
+use crate::admission::Place;
 use crate::carrier::WebSocket;
 use crate::driver::{Driver, Owner, Side};
 use crate::failure::{Code, Ended, Failure, Layer};
 use crate::server::{Shared, Stopping};
 use crate::sniff::first_message;
-use crate::target;
+use crate::target::Route;
 use crate::target_end::TargetEnd;
+use crate::web::Upgraded;
 
 /// From the 101 to the first message. A client with nothing to send asks for a proof of life within 30 s.
 const FIRST_MESSAGE: Duration = Duration::from_secs(60);
+/// How long saying goodbye may take.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// The longest time between two keep-alive pings.
 const PING_INTERVAL: Duration = Duration::from_secs(28);
 /// How long an answer to one may take.
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
-/// What one session may hold for targets that do not take it, in bytes.
-const SESSION_MEMORY: usize = 48 << 20;
-/// The same for the one stream of a connection in simple mode.
+/// The part of the memory limit that one session may hold for targets that do not take it. What it holds beside that, in TLS
+/// records and bookkeeping, is a few hundred KiB and about one KiB a stream.
+const SESSION_PART: usize = 6;
+/// What the one stream of a connection in simple mode may hold, in bytes.
 const STREAM_MEMORY: usize = 256 << 10;
 
-/// Runs the session behind an upgrade, in either mode, to its end. `early`: what was read behind the upgrade request.
-pub(crate) async fn run(
-    shared: &Arc<Shared>,
-    mut tls: TlsStream,
-    early: &[u8],
-) -> Result<(), Failure> {
-    let first = timeout(FIRST_MESSAGE, first_message(&mut tls, early))
-        .await
-        .map_err(|_| {
+/// Runs the session behind an upgrade, in either mode, to its end. A client that has said nothing yet is sent away when the
+/// server begins to stop: it has nothing that could finish.
+pub(crate) async fn run(shared: &Arc<Shared>, upgraded: Upgraded) -> Result<(), Failure> {
+    let Upgraded {
+        mut tls,
+        early,
+        place,
+    } = upgraded;
+    let mut stopping = shared.stopping.clone();
+    let first = tokio::select! {
+        first = timeout(FIRST_MESSAGE, first_message(&mut tls, &early)) => first.map_err(|_| {
             Failure::new(
                 Layer::WebSocket,
                 Code::WebSocketTimeout,
                 "nothing came behind the upgrade",
             )
-        })??;
+        })??,
+        () = unneeded(&mut stopping, &place) => {
+            send_away(tls).await;
+            return Ok(());
+        }
+    };
     let idle = shared.config.idle_timeout;
     let (mode, memory_share) = match first.kind {
         MessageKind::Binary => {
@@ -52,7 +66,10 @@ pub(crate) async fn run(
                 budget: Arc::clone(&shared.windows),
                 ..yamux::Config::default()
             };
-            (session::Mode::Yamux(config), SESSION_MEMORY)
+            (
+                session::Mode::Yamux(config),
+                shared.config.memory_limit / SESSION_PART,
+            )
         }
         MessageKind::Text => (session::Mode::Simple, STREAM_MEMORY),
     };
@@ -71,16 +88,40 @@ pub(crate) async fn run(
         seed: seed(),
     };
     let carrier = WebSocket::new(tls, Role::Server, first.bytes);
-    let connector = Box::new(Targets(Arc::clone(shared)));
+    let connector = Box::new(Targets(Arc::new(Route::new(&shared.paths))));
     let session = Session::server(carrier, connector, config, Instant::now());
-    match run_session(shared, session).await {
+    match run_session(shared, session, &place).await {
         Ended::Lost(failure) => Err(failure),
         _ => Ok(()),
     }
 }
 
-/// Runs a session until it ends or the server does.
-async fn run_session(shared: &Arc<Shared>, session: Session<WebSocket, TargetEnd>) -> Ended {
+/// Waits until a client that has said nothing is not waited for any more: the server stops, or the place is needed.
+async fn unneeded(stopping: &mut watch::Receiver<Stopping>, place: &Place) {
+    tokio::select! {
+        _ = stopping.wait_for(|&now| now >= Stopping::Draining) => {}
+        () = place.lost() => {}
+    }
+}
+
+/// Closes a WebSocket on which nothing has happened: the server goes away (RFC 6455 section 7.4.1).
+async fn send_away(mut tls: TlsStream) {
+    let mut close = Vec::new();
+    websocket::encode_close(&mut close, Some(1001), "", None);
+    let goodbye = async {
+        tls.write_all(&close).await?;
+        tls.shutdown().await
+    };
+    // Best effort: the connection may be broken already.
+    let _ = timeout(GOODBYE, goodbye).await;
+}
+
+/// Runs a session until it ends, the server does, or its place is needed for another.
+async fn run_session(
+    shared: &Arc<Shared>,
+    session: Session<WebSocket, TargetEnd>,
+    place: &Place,
+) -> Ended {
     let stats = Arc::clone(&shared.stats.streams);
     let (driver, handle) = Driver::new(session, Side::Server, stats, None);
     let watcher = Watcher(Arc::clone(shared));
@@ -91,6 +132,10 @@ async fn run_session(shared: &Arc<Shared>, session: Session<WebSocket, TargetEnd
         tokio::select! {
             ended = &mut running => return ended,
             _ = stopping.wait_for(|&now| now >= stage) => {}
+            () = place.lost() => {
+                handle.end();
+                break;
+            }
         }
         match stage {
             Stopping::Draining => handle.retire(),
@@ -121,7 +166,7 @@ impl Owner<TargetEnd> for Watcher {
 }
 
 /// How a session reaches targets.
-struct Targets(Arc<Shared>);
+struct Targets(Arc<Route>);
 
 impl Connector for Targets {
     type End = TargetEnd;
@@ -131,9 +176,9 @@ impl Connector for Targets {
             .ok()
             .and_then(|authority| authority.parse().ok())
             .ok_or_else(|| Refusal::new(Status::General, "the target is not host:port"))?;
-        let shared = Arc::clone(&self.0);
+        let route = Arc::clone(&self.0);
         Ok(TargetEnd::Connecting(Box::pin(async move {
-            target::connect(&target, &shared.policy).await
+            route.reach(&target).await
         })))
     }
 }

@@ -2,16 +2,30 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ech_workers_proxy::{Host, Target};
+use ech_workers_session::{Refusal, Status};
+use futures_util::future::Either;
+use futures_util::stream::{self, StreamExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use ech_workers_session::{Refusal, Status};
+use crate::descriptors::{self, Budget};
+use crate::permits::{Permit, Permits, Share};
+use crate::race::{HEAD_START, race};
+use crate::resolve::{Resolver, SystemFiles};
+use crate::seldom::{Seldom, times};
 
 /// Addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 8;
+/// Addresses of one name that are tried at a time.
+const AT_ONCE: usize = 3;
+/// Look-ups and connection attempts of one session at a time; the rest of them wait.
+const LOOKUPS_OF_SESSION: usize = 64;
+const ATTEMPTS_OF_SESSION: usize = 256;
 
 /// Which targets a server connects to.
 #[derive(Debug, Clone)]
@@ -22,55 +36,155 @@ pub(crate) struct Policy {
     pub(crate) timeout: Duration,
 }
 
-/// Connects to `target`, or says why not.
-pub(crate) async fn connect(target: &Target, policy: &Policy) -> Result<TcpStream, Refusal> {
-    match timeout(policy.timeout, attempt(target, policy)).await {
-        Ok(outcome) => outcome.map_err(|(status, reason)| Refusal::new(status, reason)),
-        Err(_) => Err(Refusal::new(
-            Status::TimedOut,
-            format!(
-                "{target}: no answer within {} s",
-                policy.timeout.as_secs_f32()
+/// What connecting to targets takes, for the whole process.
+#[derive(Debug)]
+pub(crate) struct Paths {
+    pub(crate) policy: Policy,
+    pub(crate) resolver: Resolver,
+    /// Connection attempts at a time.
+    pub(crate) attempts: Permits,
+    /// Sockets of targets at a time, connected or not yet.
+    pub(crate) sockets: Permits,
+    /// Connections that the system refused because there is no descriptor.
+    exhausted: Seldom,
+}
+
+impl Paths {
+    pub(crate) fn new(policy: Policy, budget: &Budget) -> Self {
+        let share = |total: usize, most: usize| (total / 2).min(most);
+        Self {
+            policy,
+            resolver: Resolver::new(
+                SystemFiles::default(),
+                budget.lookups,
+                share(budget.lookups, LOOKUPS_OF_SESSION),
             ),
-        )),
+            attempts: Permits::new(budget.attempts, share(budget.attempts, ATTEMPTS_OF_SESSION)),
+            sockets: Permits::new(budget.targets, share(budget.targets, usize::MAX)),
+            exhausted: Seldom::default(),
+        }
     }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the server end resolves targets as every program there does"
-)]
-async fn attempt(target: &Target, policy: &Policy) -> Result<TcpStream, (Status, String)> {
-    let addresses: Vec<SocketAddr> = match &target.host {
-        Host::Ip(address) => vec![SocketAddr::new(*address, target.port)],
-        Host::Domain(name) => tokio::net::lookup_host((name.as_str(), target.port))
-            .await
-            .map_err(|error| (Status::NameNotFound, format!("{target}: {error}")))?
-            .take(ADDRESSES_MAX)
-            .collect(),
-    };
-    let mut last = (
-        Status::NameNotFound,
-        format!("{target}: the name has no address"),
-    );
-    for address in addresses {
-        if !policy.allow_private && !is_public(address.ip()) {
-            last = (
-                Status::NotAllowed,
-                format!("{target}: private addresses are not allowed"),
-            );
-            continue;
+/// One session's way to targets, with its share of what the process has.
+#[derive(Debug)]
+pub(crate) struct Route {
+    paths: Arc<Paths>,
+    lookups: Share,
+    attempts: Share,
+    sockets: Share,
+}
+
+/// A connection to a target, and one of the sockets that the process may have: that is given back when the connection is over.
+pub(crate) type Reached = (TcpStream, Permit);
+
+impl Route {
+    pub(crate) fn new(paths: &Arc<Paths>) -> Self {
+        Self {
+            paths: Arc::clone(paths),
+            lookups: paths.resolver.share(),
+            attempts: paths.attempts.share(),
+            sockets: paths.sockets.share(),
         }
+    }
+
+    /// Connects to `target`, or says why not. Nothing is spawned: dropping the future ends the look-up and every attempt.
+    pub(crate) async fn reach(&self, target: &Target) -> Result<Reached, Refusal> {
+        // Whether an attempt waits for a permit: that is another reason for a timeout than a silent target.
+        let begun = AtomicBool::new(false);
+        let limit = self.paths.policy.timeout;
+        match timeout(limit, self.attempt(target, &begun)).await {
+            Ok(outcome) => outcome,
+            Err(_) if begun.load(Ordering::Relaxed) => Err(Refusal::new(
+                Status::TimedOut,
+                format!("{target}: no answer within {} s", limit.as_secs_f32()),
+            )),
+            Err(_) => Err(Refusal::new(
+                Status::TimedOut,
+                format!(
+                    "{target}: too many look-ups or connection attempts are under way in this session or on this server"
+                ),
+            )),
+        }
+    }
+
+    async fn attempt(&self, target: &Target, begun: &AtomicBool) -> Result<Reached, Refusal> {
+        let mut lookup = None;
+        let addresses = match &target.host {
+            Host::Ip(address) => Either::Left(stream::iter([*address])),
+            Host::Domain(name) => {
+                let looking = self.paths.resolver.look_up(name, &self.lookups).await;
+                begun.store(true, Ordering::Relaxed);
+                Either::Right(lookup.insert(looking))
+            }
+        };
+        let outcome = race(
+            addresses.take(ADDRESSES_MAX),
+            HEAD_START,
+            AT_ONCE,
+            |address| self.connect(SocketAddr::new(address, target.port), begun),
+        )
+        .await;
+        match outcome {
+            Ok(reached) => Ok(reached),
+            Err(failures) => {
+                let (status, words) = failures
+                    .into_iter()
+                    .max_by_key(|(status, _)| rank(*status))
+                    .unwrap_or_else(|| match lookup {
+                        Some(lookup) => {
+                            let failure = lookup.failure();
+                            (failure.status(), failure.to_string())
+                        }
+                        None => (Status::NameNotFound, "the name has no address".to_owned()),
+                    });
+                Err(Refusal::new(status, format!("{target}: {words}")))
+            }
+        }
+    }
+
+    async fn connect(
+        &self,
+        address: SocketAddr,
+        begun: &AtomicBool,
+    ) -> Result<Reached, (Status, String)> {
+        if !self.paths.policy.allow_private && !is_public(address.ip()) {
+            return Err((
+                Status::NotAllowed,
+                "private addresses are not allowed".to_owned(),
+            ));
+        }
+        let _attempt = self.attempts.acquire().await;
+        let permit = self.sockets.acquire().await;
+        begun.store(true, Ordering::Relaxed);
         match TcpStream::connect(address).await {
             Ok(tcp) => {
                 // Nothing depends on it but latency.
                 let _ = tcp.set_nodelay(true);
-                return Ok(tcp);
+                Ok((tcp, permit))
             }
-            Err(error) => last = (status(&error), format!("{target}: {}", words(&error))),
+            Err(error) => {
+                if descriptors::exhausted(&error)
+                    && let Some(count) = self.paths.exhausted.happened()
+                {
+                    tracing::warn!("connecting to a target: {error}{}", times(count));
+                }
+                Err((status(&error), words(&error)))
+            }
         }
     }
-    Err(last)
+}
+
+/// Which failure says most about a target with several addresses: what came from it before what the way to it said.
+const fn rank(status: Status) -> u8 {
+    match status {
+        Status::Refused => 5,
+        Status::TimedOut => 4,
+        Status::General => 3,
+        Status::HostUnreachable => 2,
+        Status::NetworkUnreachable => 1,
+        _ => 0,
+    }
 }
 
 fn status(error: &io::Error) -> Status {

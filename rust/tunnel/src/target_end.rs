@@ -4,24 +4,25 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use ech_workers_session::{Abort, LocalEnd, Refusal};
-use tokio::net::TcpStream;
-
+use crate::permits::Permit;
 use crate::socket::Socket;
+use crate::target::Reached;
+use ech_workers_session::{Abort, LocalEnd, Refusal};
 
 /// An attempt to reach a target. Dropping it ends it.
-pub(crate) type Attempt = Pin<Box<dyn Future<Output = Result<TcpStream, Refusal>> + Send>>;
+pub(crate) type Attempt = Pin<Box<dyn Future<Output = Result<Reached, Refusal>> + Send>>;
 
 /// A target.
 pub(crate) enum TargetEnd {
     Connecting(Attempt),
-    Connected(Socket),
+    /// The socket is one of those that the process may have until the end is dropped.
+    Connected(Socket, Permit),
 }
 
 impl TargetEnd {
     fn socket(&mut self) -> io::Result<&mut Socket> {
         match self {
-            Self::Connected(socket) => Ok(socket),
+            Self::Connected(socket, _) => Ok(socket),
             Self::Connecting(_) => Err(io::ErrorKind::NotConnected.into()),
         }
     }
@@ -30,8 +31,8 @@ impl TargetEnd {
 impl LocalEnd for TargetEnd {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Refusal>> {
         if let Self::Connecting(attempt) = self {
-            let tcp = ready!(attempt.as_mut().poll(cx))?;
-            *self = Self::Connected(Socket::from(tcp));
+            let (tcp, permit) = ready!(attempt.as_mut().poll(cx))?;
+            *self = Self::Connected(Socket::from(tcp), permit);
         }
         Poll::Ready(Ok(()))
     }
@@ -57,13 +58,13 @@ impl LocalEnd for TargetEnd {
     }
 
     fn finish(&mut self) {
-        if let Self::Connected(socket) = self {
+        if let Self::Connected(socket, _permit) = self {
             socket.finish();
         }
     }
 
     fn close(self) {
-        if let Self::Connected(socket) = self {
+        if let Self::Connected(socket, _permit) = self {
             socket.close();
         }
     }

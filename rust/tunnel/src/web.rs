@@ -1,6 +1,7 @@
 //! The web face of the server: a page for everybody, and the upgrade for those with a token.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use bytes::Bytes;
 use ech_workers_tls::TlsStream;
 use ech_workers_websocket as websocket;
 use ech_workers_websocket::handshake::validate_upgrade;
+use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -17,10 +19,12 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use subtle::{Choice, ConstantTimeEq};
 
+use crate::admission::Place;
 use crate::extensions;
+use crate::patience::Patient;
 use crate::server::Shared;
+use crate::tokens::Tokens;
 
 /// For the head of a request, and between two of them.
 const REQUEST: Duration = Duration::from_secs(15);
@@ -29,18 +33,47 @@ const REQUEST: Duration = Duration::from_secs(15);
 const DECOY: &str = "<!doctype html>\n<html lang=\"en\">\n<head><meta charset=\"utf-8\"><title>Welcome</title></head>\n\
     <body><h1>Welcome</h1><p>This site is being set up. Please come back later.</p></body>\n</html>\n";
 
-/// Answers requests until one of them is an upgrade with a token. Returns the connection and what was read from it behind
-/// that request; `None`: there was no such request.
+/// A connection whose client has shown a token.
+pub(crate) struct Upgraded {
+    pub(crate) tls: TlsStream,
+    /// What was read behind the request.
+    pub(crate) early: Bytes,
+    /// Its place among the sessions.
+    pub(crate) place: Place,
+}
+
+/// An upgrade that was answered with 101 and is to take place, with its place among the sessions.
+type Switching = Mutex<Option<(OnUpgrade, Place)>>;
+
+/// What the web face is made of.
+pub(crate) struct Face {
+    /// The page that everybody sees who has no token; all answers share it.
+    page: Bytes,
+    tokens: Tokens,
+}
+
+impl Face {
+    /// # Errors
+    /// A token is too long.
+    pub(crate) fn new(decoy: Option<Vec<u8>>, tokens: &[String]) -> io::Result<Self> {
+        Ok(Self {
+            page: decoy.map_or(Bytes::from_static(DECOY.as_bytes()), Bytes::from),
+            tokens: Tokens::new(tokens)?,
+        })
+    }
+}
+
+/// Answers requests until one of them is an upgrade with a token; `None`: there was no such request.
 pub(crate) async fn serve(
     shared: &Arc<Shared>,
     tls: TlsStream,
     peer: SocketAddr,
-) -> Option<(TlsStream, Bytes)> {
-    let upgraded: Arc<Mutex<Option<OnUpgrade>>> = Arc::default();
+) -> Option<Upgraded> {
+    let switching: Arc<Switching> = Arc::default();
     let service = {
-        let (shared, upgraded) = (Arc::clone(shared), Arc::clone(&upgraded));
+        let (shared, switching) = (Arc::clone(shared), Arc::clone(&switching));
         service_fn(move |request| {
-            let response = respond(&shared, request, &upgraded);
+            let response = respond(&shared, request, peer, &switching);
             async move { Ok::<_, Infallible>(response) }
         })
     };
@@ -49,22 +82,30 @@ pub(crate) async fn serve(
         .header_read_timeout(REQUEST)
         .max_buf_size(32 * 1024)
         .title_case_headers(true)
-        .serve_connection(TokioIo::new(tls), service)
+        .serve_connection(TokioIo::new(Patient::new(tls)), service)
         .with_upgrades();
     if let Err(error) = connection.await {
         tracing::debug!("a request of {peer}: {error}");
         return None;
     }
-    let upgrade = upgraded.lock().take()?;
-    let parts = upgrade.await.ok()?.downcast::<TokioIo<TlsStream>>().ok()?;
-    Some((parts.io.into_inner(), parts.read_buf))
+    let (upgrade, place) = switching.lock().take()?;
+    let parts = upgrade.await.ok()?.downcast::<TokioIo<Patient>>().ok()?;
+    Some(Upgraded {
+        tls: parts.io.into_inner().into_inner(),
+        early: parts.read_buf,
+        place,
+    })
 }
 
 fn respond(
     shared: &Shared,
     mut request: Request<Incoming>,
-    upgraded: &Mutex<Option<OnUpgrade>>,
+    peer: SocketAddr,
+    switching: &Switching,
 ) -> Response<Full<Bytes>> {
+    if !has_host(&request) {
+        return text(StatusCode::BAD_REQUEST, "Bad Request\n");
+    }
     let path = request.uri().path();
     if shared.config.path == "/" || shared.config.path == path {
         let headers = request
@@ -77,30 +118,53 @@ fn respond(
             headers,
         ) {
             if let Some(response) = switch(shared, &upgrade) {
-                *upgraded.lock() = Some(hyper::upgrade::on(&mut request));
+                let Some(place) = shared.rooms.sessions.enter(peer.ip()) else {
+                    return full();
+                };
+                *switching.lock() = Some((hyper::upgrade::on(&mut request), place));
                 return response;
             }
             shared.stats.tokens_rejected.add(1);
         }
     }
     match (request.method(), request.uri().path()) {
-        (&Method::GET | &Method::HEAD, "/healthz") => {
-            page(StatusCode::OK, "text/plain; charset=utf-8", "ok\n")
-        }
-        (&Method::GET | &Method::HEAD, _) => {
-            let decoy = shared
-                .config
-                .decoy
-                .clone()
-                .map_or(Bytes::from_static(DECOY.as_bytes()), Bytes::from);
-            page(StatusCode::OK, "text/html; charset=utf-8", decoy)
-        }
-        _ => page(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "text/plain; charset=utf-8",
-            "Method Not Allowed\n",
+        (&Method::GET | &Method::HEAD, "/healthz") => text(StatusCode::OK, "ok\n"),
+        (&Method::GET | &Method::HEAD, _) => page(
+            StatusCode::OK,
+            "text/html; charset=utf-8",
+            shared.face.page.clone(),
         ),
+        _ => {
+            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
+            // RFC 9110 section 15.5.6.
+            response
+                .headers_mut()
+                .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            response
+        }
     }
+}
+
+/// Whether a request names its host as it has to: HTTP/1.1 requires exactly one valid Host field, HTTP/1.0 allows none
+/// (RFC 9112 section 3.2).
+fn has_host<B>(request: &Request<B>) -> bool {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => is_host(host),
+        (None, _) => request.version() == Version::HTTP_10,
+        (Some(_), Some(_)) => false,
+    }
+}
+
+/// `uri-host [ ":" port ]`, where the host is not empty: there is none without one in `https`.
+fn is_host(value: &HeaderValue) -> bool {
+    value.to_str().is_ok_and(|text| {
+        !text.contains('@')
+            && text
+                .trim()
+                .parse::<Authority>()
+                .is_ok_and(|host| !host.host().is_empty())
+    })
 }
 
 /// The 101 for one who knows a token.
@@ -109,15 +173,7 @@ fn switch(
     upgrade: &websocket::handshake::Upgrade<'_>,
 ) -> Option<Response<Full<Bytes>>> {
     let offered = upgrade.protocol?;
-    // Every token is compared, each in constant time: the time tells nothing but how many there are.
-    let known = shared
-        .config
-        .tokens
-        .iter()
-        .fold(Choice::from(0), |known, token| {
-            known | token.as_bytes().ct_eq(offered)
-        });
-    if !bool::from(known) {
+    if !shared.face.tokens.contain(offered) {
         return None;
     }
     let mut response = Response::new(Full::default());
@@ -137,6 +193,19 @@ fn switch(
     Some(response)
 }
 
+/// For one with a token, when there are as many sessions as there may be.
+fn full() -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable\n");
+    response
+        .headers_mut()
+        .insert(header::RETRY_AFTER, HeaderValue::from_static("30"));
+    response
+}
+
+fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
+    page(status, "text/plain; charset=utf-8", body)
+}
+
 fn page(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
@@ -144,4 +213,43 @@ fn page(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Respo
         .headers_mut()
         .insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allowed(version: Version, hosts: &[&str]) -> bool {
+        let mut request = Request::builder().version(version).uri("/");
+        for host in hosts {
+            request = request.header(header::HOST, *host);
+        }
+        has_host(&request.body(()).unwrap())
+    }
+
+    #[test]
+    fn a_request_names_one_host() {
+        for host in [
+            "example.com",
+            "example.com:8443",
+            "[2001:db8::1]:443",
+            "192.0.2.1",
+        ] {
+            assert!(allowed(Version::HTTP_11, &[host]), "{host}");
+        }
+        for hosts in [
+            &[][..],
+            &[""],
+            &["a", "a"],
+            &["a", "b"],
+            &["a b"],
+            &["user@a"],
+            &["a/b"],
+            &[":443"],
+        ] {
+            assert!(!allowed(Version::HTTP_11, hosts), "{hosts:?}");
+        }
+        assert!(allowed(Version::HTTP_10, &[]));
+        assert!(!allowed(Version::HTTP_10, &["a", "b"]));
+    }
 }
