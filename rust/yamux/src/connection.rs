@@ -203,15 +203,31 @@ impl Connection {
             {
                 return Ok((taken, Some(event)));
             }
-            let rest = &input[taken..];
+            let rest = input.get(taken..).unwrap_or_default();
             if rest.is_empty() {
                 return Ok((taken, None));
             }
             let before = taken;
             let event = match &mut self.reading {
+                Reading::Header { filled: 0, .. } if rest.len() >= HEADER_LEN => {
+                    taken += HEADER_LEN;
+                    // Whole, as headers mostly are: it is read where it lies.
+                    match rest.first_chunk() {
+                        Some(bytes) => {
+                            let header = Header::decode(bytes)
+                                .map_err(|malformed| self.fail(malformed.into()))?;
+                            self.frame(header, now)?
+                        }
+                        None => None,
+                    }
+                }
                 Reading::Header { bytes, filled } => {
                     let n = rest.len().min(HEADER_LEN - *filled);
-                    bytes[*filled..*filled + n].copy_from_slice(&rest[..n]);
+                    if let Some(place) = bytes.get_mut(*filled..*filled + n)
+                        && let Some(part) = rest.get(..n)
+                    {
+                        place.copy_from_slice(part);
+                    }
                     *filled += n;
                     taken += n;
                     if *filled < HEADER_LEN {

@@ -30,26 +30,34 @@ impl UsedIds {
                 self.recent.fill(0);
             } else {
                 for skipped in self.next..n {
-                    let (word, bit) = Self::place(skipped);
-                    self.recent[word] &= !bit;
+                    let (word, bit) = self.place(skipped);
+                    *word &= !bit;
                 }
             }
             self.next = n + 1;
         } else if self.next - n > SPAN {
             return Use::TooOld;
         } else {
-            let (word, bit) = Self::place(n);
-            if self.recent[word] & bit != 0 {
+            let (word, bit) = self.place(n);
+            if *word & bit != 0 {
                 return Use::Again;
             }
         }
-        let (word, bit) = Self::place(n);
-        self.recent[word] |= bit;
+        let (word, bit) = self.place(n);
+        *word |= bit;
         Use::New
     }
 
-    fn place(n: u32) -> (usize, u64) {
-        ((n % SPAN) as usize / 64, 1 << (n % 64))
+    /// The word that holds the bit of the n-th id, and the bit.
+    fn place(&mut self, n: u32) -> (&mut u64, u64) {
+        let word = (n % SPAN) as usize / 64;
+        let [first, rest @ ..] = &mut self.recent;
+        let word = match word.checked_sub(1).and_then(|word| rest.get_mut(word)) {
+            Some(word) => word,
+            // The word's number is 0: there are as many words as the span needs.
+            None => first,
+        };
+        (word, 1 << (n % 64))
     }
 }
 

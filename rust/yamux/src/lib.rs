@@ -15,6 +15,9 @@
 //! Receive windows start at the 256 KiB of the specification and grow with the measured bandwidth and round trip, within
 //! what the stream, the session and a budget of the whole process allow.
 
+// What a peer sends decides nothing about where we look: an index that is out of bounds would be a panic.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 mod config;
 mod connection;
 mod error;
