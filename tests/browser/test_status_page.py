@@ -60,7 +60,7 @@ def test_the_figures_follow_a_transfer_and_a_lost_feed_is_said_until_it_is_back(
         for part in (
             "ech-workers up",
             "accepted, the network sees public.ech-workers.test",
-            "firefox-120",
+            "firefox-153",
             "WebSocket",
         ):
             assert part in text
