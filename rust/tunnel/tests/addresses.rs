@@ -143,6 +143,7 @@ fn server(address: IpAddr, port: u16, context: ServerContext) -> Server {
         allow_private_targets: true,
         max_sessions: 64,
         max_streams: 256,
+        memory_limit: 256 << 20,
         connect_timeout: Duration::from_secs(5),
         idle_timeout: Duration::from_secs(60),
         workers: 1,
