@@ -60,8 +60,14 @@ struct Pair {
 impl Pair {
     fn new(bad: Bad) -> Self {
         let authority = CertificateAuthority::new().unwrap();
-        let good = server(GOOD, 0, context(&authority));
-        let port = good.address().port();
+        let (good, port) = std::iter::repeat_with(|| {
+            let good = server(GOOD, 0, context(&authority));
+            let port = good.address().port();
+            (good, port)
+        })
+        // Somebody else may have this port at the other address.
+        .find(|(_, port)| TcpListener::bind((BAD, *port)).is_ok())
+        .unwrap();
         let accepted = Arc::new(AtomicUsize::new(0));
         let mut foreign = None;
         match bad {
