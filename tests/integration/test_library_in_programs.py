@@ -185,6 +185,9 @@ def test_a_server_that_loads_the_program_before_it_forks(
     assert server.wait() == 0, server.output
 
 
+@pytest.mark.xfail(
+    strict=False, raises=subprocess.TimeoutExpired, reason="a wait under gevent is sometimes not woken: a known defect"
+)
 def test_gevent(tmp_path: Path, given: dict[str, Any]) -> None:
     body = """
     from gevent import monkey
