@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, Unpack
 
 from ech_workers import tunnel as blocking
@@ -121,7 +122,7 @@ class Tunnel:
         """
         supervisor = self._tunnel._started().supervisor
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self._watching() as changed:
+        with self._watching() as changed, _attentive():
             while not supervisor.is_ready(patient=patient):
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
@@ -218,7 +219,8 @@ class Tunnel:
 
         opening = self._tunnel._begin(host, port, limit, _in_loop(end))
         try:
-            await ended
+            with _attentive():
+                await ended
         except asyncio.CancelledError:
             opening.cancel()
             raise
@@ -301,6 +303,53 @@ class _Writer(asyncio.StreamWriter):
             protocol = self._protocol  # type: ignore[attr-defined]
             return protocol.target
         return super().get_extra_info(name, default)
+
+
+class _Attention:
+    """Wakes an event loop from time to time while somebody waits in it."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        self.waiting += 1
+        if self._timer is None:
+            self._again()
+
+    def end(self) -> None:
+        self.waiting -= 1
+        if self.waiting == 0 and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _again(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(_ATTENTION, self._again)
+
+
+# How long a signal can stay unnoticed, in seconds.
+_ATTENTION = 0.05
+
+_attentions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Attention] = weakref.WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def _attentive() -> Iterator[None]:
+    """Has Ctrl-C noticed while something is awaited.
+
+    asyncio's runner handles SIGINT in Python, and Python handles a signal before the loop begins to wait or after it. One
+    that comes in the moment between, while another thread has the GIL, would be noticed at the next event only: the end
+    of a time limit, perhaps.
+    """
+    loop = asyncio.get_running_loop()
+    attention = _attentions.get(loop)
+    if attention is None:
+        attention = _attentions[loop] = _Attention()
+    attention.begin()
+    try:
+        yield
+    finally:
+        attention.end()
 
 
 def _in_loop(call: Callable[[], object]) -> Callable[[], None]:

@@ -16,13 +16,12 @@ import errno
 import ipaddress
 import logging
 import os
-import threading
 import time
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from ech_workers import _native
+from ech_workers import _native, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -213,7 +212,7 @@ class EchStore:
         """directory: where the file is; None keeps everything in memory. clock: the wall clock."""
         self._path = directory / FILE_NAME if directory is not None else None
         self._clock = clock
-        self._lock = threading.RLock()
+        self._lock = waiting.lock()
         self._entries = _Entries()
         self._seen: _Identity | None = None
         self._reported: set[tuple[str, _Identity | None]] = set()

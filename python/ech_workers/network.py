@@ -5,14 +5,15 @@ Elsewhere nothing is told, and jumps of the clocks are what there is to go by.
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import os
 import select
 import socket
 import struct
 import sys
-import threading
 from typing import TYPE_CHECKING
+
+from ech_workers import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,32 +39,36 @@ class NetworkWatch:
         self._socket = _netlink()
         if self._socket is None:
             return
-        self._ours, self._theirs = socket.socketpair()
-        self._thread = threading.Thread(target=self._run, name="ech-workers-network", daemon=True)
-        self._thread.start()
+        self._told_to_end, self._end = os.pipe()
+        self._thread = waiting.Thread(self._run, "ech-workers-network")
 
     def close(self) -> None:
         """Ends the thread. May be called twice."""
         if self._socket is None:
             return
-        with contextlib.suppress(OSError):
-            self._ours.send(b"\0")
+        # Closing alone would not do: a forked child has the pipe, too.
+        os.write(self._end, b"\0")
         self._thread.join()
-        for opened in (self._socket, self._ours, self._theirs):
-            opened.close()
+        os.close(self._end)
+        os.close(self._told_to_end)
+        self._socket.close()
         self._socket = None
 
     def _run(self) -> None:
         assert self._socket is not None
-        waiting = False
+        # Not select(), which takes no descriptor above 1023.
+        poll = waiting.original("select", "poll")()
+        poll.register(self._socket, select.POLLIN)
+        poll.register(self._told_to_end, select.POLLIN)
+        changing = False
         while True:
-            ready, _, _ = select.select([self._socket, self._theirs], [], [], _QUIET if waiting else None)
-            if self._theirs in ready:
+            ready = [descriptor for descriptor, _ in poll.poll(_QUIET * 1000 if changing else None)]
+            if self._told_to_end in ready:
                 return
-            if self._socket in ready:
-                waiting |= self._is_change()
-            elif waiting:
-                waiting = False
+            if ready:
+                changing |= self._is_change()
+            elif changing:
+                changing = False
                 self._changed()
 
     def _is_change(self) -> bool:
@@ -94,7 +99,9 @@ def _netlink() -> socket.socket | None:
     if sys.platform != "linux":
         return None
     try:
-        opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        opened: socket.socket = waiting.original("socket", "socket")(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
         opened.bind((0, _GROUPS))
     except OSError as error:
         # A container may not allow it.

@@ -7,6 +7,8 @@ Without gevent these are the ordinary threads and waits.
 
 from __future__ import annotations
 
+import _thread
+import importlib
 import sys
 import threading
 import time
@@ -17,29 +19,41 @@ if TYPE_CHECKING:
 
     from ech_workers._native import Engine, Opening
 
-__all__ = ["Thread", "Turns", "await_opening", "in_thread", "lock"]
+__all__ = ["Thread", "Turns", "await_opening", "in_thread", "lock", "original"]
 
 T = TypeVar("T")
 
 
-def _hub() -> Any:
-    """gevent's hub, or None where threads are the system's own."""
+def _is_patched() -> bool:
+    """Whether threads are gevent's, and no longer the system's own."""
     monkey = sys.modules.get("gevent.monkey")
-    if monkey is None or not monkey.is_module_patched("threading"):
+    return monkey is not None and monkey.is_module_patched("threading")
+
+
+def _hub() -> Any:
+    """gevent's hub of this thread, or None where threads are the system's own."""
+    if not _is_patched():
         return None
     import gevent
 
     return gevent.get_hub()
 
 
-def _original(module: str, name: str) -> Any:
-    monkey = sys.modules["gevent.monkey"]
-    return monkey.get_original(module, name)
+def original(module: str, name: str) -> Any:
+    """What ``module`` has by this ``name`` for threads of the system: gevent may have put something else there."""
+    if not _is_patched():
+        return getattr(importlib.import_module(module), name)
+    return sys.modules["gevent.monkey"].get_original(module, name)
 
 
 def lock() -> Any:
-    """A lock that may be held more than once by its thread, and that threads of the system share."""
-    return threading.RLock() if _hub() is None else _original("threading", "RLock")()
+    """A lock that may be held more than once by its thread, and that threads of the system share.
+
+    It must be held briefly: under gevent it holds up all greenlets of the thread that waits for it.
+    """
+    # Not threading.RLock: after gevent's patch even the original builds a lock in Python upon gevent's own locks, which
+    # do not always wake a greenlet when a thread of the system lets go.
+    return _thread.RLock()
 
 
 def in_thread(call: Callable[[], T]) -> T:
@@ -81,6 +95,8 @@ class Turns:
         self._event = threading.Event() if hub is None else None
         self._is_set = False
         self._waiter: Any = None
+        self._closing = lock()
+        self._closed = False
         if hub is not None:
             self._watcher = hub.loop.async_()
             self._watcher.start(self._switch)
@@ -91,7 +107,9 @@ class Turns:
             self._event.set()
         else:
             self._is_set = True
-            self._watcher.send()
+            with self._closing:
+                if not self._closed:
+                    self._watcher.send()
 
     def wait(self, timeout: float | None) -> None:
         """Waits until something has changed since the last wait, for ``timeout`` seconds at most."""
@@ -108,6 +126,8 @@ class Turns:
 
     def close(self) -> None:
         if self._event is None:
+            with self._closing:
+                self._closed = True
             self._watcher.close()
 
     def _switch(self) -> None:
@@ -122,7 +142,7 @@ class Thread:
         """Starts it."""
         self._thread: threading.Thread | None = None
         self._ended = False
-        if _hub() is None:
+        if not _is_patched():
             self._thread = threading.Thread(target=run, name=name, daemon=True)
             self._thread.start()
         else:
@@ -133,7 +153,7 @@ class Thread:
                 finally:
                     self._ended = True
 
-            _original("_thread", "start_new_thread")(cooperate, ())
+            original("_thread", "start_new_thread")(cooperate, ())
 
     def join(self) -> None:
         """Waits until it has ended; at once when that is the thread that asks."""

@@ -130,11 +130,12 @@ def test_multiprocessing(tmp_path: Path, given: dict[str, Any], method: str) -> 
     if __name__ == "__main__":
         context = multiprocessing.get_context({method!r})
         with Tunnel(**options) as inherited:
-            with context.Pool(2) as pool:
-                print(pool.map(work, range(4)))
+            with context.Pool(4) as pool:
+                # Not map(), which waits for ever for a worker that crashed.
+                print(pool.map_async(work, range(8)).get(30))
             print(fetch(inherited))
     """
-    assert told(tmp_path, given, body) == ["[True, True, True, True]", "True"]
+    assert told(tmp_path, given, body) == [str([True] * 8), "True"]
 
 
 def test_a_server_that_loads_the_program_before_it_forks(
@@ -185,15 +186,17 @@ def test_a_server_that_loads_the_program_before_it_forks(
     assert server.wait() == 0, server.output
 
 
-@pytest.mark.xfail(
-    strict=False, raises=subprocess.TimeoutExpired, reason="a wait under gevent is sometimes not woken: a known defect"
-)
 def test_gevent(tmp_path: Path, given: dict[str, Any]) -> None:
     body = """
     from gevent import monkey
     monkey.patch_all()
     import gevent
     from ech_workers import TargetTimeout, Tunnel
+
+    # Threads of the system and greenlets meet at the package's locks; once is not enough to see one that is not woken.
+    for _ in range(10):
+        with Tunnel(**options, connect="lazy") as tunnel:
+            tunnel.wait_ready(10)
 
     ticks = 0
 

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ech_workers_proxy::{Credentials, Host, Target};
+use ech_workers_sync::{Mutex, RwLock};
 use ech_workers_tls::{ClientContext, Trust};
 use ech_workers_tunnel::{self as tunnel, Client, ClientConfig, Next};
-use parking_lot::{Mutex, RwLock};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Wake, Waker};
 
-use parking_lot::Mutex;
+use ech_workers_sync::Mutex;
 
 /// The list of streams with a ready socket, and the driver to wake.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use ech_workers_sync::Mutex;
 
 /// How long an address that failed is tried after the others.
 const MEMORY: Duration = Duration::from_secs(300);

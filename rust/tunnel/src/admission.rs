@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use ech_workers_sync::Mutex;
 use tokio::sync::Notify;
 
 use crate::descriptors::Budget;

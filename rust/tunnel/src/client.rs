@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use ech_workers_proxy::{self as proxy, Credentials, RequestKind, Target};
 use ech_workers_session::{self as session, Ledger, LocalEnd as _, Open, Returned, Session};
+use ech_workers_sync::Mutex;
 use ech_workers_tls::ClientContext;
 use ech_workers_yamux as yamux;
-use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, oneshot, watch};

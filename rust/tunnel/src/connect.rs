@@ -7,9 +7,9 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use ech_workers_sync::Mutex;
 use ech_workers_tls::{ClientContext, ClientParameters, HandshakeError, TlsStream};
 use futures_util::stream::{self, Stream};
-use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 

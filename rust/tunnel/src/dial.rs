@@ -5,12 +5,12 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use ech_workers_sync::Mutex;
 use ech_workers_tls::{
     ClientContext, ClientParameters, Ech, HelloForm, Profile, TlsStream, Unsupported,
 };
 use ech_workers_websocket::Role;
 use ech_workers_websocket::handshake::{self, ClientHandshake, RequestTemplate};
-use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 

@@ -5,7 +5,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use ech_workers_session::{self as session, Ended as SessionEnded, LocalEnd, Lost, Open, Session};
-use parking_lot::Mutex;
+use ech_workers_sync::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 

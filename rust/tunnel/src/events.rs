@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use ech_workers_sync::{Condvar, Mutex};
 
 /// More than any burst that an owner who is awake lets build up.
 const EVENTS_MAX: usize = 4096;
@@ -132,9 +132,11 @@ impl<E> Events<E> {
                 return Next::Closed;
             }
             match deadline {
-                None => self.arrived.wait(&mut state),
+                None => state = self.arrived.wait(state),
                 Some(deadline) => {
-                    if self.arrived.wait_until(&mut state, deadline).timed_out()
+                    let late;
+                    (state, late) = self.arrived.wait_until(state, deadline);
+                    if late
                         && state.waiting.is_empty()
                         && state.log.is_empty()
                         && !state.woken

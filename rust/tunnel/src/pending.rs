@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use ech_workers_sync::{Condvar, Mutex};
 use tokio::sync::{oneshot, watch};
 
 use crate::failure::{Code, Failure, Layer};
@@ -40,12 +40,9 @@ impl Pending {
         let deadline = Instant::now() + limit;
         let mut state = self.outcome.state.lock();
         while matches!(*state, State::Opening) {
-            if self
-                .outcome
-                .ended
-                .wait_until(&mut state, deadline)
-                .timed_out()
-            {
+            let late;
+            (state, late) = self.outcome.ended.wait_until(state, deadline);
+            if late {
                 return !matches!(*state, State::Opening);
             }
         }

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use parking_lot::Mutex;
+use ech_workers_sync::Mutex;
 
 /// So many permits in the whole process, and at most a share of them for each holder (a session). Those who wait are served so
 /// that the holder with the fewest permits comes first: one that takes all it can get does not make the others wait.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use ech_workers_sync::Mutex;
 use tokio::sync::Notify;
 
 use crate::counters::Counter;

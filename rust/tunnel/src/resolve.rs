@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use ech_workers_session::Status;
+use ech_workers_sync::Mutex;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::Stream;
@@ -20,7 +21,6 @@ use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::{Query, ResponseCode};
 use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::{Hosts, TokioResolver};
-use parking_lot::Mutex;
 use tokio::time::Sleep;
 
 use crate::permits::{Permit, Permits, Share};

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use ech_workers_sync::Mutex;
 
 /// Between two lines about the same thing.
 const INTERVAL: Duration = Duration::from_secs(60);

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ech_workers_session::Ledger;
+use ech_workers_sync::Mutex;
 use ech_workers_tls::ech::EchKey;
 use ech_workers_tls::{Identity, ServerContext};
 use ech_workers_yamux as yamux;
-use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use ech_workers_sync::Mutex;
 use ech_workers_tls::TlsStream;
 use ech_workers_websocket as websocket;
 use ech_workers_websocket::handshake::validate_upgrade;
@@ -18,7 +19,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use parking_lot::Mutex;
 
 use crate::admission::Place;
 use crate::extensions;
