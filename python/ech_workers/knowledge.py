@@ -325,6 +325,10 @@ class Knowledge:
         known = self.configuration if self._server.ech_config is None else None
         return known is not None and failed is not None and self._turns.next_endpoint(known, failed)
 
+    def attempt_over(self) -> None:
+        """A pause follows: the next attempt may go round all endpoints again."""
+        self._turns.attempt_over()
+
     def next_addresses(self) -> bool:
         """Goes on to other addresses of those given; False when there are no others, or a pause is due."""
         return self._ranges is not None and self._ranges.failed()
@@ -366,7 +370,7 @@ class Knowledge:
 
     def worked(self, address: str, now: Moment) -> None:
         """A session is up by this address (``address:port``)."""
-        self._turns.worked()
+        self._turns.attempt_over()
         self._preferred = address.rpartition(":")[0].strip("[]")
         if self._ranges is not None:
             before = self._ranges.good

@@ -19,7 +19,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._endpoint = 0
-        # How often since an endpoint was up, or all had failed.
+        # How often in this attempt.
         self._count = 0
         # Entries at the front of the list that are some other server's.
         self._dropped = 0
@@ -42,15 +42,14 @@ class Turns:
         return used
 
     def next_endpoint(self, known: Configuration, failed: Configuration) -> bool:
-        """Goes on to the endpoint of the next priority; False when each has had its turn (RFC 9460 section 3)."""
+        """Goes on to the endpoint of the next priority; False when each has had its turn in this attempt (RFC 9460
+        section 3)."""
         if not known.others:
             return False
         if (known.configs, known.target, known.port) != (failed.configs, failed.target, failed.port):
             # Another dial failed before this one.
             return True
         if self._count == len(known.others):
-            # After the pause it goes round again.
-            self._count = 0
             return False
         self._endpoint += 1
         self._count += 1
@@ -71,8 +70,8 @@ class Turns:
         """Something new was published, or handed over: its first endpoint is tried first."""
         self._endpoint = 0
 
-    def worked(self) -> None:
-        """A session is up."""
+    def attempt_over(self) -> None:
+        """A session is up, or a pause follows: the next failure may go round all endpoints again."""
         self._count = 0
 
 

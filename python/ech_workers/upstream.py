@@ -326,8 +326,8 @@ class Upstream:
         replaced = self.pool.replaced_by(dial)
         if replaced is not None:
             # The old session still serves: no reason to alarm anyone, only to try again later.
-            if error.code in BLAMED_ON_ENDPOINT:
-                self.knowledge.next_endpoint(used)
+            if error.code in BLAMED_ON_ENDPOINT and not self.knowledge.next_endpoint(used):
+                self.knowledge.attempt_over()
             replaced.renew_failures += 1
             pause = max(self._timing.backoff_limit, self.pacing.backoff(replaced.renew_failures))
             replaced.renew_at = now.clock + pause
@@ -393,6 +393,7 @@ class Upstream:
 
     def _settle(self, error: TunnelError, now: Moment) -> None:
         """An attempt has failed, and nothing more is done about it before the next one."""
+        self.knowledge.attempt_over()
         if not self.settled == self.cause == error.cause:
             self._note(error, now)
             self.settled = error.cause

@@ -104,6 +104,8 @@ class FakeResolver:
     """How one resolver behaves."""
 
     delay: float = 0.02
+    lag: dict[str, float] = field(default_factory=dict)
+    """How much longer an answer takes, by its type."""
     failure: tuple[str, str] | None = None
     """Layer and code, when no HTTP comes about."""
     rcode: dns.rcode.Rcode = dns.rcode.NOERROR
@@ -244,10 +246,9 @@ class World:
         if resolver.age is not None:
             headers.append(("age", str(resolver.age)))
         body = resolver.garble(response.to_wire())
-        ms = resolver.delay * 1000
-        self.post(
-            resolver.delay, Fetched(fetch=number, status=200, headers=headers, body=body, http_version="h2", ms=ms)
-        )
+        delay = resolver.delay + resolver.lag.get(kind, 0.0)
+        ms = delay * 1000
+        self.post(delay, Fetched(fetch=number, status=200, headers=headers, body=body, http_version="h2", ms=ms))
         return number
 
     def next_event(self, timeout: float | None) -> Any:

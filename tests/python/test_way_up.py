@@ -9,9 +9,7 @@ import pytest
 
 from ech_workers.config import ServerAddress
 from ech_workers.ech import EchStore
-from ech_workers.errors import (
-    ResolverError,
-)
+from ech_workers.errors import ConnectError, ResolverError
 from harness.world import REFUSED, EchLearned, World, ech_list, https, start
 
 if TYPE_CHECKING:
@@ -174,6 +172,20 @@ def test_an_endpoint_without_addresses_leads_to_the_next(world: World) -> None:
     start(world)
     assert world.run(2).phase == "up"
     assert world.dials[-1][1].addresses == ("192.0.2.2",)
+
+
+def test_the_last_endpoint_decides_though_an_answer_about_it_came_after_its_failure(world: World) -> None:
+    publish_two(world)
+    del world.zone[("a.test", "A")]
+    for resolver in world.resolvers.values():
+        resolver.lag["AAAA"] = 0.1
+    world.answer = lambda plan: REFUSED
+    supervisor = start(world)
+    world.run(1)
+    with pytest.raises(ConnectError) as raised:
+        supervisor.wait_ready(1)
+    assert raised.value.code == "tcp-refused"
+    assert {plan.addresses for _, plan in world.dials} == {("192.0.2.2",)}
 
 
 def test_endpoints_without_addresses_are_not_a_flood_of_questions(world: World) -> None:
