@@ -150,6 +150,13 @@ class SessionLost:
     def age(self) -> float: ...
 
 @final
+class SessionsFull:
+    """A stream would have gone to this server, and each of its sessions has as many streams as the server allows. Comes again once a second while that is so."""
+
+    @property
+    def upstream(self) -> int: ...
+
+@final
 class DialFailed:
     """A dial asked for with Engine.dial, or one made natively for a connection in simple mode (dial is 0 then), failed."""
 
@@ -217,7 +224,18 @@ class LogLine:
     @property
     def message(self) -> str: ...
 
-type Event = SessionUp | SessionLost | DialFailed | EchLearned | H2Chosen | Fetched | FetchFailed | Woken | LogLine
+type Event = (
+    SessionUp
+    | SessionLost
+    | SessionsFull
+    | DialFailed
+    | EchLearned
+    | H2Chosen
+    | Fetched
+    | FetchFailed
+    | Woken
+    | LogLine
+)
 
 @final
 class SessionSnapshot:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ech_workers import _native, doh
+from ech_workers.candidate import dial_plan
 from ech_workers.config import authority
 from ech_workers.ech import EchStore, public_name
 from ech_workers.errors import (
@@ -37,7 +38,6 @@ from ech_workers.stream import open_stream
 from ech_workers.supervisor import Supervisor
 from ech_workers.target import DEFAULT_TARGET, STREAM_TIMEOUT, FirstByte, Target
 from ech_workers.timing import Timing
-from ech_workers.upstream import dial_plan
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

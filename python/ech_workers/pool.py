@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from ech_workers.overflow import Overflow
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ech_workers import _native
     from ech_workers.ech import Configuration
     from ech_workers.timing import Timing
@@ -86,6 +90,7 @@ class Pool:
         self._timing = timing
         self._simple = mode == "simple"
         self.wanted = 1 if self._simple else wanted
+        self.overflow = Overflow(timing)
         self.sessions: dict[int, Session] = {}
         self.dials: dict[int, Dial] = {}
         self.verified = False
@@ -106,12 +111,12 @@ class Pool:
         return self._simple or len(self.live) >= self.wanted
 
     def missing(self, *, one_at_a_time: bool) -> int:
-        """How many dials are to be started to have the wanted sessions."""
+        """How many dials are to be started to have the wanted sessions, and those beyond them."""
         if self._simple:
             return 0 if self.verified or self.dials else 1
         # A dial for the successor of a session that is gone by now counts like any other.
         filling = sum(dial.replaces is None or dial.replaces not in self.sessions for dial in self.dials.values())
-        missing = max(0, self.wanted - len(self.live) - filling)
+        missing = max(0, self.wanted + self.overflow.count - len(self.live) - filling)
         if one_at_a_time or not self.live:
             # One finds out whether the server can be reached; the others follow it.
             return 0 if filling else min(1, missing)
@@ -153,9 +158,19 @@ class Pool:
         for session in self.sessions.values():
             session.renew_at = now
 
+    def unused(self, now: float, sessions: Iterable[_native.SessionSnapshot]) -> list[int]:
+        """The sessions beyond the wanted ones that are to be ended. sessions: the engine's."""
+        live = {session.up.session for session in self.live}
+        idle = [session.session for session in sessions if session.session in live and session.streams == 0]
+        ended = self.overflow.end(now, idle)
+        for number in ended:
+            self.sessions[number].retiring = True
+        return ended
+
     def deadlines(self) -> list[float]:
-        """When sessions are to be replaced."""
-        return [session.renew_at for session in self.sessions.values() if self._is_renewable(session)]
+        """When sessions are to be replaced, or may be ended."""
+        renewals = [session.renew_at for session in self.sessions.values() if self._is_renewable(session)]
+        return renewals + self.overflow.deadlines()
 
     def _is_renewable(self, session: Session) -> bool:
         return not session.retiring and not self._simple

@@ -261,6 +261,8 @@ class Supervisor:
                 self._upstreams[event.upstream].session_up(event, now)
             case _native.SessionLost():
                 self._upstreams[event.upstream].session_lost(event, now)
+            case _native.SessionsFull():
+                self._upstreams[event.upstream].sessions_full(now)
             case _native.DialFailed():
                 self._upstreams[event.upstream].dial_failed(event, now)
             case _native.EchLearned():

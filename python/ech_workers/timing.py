@@ -32,6 +32,9 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """A server that asks to wait longer is tried again after this."""
     session_age: float = 3600.0
     """A session is replaced at this age (give or take a tenth), before something on the way ends it."""
+    extra_idle: float = 60.0
+    """A session that was dialled because the others were full ends when it has been without streams, and the others have
+    not been full, for this long."""
     session_young: float = 5.0
     """After a session that was lost sooner than this, the next dial may have to wait."""
     young_limit: float = 15.0

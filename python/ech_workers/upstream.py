@@ -7,10 +7,10 @@ stream could go there now, and why not.
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING
 
-from ech_workers import _native
-from ech_workers.candidate import Candidate
+from ech_workers.candidate import Candidate, dial_plan
 from ech_workers.errors import BLAMED_ON_ENDPOINT, BLAMED_ON_TARGET, Cause, TunnelError, from_failure
 from ech_workers.knowledge import Knowledge
 from ech_workers.overview import Phase, UpstreamStatus
@@ -21,15 +21,19 @@ from ech_workers.steps import Dialed, Dialing, Failed, Learned, Passed, Settled,
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from ech_workers import _native
     from ech_workers.candidate import Question
     from ech_workers.config import UpstreamConfig
     from ech_workers.ech import Configuration, EchStore
     from ech_workers.engine import UpstreamEngine
     from ech_workers.timing import Moment, Timing
 
-__all__ = ["Upstream", "dial_plan"]
+__all__ = ["Upstream"]
 
 _log = logging.getLogger("ech_workers")
+
+FULL_NEWS = 60.0
+"""How often the log says that new connections wait because of what the server allows, in seconds."""
 
 _SOURCES = {
     "dns": "the HTTPS record of {}",
@@ -37,28 +41,6 @@ _SOURCES = {
     "option": "--ech-config",
     "bootstrap": "--ech-bootstrap",
 }
-
-
-def dial_plan(
-    server: UpstreamConfig, candidate: Candidate, *, h2_known: bool, number: int = 0, profile: str | None = None
-) -> _native.DialPlan:
-    """The plan to dial by. number: the upstream's. profile: instead of the server's own. Raises ValueError naming the
-    field."""
-    return _native.DialPlan(
-        server_name=server.server.host,
-        port=candidate.port,
-        # RFC 9460 section 9: the record's port changes where to connect to, not the origin.
-        authority_port=server.server.port,
-        path=server.server.path,
-        token=server.token,
-        addresses=candidate.addresses,
-        ech=candidate.ech,
-        profile=profile or server.profile,
-        alpn=server.alpn,
-        h2_known=h2_known,
-        mode=server.mode,
-        upstream=number,
-    )
 
 
 class Upstream:
@@ -100,6 +82,7 @@ class Upstream:
         self.cause: Cause | None = None
         self._cause_at = 0.0
         self._told: tuple[str, str] | None = None
+        self._full_told_at = -math.inf
         self._is_news = True
 
     @property
@@ -135,6 +118,9 @@ class Upstream:
                 self._engine.retire(session.up.session)
             return
         self._fill(now)
+        if self.pool.overflow.may_end(now.clock):
+            for number in self.pool.unused(now.clock, self._engine.snapshot().sessions):
+                self._engine.retire(number)
         if self._plan is not None:
             for number in self.pool.due(now.clock):
                 self._dial(number)
@@ -280,6 +266,7 @@ class Upstream:
             if failure.code != "yamux-go-away":
                 _log.info("a session that was to end with its last stream was lost: %s", failure.message)
             return
+        self.pool.overflow.lost()
         self._is_news = True
         if failure.code == "yamux-go-away":
             # No failure: open streams go on, and the next session is dialled at once.
@@ -301,6 +288,19 @@ class Upstream:
             self._settle(error, now)
         else:
             self._note(error, now)
+
+    def sessions_full(self, now: Moment) -> None:
+        """Every session has as many streams as the server allows: another one is dialled, or new streams wait."""
+        answer = self.pool.overflow.full(now.clock, live=len(self.pool.live), wanted=self.pool.wanted)
+        if answer == "dial":
+            _log.info("%s allows no more connections in a session: another session is dialled", self.name)
+        elif answer == "wait" and now.clock - self._full_told_at >= FULL_NEWS:
+            self._full_told_at = now.clock
+            _log.warning(
+                "%s allows no more connections in %d sessions: new ones wait until others end",
+                self.name,
+                len(self.pool.live),
+            )
 
     def dial_failed(self, event: _native.DialFailed, now: Moment) -> None:
         dial = self.pool.dials.pop(event.dial, None)
@@ -332,6 +332,11 @@ class Upstream:
             pause = max(self._timing.backoff_limit, self.pacing.backoff(replaced.renew_failures))
             replaced.renew_at = now.clock + pause
             _log.info("a session could not be replaced yet: %s", error.line())
+            return
+        if dial.replaces is None and self.pool.overflow.count > 0 and len(self.pool.live) >= self.pool.wanted:
+            # Those that are wanted still serve.
+            self.pool.overflow.failed(now.clock)
+            _log.info("no further session could be had: %s", error.line())
             return
         remedy = self._remedy(error, dial, failure.ech_rejected, now)
         asked = min(failure.retry_after or 0.0, self._timing.retry_after_limit)

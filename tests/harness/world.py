@@ -41,6 +41,7 @@ EPOCH = 1_700_000_000.0
 
 Failure = stand_in("Failure")
 SessionLost = stand_in("SessionLost")
+SessionsFull = stand_in("SessionsFull")
 DialFailed = stand_in("DialFailed")
 EchLearned = stand_in("EchLearned")
 H2Chosen = stand_in("H2Chosen")
@@ -145,6 +146,8 @@ class World:
         """Since when a session owes a sign of life."""
         self.streams: dict[int, int] = {}
         """Of each session, how many were opened."""
+        self.open_streams: dict[int, int] = {}
+        """Of each session, how many are open."""
         self.mute: set[int] = set()
         """Servers that take everything and answer nothing."""
         self.supervisor: Supervisor | None = None
@@ -207,6 +210,7 @@ class World:
                 made(
                     session=session,
                     upstream=upstream,
+                    streams=self.open_streams.get(session, 0),
                     streams_total=self.streams.get(session, 0),
                     heard_ago=1000.0 if upstream in self.mute else 0.0,
                     unanswered=None if since is None else self.now - since,
@@ -339,6 +343,7 @@ class World:
 EVENTS = (
     "SessionUp",
     "SessionLost",
+    "SessionsFull",
     "DialFailed",
     "EchLearned",
     "H2Chosen",

@@ -110,6 +110,12 @@ pub(crate) struct SessionLost {
     age: f64,
 }
 
+/// Every session of a server has as many streams as the server allows.
+#[pyclass(frozen, get_all, module = "ech_workers._native")]
+pub(crate) struct SessionsFull {
+    upstream: u32,
+}
+
 /// A dial failed.
 #[pyclass(frozen, get_all, module = "ech_workers._native")]
 pub(crate) struct DialFailed {
@@ -250,6 +256,7 @@ pub(crate) fn event(py: Python<'_>, event: Event) -> PyResult<Py<PyAny>> {
             },
         )?
         .into_any(),
+        Event::SessionsFull { upstream } => Py::new(py, SessionsFull { upstream })?.into_any(),
         Event::DialFailed {
             dial,
             upstream,

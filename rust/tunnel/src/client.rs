@@ -100,6 +100,12 @@ pub enum Event {
         /// How long it was there.
         age: Duration,
     },
+    /// A stream would have gone to this server, and each of its sessions has as many streams as the server allows. Told again
+    /// once a second while that is so.
+    SessionsFull {
+        /// The number of the server.
+        upstream: u32,
+    },
     /// A dial failed; 0 is one made for a connection in simple mode.
     DialFailed {
         /// The dial's number.
@@ -222,8 +228,8 @@ impl Client {
             tls,
             windows,
             addresses: Addresses::default(),
+            pool: Pool::new(Arc::clone(&events)),
             events,
-            pool: Pool::default(),
             closing: watch::Sender::new(false),
             memory,
             next: AtomicU64::new(1),

@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use ech_workers_sync::Mutex;
 use tokio::sync::Notify;
 
+use crate::client::Event;
 use crate::counters::Counter;
 use crate::dial::DialPlan;
 use crate::driver::{Handle, SessionStats};
+use crate::events::Events;
 use crate::program::Program;
 use crate::snapshot::SessionSnapshot;
 
@@ -24,8 +26,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How long a session counts as full at the number of streams at which it had no room for another one. A server's limit is not
 /// announced, and it may have refused for a reason that has passed.
 const FULL_FOR: Duration = Duration::from_secs(30);
-/// How often the log says that all sessions are full.
-const FULL_NEWS: Duration = Duration::from_secs(60);
+/// How often the owner hears that all sessions of a server are full, while streams would go there.
+const FULL_NEWS: Duration = Duration::from_secs(1);
 
 /// What new streams can go to.
 #[derive(Default)]
@@ -35,6 +37,8 @@ pub(crate) struct Pool {
     changed: Notify,
     /// Streams that wait for a session.
     waiting: Counter,
+    /// Where the owner is told that all sessions of a server are full.
+    events: Arc<Events<Event>>,
 }
 
 #[derive(Default)]
@@ -45,8 +49,8 @@ struct State {
     /// Which servers streams go to: numbers and weights, the first tier that can take one. Empty: all alike.
     tiers: Vec<Vec<(u32, u32)>>,
     unavailable: Option<Unavailable>,
-    /// When the log last said that all sessions are full.
-    full_said: Option<Instant>,
+    /// When the owner was last told that all sessions of a server are full, by the server's number.
+    full_told: BTreeMap<u32, Instant>,
 }
 
 /// Why no session will carry a stream.
@@ -143,6 +147,14 @@ pub(crate) enum Carrier {
 }
 
 impl Pool {
+    /// Without a session. What the owner has to know goes to `events`.
+    pub(crate) fn new(events: Arc<Events<Event>>) -> Self {
+        Self {
+            events,
+            ..Self::default()
+        }
+    }
+
     /// Takes in a session that is up.
     pub(crate) fn add(&self, member: Member) {
         self.state.lock().sessions.push(member);
@@ -265,16 +277,17 @@ impl Pool {
     ) -> Result<Carrier, Unavailable> {
         let mut is_full = false;
         while Instant::now() < deadline {
-            if let Some(carrier) = self.state.lock().choose(failed)? {
+            if let Some(carrier) = self.choose(failed)?.0 {
                 return Ok(carrier);
             }
             let mut changed = std::pin::pin!(self.changed.notified());
             // From here on no change is missed; one may have come since the look.
             changed.as_mut().enable();
-            if let Some(carrier) = self.state.lock().choose(failed)? {
+            let (carrier, any_full) = self.choose(failed)?;
+            if let Some(carrier) = carrier {
                 return Ok(carrier);
             }
-            is_full = self.state.lock().note_if_full();
+            is_full = any_full;
             self.waiting.add(1);
             // A session that was full may have room again.
             let until = deadline.min(Instant::now() + LOOK_AGAIN);
@@ -293,48 +306,75 @@ impl Pool {
             }
         })
     }
+
+    /// What carries a stream now, if anything does, and whether a server that it would have gone to is full. The owner hears of
+    /// such a server.
+    fn choose(&self, failed: &[u32]) -> Result<(Option<Carrier>, bool), Unavailable> {
+        let (carrier, full) = {
+            let mut state = self.state.lock();
+            let (carrier, passed) = state.choose(failed)?;
+            (carrier, state.full_of(&passed))
+        };
+        let any_full = !full.is_empty();
+        for (upstream, is_news) in full {
+            if is_news {
+                self.events.push(Event::SessionsFull { upstream });
+            }
+        }
+        Ok((carrier, any_full))
+    }
 }
 
 impl State {
-    /// Whether there are sessions and all of them are full. The log says so once a minute.
-    fn note_if_full(&mut self) -> bool {
+    /// Those of these servers that have sessions, all of them full; and whether the owner is to be told of it again.
+    fn full_of(&mut self, servers: &[u32]) -> Vec<(u32, bool)> {
         let now = Instant::now();
-        let alive = self.sessions.iter().filter(|member| member.is_alive());
-        let sessions = alive.count();
-        let is_full = sessions > 0 && !self.sessions.iter().any(Member::is_open);
-        if is_full
-            && self
-                .full_said
-                .is_none_or(|said| now.duration_since(said) >= FULL_NEWS)
-        {
-            self.full_said = Some(now);
-            tracing::warn!(
-                "no session takes another stream ({sessions} have as many as their server allows): new connections wait for one to end"
-            );
+        let mut full = Vec::new();
+        for &upstream in servers {
+            let own = || {
+                let own = self.sessions.iter();
+                own.filter(|member| member.upstream == upstream && member.is_alive())
+            };
+            if own().next().is_none() || own().any(Member::is_open) {
+                continue;
+            }
+            let told = self.full_told.get(&upstream);
+            let is_news = told.is_none_or(|&told| now.duration_since(told) >= FULL_NEWS);
+            if is_news {
+                self.full_told.insert(upstream, now);
+            }
+            full.push((upstream, is_news));
         }
-        is_full
+        full
     }
 
-    /// Where the next stream goes: to the first tier that can take it, in its turn the servers that failed for this stream.
-    /// `Ok(None)`: wait. An error: do not.
-    fn choose(&mut self, failed: &[u32]) -> Result<Option<Carrier>, Unavailable> {
+    /// Where the next stream goes: to the first tier that can take it, in its turn the servers that failed for this stream. With
+    /// it come the servers that were passed because they can take none. No carrier: wait. An error: do not.
+    fn choose(&mut self, failed: &[u32]) -> Result<(Option<Carrier>, Vec<u32>), Unavailable> {
         let tiers = if self.tiers.is_empty() {
             vec![self.all_alike()]
         } else {
             self.tiers.clone()
         };
+        let mut passed = Vec::new();
         for tier in &tiers {
             let fresh = tier.iter().filter(|(number, _)| !failed.contains(number));
-            if let Some(carrier) = self.choose_of(&fresh.copied().collect::<Vec<_>>()) {
-                return Ok(Some(carrier));
+            let fresh = fresh.copied().collect::<Vec<_>>();
+            if let Some(carrier) = self.choose_of(&fresh) {
+                return Ok((Some(carrier), passed));
             }
+            passed.extend(fresh.iter().map(|&(number, _)| number));
         }
         for tier in tiers.iter().filter(|_| !failed.is_empty()) {
             if let Some(carrier) = self.choose_of(tier) {
-                return Ok(Some(carrier));
+                return Ok((Some(carrier), passed));
             }
+            passed.extend(tier.iter().map(|&(number, _)| number));
         }
-        self.unavailable.clone().map_or(Ok(None), Err)
+        match self.unavailable.clone() {
+            Some(why) => Err(why),
+            None => Ok((None, passed)),
+        }
     }
 
     /// Every server, with the same weight.
@@ -450,6 +490,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::events::Next;
 
     /// A pool whose sessions do nothing, and their queues, which must not close.
     #[derive(Default)]
@@ -537,6 +578,47 @@ mod tests {
         );
         drop(first);
         assert!(sessions.assign().await.is_ok());
+    }
+
+    /// The servers that the owner was told of as full.
+    fn told_full(pool: &Pool) -> Vec<u32> {
+        let mut told = Vec::new();
+        while let Next::Event(Event::SessionsFull { upstream }) =
+            pool.events.next(Some(Duration::ZERO))
+        {
+            told.push(upstream);
+        }
+        told
+    }
+
+    #[tokio::test]
+    async fn the_owner_hears_of_a_server_whose_sessions_are_all_full_and_not_at_each_look() {
+        let sessions = Sessions::new(&[0, 0]);
+        let held = [
+            sessions.assign().await.unwrap(),
+            sessions.assign().await.unwrap(),
+        ];
+        sessions.loads[0].note_full();
+        assert_eq!(sessions.assign().await.unwrap().0, 1);
+        assert_eq!(told_full(&sessions.pool), []);
+        sessions.loads[1].note_full();
+        for _ in 0..3 {
+            sessions.assign().await.unwrap_err();
+        }
+        assert_eq!(told_full(&sessions.pool), [0]);
+        drop(held);
+    }
+
+    #[tokio::test]
+    async fn the_owner_hears_of_a_full_server_when_its_streams_go_to_the_next_one() {
+        let sessions = Sessions::new(&[0, 0]);
+        sessions.pool.state.lock().sessions[1].upstream = 1;
+        sessions.pool.route(vec![vec![(0, 1)], vec![(1, 1)]]);
+        let first = sessions.assign().await.unwrap();
+        assert_eq!(first.0, 0);
+        sessions.loads[0].note_full();
+        assert_eq!(sessions.assign().await.unwrap().0, 1);
+        assert_eq!(told_full(&sessions.pool), [0]);
     }
 
     #[tokio::test]
