@@ -286,7 +286,10 @@ class _Protocol(asyncio.StreamReaderProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc or self._reset())
+        if exc is None or isinstance(exc, ConnectionResetError):
+            # The socket pair's own reset does not say why.
+            exc = self._reset() or exc
+        super().connection_lost(exc)
 
     def _reset(self) -> Exception | None:
         try:

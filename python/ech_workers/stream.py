@@ -83,8 +83,8 @@ class StreamSocket(socket.socket):
     def start_tls(self, context: ssl.SSLContext, server_hostname: str | None = None) -> ssl.SSLSocket:
         """TLS on top of the stream; this socket is used up. Raises OSError (ssl.SSLError among them).
 
-        Beside ``context.wrap_socket`` it keeps what kind of end the stream comes to: reading raises StreamReset where
-        the stream was reset or its session lost, and a connection without TLS's own goodbye would look whole otherwise.
+        As ``context.wrap_socket``, and it says what kind of end the stream comes to: reading raises StreamReset where
+        the stream was reset or its session lost.
         """
         # Only here: most streams are none of TLS, and the module is large.
         from ech_workers.tls import start_tls
@@ -98,25 +98,37 @@ class StreamSocket(socket.socket):
         return copy
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        data = super().recv(bufsize, flags)
+        try:
+            data = super().recv(bufsize, flags)
+        except ConnectionResetError as error:
+            raise self._why(error) from None
         if not data and bufsize:
             self._check_end()
         return data
 
     def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
-        count = super().recv_into(buffer, nbytes, flags)
+        try:
+            count = super().recv_into(buffer, nbytes, flags)
+        except ConnectionResetError as error:
+            raise self._why(error) from None
         if not count and (nbytes or memoryview(buffer).nbytes):
             self._check_end()
         return count
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
-        data, address = super().recvfrom(bufsize, flags)
+        try:
+            data, address = super().recvfrom(bufsize, flags)
+        except ConnectionResetError as error:
+            raise self._why(error) from None
         if not data and bufsize:
             self._check_end()
         return data, address
 
     def recvfrom_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
-        count, address = super().recvfrom_into(buffer, nbytes, flags)
+        try:
+            count, address = super().recvfrom_into(buffer, nbytes, flags)
+        except ConnectionResetError as error:
+            raise self._why(error) from None
         if not count and (nbytes or memoryview(buffer).nbytes):
             self._check_end()
         return count, address
@@ -124,7 +136,10 @@ class StreamSocket(socket.socket):
     def recvmsg(
         self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
-        received = super().recvmsg(bufsize, ancbufsize, flags)
+        try:
+            received = super().recvmsg(bufsize, ancbufsize, flags)
+        except ConnectionResetError as error:
+            raise self._why(error) from None
         if not received[0] and bufsize:
             self._check_end()
         return received
@@ -133,10 +148,17 @@ class StreamSocket(socket.socket):
         self, buffers: Iterable[Buffer], ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[int, list[tuple[int, int, bytes]], int, Any]:
         spaces = list(buffers)
-        received = super().recvmsg_into(spaces, ancbufsize, flags)
+        try:
+            received = super().recvmsg_into(spaces, ancbufsize, flags)
+        except ConnectionResetError as error:
+            raise self._why(error) from None
         if not received[0] and any(memoryview(space).nbytes for space in spaces):
             self._check_end()
         return received
+
+    def _why(self, error: ConnectionResetError) -> ConnectionResetError:
+        """The socket pair's own reset says that the data has not ended; why not is known here."""
+        return reset(self.target, self.end) or error
 
     def _check_end(self) -> None:
         error = reset(self.target, self.end)

@@ -10,6 +10,7 @@ from ech_workers.stream import reset
 
 if TYPE_CHECKING:
     from ech_workers._native import StreamEnd
+    from ech_workers.errors import StreamReset
     from ech_workers.stream import StreamSocket
 
 __all__ = ["start_tls"]
@@ -21,12 +22,16 @@ class _TlsSocket(ssl.SSLSocket):
     below: tuple[tuple[str, int], StreamEnd] | None = None
 
     def read(self, len: int = 1024, buffer: bytearray | None = None) -> Any:  # type: ignore[override]  # noqa: A002
-        received = super().read(len, buffer)
-        if not received and len and self.below is not None:
-            error = reset(*self.below)
-            if error is not None:
-                raise error
+        try:
+            received = super().read(len, buffer)
+        except ConnectionResetError as error:
+            raise self._reset() or error from None
+        if not received and len and (told := self._reset()) is not None:
+            raise told
         return received
+
+    def _reset(self) -> StreamReset | None:
+        return None if self.below is None else reset(*self.below)
 
 
 # A context makes sockets of one class at a time (SSLContext.sslsocket_class).

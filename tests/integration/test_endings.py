@@ -2,10 +2,12 @@
 
 import asyncio
 import http.client
+import os
 import select
 import socket
 import ssl
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -216,16 +218,42 @@ def secure_target(authority: Authority) -> Iterator[Target]:
     made.close()
 
 
+def by_start_tls(stream: StreamSocket, context: ssl.SSLContext) -> ssl.SSLSocket:
+    return stream.start_tls(context)
+
+
+def by_wrap_socket(stream: StreamSocket, context: ssl.SSLContext) -> ssl.SSLSocket:
+    return context.wrap_socket(stream, server_hostname="localhost")
+
+
 @CUTS
+@MODES
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        by_start_tls,
+        pytest.param(
+            by_wrap_socket,
+            marks=pytest.mark.skipif(
+                sys.version_info < (3, 11, 9), reason="CPython gh-115627: ssl takes a reset, of TCP too, for an end"
+            ),
+        ),
+    ],
+)
 def test_tls_on_top_does_not_take_half_for_all(
-    site: Site, secure_target: Target, authority: Authority, cut: Cut
+    site: Site,
+    secure_target: Target,
+    authority: Authority,
+    cut: Cut,
+    yamux: bool,
+    wrap: Callable[[StreamSocket, ssl.SSLContext], ssl.SSLSocket],
 ) -> None:
     server = site.server()
     context = ssl.create_default_context(cafile=authority.path)
     with (
-        Tunnel(**options(site, server)) as tunnel,
+        Tunnel(**options(site, server), yamux=yamux) as tunnel,
         tunnel.create_connection(secure_target.address, timeout=20) as stream,
-        stream.start_tls(context) as secure,
+        wrap(stream, context) as secure,
     ):
         secure.sendall(b"go")
         received = 0
@@ -236,6 +264,27 @@ def test_tls_on_top_does_not_take_half_for_all(
             while secure.recv(65536):
                 pass
     assert context.sslsocket_class is ssl.SSLSocket
+
+
+@CUTS
+@MODES
+def test_a_program_that_reads_the_descriptor_does_not_take_half_for_all(
+    site: Site, target: Target, cut: Cut, yamux: bool
+) -> None:
+    server = site.server()
+    with Tunnel(**options(site, server), yamux=yamux) as tunnel:
+        stream = begin(tunnel, target)
+        stream.settimeout(None)
+        descriptor = stream.detach()
+        try:
+            received = 0
+            while received < HALF:
+                received += len(os.read(descriptor, 7919))
+            cut(server, target)
+            with pytest.raises(ConnectionResetError):
+                os.read(descriptor, 1)
+        finally:
+            os.close(descriptor)
 
 
 LOOPS = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])

@@ -1,9 +1,15 @@
 //! The local end of a stream that a program opened through the API: one end of a socket pair, whose other end the program
 //! has. The pair is made when the stream is open, so that one that is not yet costs no descriptor.
+//!
+//! A socket pair has no reset of its own, and whatever reads it without [`Ending`] (the `ssl` module, for example) would
+//! take a lost session for the end of the data. But a Unix socket that is closed while there is something in it that was
+//! not read gives its peer ECONNRESET, once the peer has read all that was sent to it. [`Kept::break_off`] brings that
+//! about.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -80,15 +86,66 @@ impl Drop for Stream {
     }
 }
 
-/// The driver's share of an ending.
+/// The driver's share of an open stream, beside its socket.
 #[derive(Debug)]
-pub(crate) struct Kept(Arc<Ending>);
+pub(crate) struct Kept {
+    ending: Arc<Ending>,
+    /// Where the program's end was when it was handed out.
+    number: RawFd,
+    /// What the system calls that socket, as no other one while it exists.
+    name: Option<PathBuf>,
+}
+
+impl Kept {
+    fn new(theirs: &impl AsRawFd, ending: Arc<Ending>) -> Self {
+        let number = theirs.as_raw_fd();
+        Self {
+            ending,
+            number,
+            name: name_of(number),
+        }
+    }
+
+    /// Sends a byte that is never read, as if the program had.
+    ///
+    /// Nothing happens when the program has closed its end, or moved it to another descriptor, and on systems without
+    /// /proc: the socket shows an ordinary end then, and [`Ending`] alone knows better.
+    fn break_off(&self) {
+        if self.name.is_none() || name_of(self.number) != self.name {
+            return;
+        }
+        // SAFETY: The descriptor need not be open, or the same as before, for what is done with it: fcntl(F_DUPFD) fails,
+        // or makes another descriptor for whatever is there, which is looked at before it is used.
+        #[allow(unsafe_code)]
+        let number = unsafe { BorrowedFd::borrow_raw(self.number) };
+        let Ok(end) = number.try_clone_to_owned() else {
+            return;
+        };
+        if name_of(end.as_raw_fd()) == self.name {
+            // A full buffer does as well: it is not read either.
+            let _ = SockRef::from(&end).send_with_flags(&[0], DO_NOT_WAIT);
+        } else {
+            // Another file took the number this moment. Closing a descriptor of it would take its locks (fcntl(2)).
+            let _ = end.into_raw_fd();
+        }
+    }
+}
 
 impl Drop for Kept {
     fn drop(&mut self) {
         // Whatever lets go of an open stream without a word takes the rest of its data with it.
-        self.0.set(StreamEnded::SessionLost);
+        self.ending.set(StreamEnded::SessionLost);
+        if self.ending.get() != Some(StreamEnded::Data) {
+            self.break_off();
+        }
     }
+}
+
+/// MSG_DONTWAIT and MSG_NOSIGNAL of Linux, which alone has the names below.
+const DO_NOT_WAIT: i32 = 0x4040;
+
+fn name_of(descriptor: RawFd) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{descriptor}")).ok()
 }
 
 pub(crate) type Answer = Result<Stream, Failure>;
@@ -141,7 +198,7 @@ impl LocalStream {
         match pair {
             Ok((ours, theirs)) => {
                 let ending = Arc::<Ending>::default();
-                *self = Self::Open(Kept(Arc::clone(&ending)), ours);
+                *self = Self::Open(Kept::new(&theirs, Arc::clone(&ending)), ours);
                 // Nobody waits any more: the stream is dropped, and reset.
                 let _ = answer.send(Ok(Stream(Some((theirs.into(), ending)))));
                 Ok(())
@@ -167,17 +224,17 @@ impl LocalStream {
         cx: &mut Context<'_>,
         space: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let (socket, ending) = match self {
+        let (socket, kept) = match self {
             Self::Pending { answer, .. } => {
                 ready!(answer.poll_closed(cx));
                 return Poll::Ready(Err(abandoned()));
             }
             Self::Over => return Poll::Ready(Err(abandoned())),
-            Self::Open(ending, socket) => (socket, ending),
+            Self::Open(kept, socket) => (socket, kept),
         };
         let mut buffer = ReadBuf::new(space);
         ready!(Pin::new(socket).poll_read(cx, &mut buffer))?;
-        Poll::Ready(checked(ending, buffer.filled().len()))
+        Poll::Ready(checked(kept, buffer.filled().len()))
     }
 
     pub(crate) fn poll_read_vectored(
@@ -185,14 +242,14 @@ impl LocalStream {
         cx: &mut Context<'_>,
         spaces: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        let Self::Open(ending, socket) = self else {
+        let Self::Open(kept, socket) = self else {
             return Poll::Pending;
         };
         loop {
             ready!(socket.poll_read_ready(cx))?;
             match socket.try_read_vectored(spaces) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Ok(n) => return Poll::Ready(checked(ending, n)),
+                Ok(n) => return Poll::Ready(checked(kept, n)),
                 outcome => return Poll::Ready(outcome),
             }
         }
@@ -212,8 +269,8 @@ impl LocalStream {
 
     /// The data has ended, and all of it was delivered.
     pub(crate) fn finish(&self) {
-        if let Self::Open(ending, socket) = self {
-            ending.0.set(StreamEnded::Data);
+        if let Self::Open(kept, socket) = self {
+            kept.ending.set(StreamEnded::Data);
             // The program may be gone already; then there is nothing left to tell it.
             let _ = SockRef::from(socket).shutdown(Shutdown::Write);
         }
@@ -221,15 +278,15 @@ impl LocalStream {
 
     /// The stream ended before its data had.
     pub(crate) fn abort(self, ended: StreamEnded) {
-        if let Self::Open(ending, _) = &self {
-            ending.0.set(ended);
+        if let Self::Open(kept, _) = &self {
+            kept.ending.set(ended);
         }
     }
 }
 
 /// A stream that was dropped before anybody took it must not look like a program that has sent everything.
 fn checked(kept: &Kept, n: usize) -> io::Result<usize> {
-    if n == 0 && kept.0.abandoned.load(Ordering::Acquire) {
+    if n == 0 && kept.ending.abandoned.load(Ordering::Acquire) {
         return Err(abandoned());
     }
     Ok(n)
