@@ -9,6 +9,8 @@ from typing import Final, Literal, final
 
 __version__: Final[str]
 BORINGSSL_REVISION: Final[str]
+COMMIT: Final[str | None]
+"""The commit that a release was built of."""
 PROFILES: Final[tuple[str, ...]]
 
 # ---------------------------------------------------------------- failures
@@ -430,6 +432,7 @@ class Server:
         path: str = ...,  # "/"
         decoy: bytes | None = None,
         ech_keys: Sequence[bytes] = ...,  # ()
+        ticket_keys: Sequence[bytes] | None = None,
         allow_private_targets: bool = False,
         max_sessions: int = 10000,
         max_streams: int = 1024,
@@ -439,7 +442,8 @@ class Server:
         workers: int = 1,
         log_level: int = 20,
     ) -> Server:
-        """certificates: PEM chain and PEM key; the first is the default, the others are chosen by server name. ech_keys: RFC 9934 PEM files; all are sent as retry configurations. path "/" accepts the
+        """certificates: PEM chain and PEM key; the first is the default, the others are chosen by server name. ech_keys: RFC 9934 PEM files; all are sent as retry configurations. ticket_keys: 80 bytes each
+        (16 of name, 32 for HMAC-SHA256, 32 for AES-256), the first seals; None: BoringSSL's own. path "/" accepts the
         upgrade on every path. Raises ValueError (what is wrong with which input) or OSError."""
     @property
     def address(self) -> tuple[str, int]: ...
@@ -447,6 +451,8 @@ class Server:
         """Swaps the certificates (PEM chain and PEM key). Running connections keep theirs. Raises ValueError: nothing has changed then."""
     def set_ech_keys(self, keys: Sequence[tuple[bytes, bool]]) -> None:
         """Swaps the ECH keys: PEM, and whether it is sent as a retry configuration (at least one must be). Running connections keep theirs."""
+    def set_ticket_keys(self, keys: Sequence[bytes]) -> None:
+        """Swaps the session ticket keys, the first of which seals. Raises ValueError: one has not 80 bytes, or the server was made without any."""
     def next_event(self, timeout: float | None) -> LogLine | Woken | None: ...
     def wake(self) -> None: ...
     def snapshot(self) -> ServerSnapshot: ...

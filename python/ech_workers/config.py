@@ -453,6 +453,8 @@ class ServerConfig(ServerTuning, frozen=True, kw_only=True):
     tokens: tuple[str, ...]
     ech_keys: Path | None = None
     """The directory of RFC 9934 files; None serves without ECH."""
+    ticket_keys: Path | None = None
+    """The directory of session ticket keys that servers share; None: keys of this process alone."""
     path: str = "/"
     decoy: bytes | None = None
     status_listen: tuple[ListenAddress, ...] = ()
@@ -510,12 +512,14 @@ class ServerConfig(ServerTuning, frozen=True, kw_only=True):
             status_hosts=tuple(_host(name, "--status-host") for name in options.several("status_host")),
             status_token=status_token,
             **options.tuning(ServerTuning),
-            listen=ListenAddress.parse(listen),
+            # The native server knows the word.
+            listen=ListenAddress(listen, 0) if listen == "systemd" else ListenAddress.parse(listen),
             certificates=tuple(
                 CertificatePair.read(chain, private) for chain, private in zip(chains, keys, strict=True)
             ),
             tokens=tuple(dict.fromkeys(tokens)),
             ech_keys=directory,
+            ticket_keys=options.path("ticket_keys"),
             path=_path(options.text("path") or "/", "--path"),
             decoy=files.read(decoy, "--decoy") if decoy else None,
             log_file=options.path("log_file"),

@@ -15,6 +15,7 @@ from ech_workers.certificates import CertificatePair, validity_problem
 from ech_workers.config import authority
 from ech_workers.errors import ConfigError, EngineClosed, ListenError
 from ech_workers.options.client import LogTuning
+from ech_workers.ticket_keys import TicketKeyDirectory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -147,6 +148,7 @@ class TunnelServer:
         self._keys = KeyDirectory(config.ech_keys) if config.ech_keys else None
         if self._keys is not None:
             _first_look(self._keys)
+        self._tickets = TicketKeyDirectory(config.ticket_keys) if config.ticket_keys else None
         try:
             self._native = _native.Server(
                 host=config.listen.host,
@@ -156,6 +158,7 @@ class TunnelServer:
                 path=config.path,
                 decoy=config.decoy,
                 ech_keys=[key.pem for key in self._keys.keys] if self._keys else [],
+                ticket_keys=self._tickets.keys if self._tickets else None,
                 allow_private_targets=config.allow_private_targets,
                 max_sessions=config.max_sessions,
                 max_streams=config.max_streams,
@@ -322,6 +325,9 @@ class TunnelServer:
                 self._renew_certificates()
                 if self._keys is not None:
                     self._swap(self._keys)
+                if self._tickets is not None and self._tickets.refresh():
+                    self._native.set_ticket_keys(self._tickets.keys)
+                    log.info("session tickets are now under %s", ", ".join(self._tickets.names))
                 if look >= validity:
                     validity = look + VALIDITY_INTERVAL
                     self._check_validity()

@@ -16,7 +16,7 @@ import click
 import pytest
 from dns.rdtypes.IN.HTTPS import HTTPS
 
-from ech_workers import _native, cli
+from ech_workers import _native, cli, version
 from ech_workers.cli import manual
 from ech_workers.errors import TunnelError
 from ech_workers.options import load, reference, schema
@@ -36,10 +36,24 @@ def run(*arguments: str) -> int:
     return cli.run(list(arguments))
 
 
-def test_version_names_boringssl(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_names_the_commit_and_boringssl(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(version, "commit", lambda: "0123456789ab")
     assert run("--version") == 0
-    assert capsys.readouterr().out == f"ech-workers {_native.__version__} ({_native.BORINGSSL_REVISION})\n"
+    told = f"{_native.__version__} (commit 0123456789ab, {_native.BORINGSSL_REVISION})"
+    assert capsys.readouterr().out == f"ech-workers {told}\n"
     assert "BoringSSL" in _native.BORINGSSL_REVISION
+
+
+@pytest.mark.skipif(not (REFERENCE.parents[2] / ".git").exists(), reason="not a git clone")
+def test_the_commit_of_a_clone_is_that_of_git() -> None:
+    made_of = version.commit()
+    assert made_of is not None
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=REFERENCE.parent, capture_output=True, text=True, check=True
+    )
+    assert head.stdout.startswith(made_of.removesuffix("-dirty"))
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,9 +217,9 @@ def test_the_promised_options_are_all_there() -> None:
         (["proxy", "--server", "192.0.2.1/"], 2, r"config: --server: ECH hides a name"),
         (["proxy", "--server", "a.test/", "--doh-server", "https://b.test/q"], 2, r"--doh-ip"),
         (
-            ["proxy", "--server", "a.test/", "--log-file", "/nonexistent/log"],
+            ["proxy", "--server", "a.test/", "--log-file", "/dev/null/log"],
             2,
-            r"--log-file: cannot write /nonexistent/log",
+            r"--log-file: cannot write /dev/null/log",
         ),
         (["server", "--listen", "0", "--cert", "/x", "--key", "/x", "--token", "a"], 2, r"--cert: cannot read /x"),
         (["keygen", "--public-name", "no name", "--out", "{tmp}"], 2, r"--public-name: "),

@@ -483,6 +483,7 @@ SERVER_ARRIVALS: dict[str, tuple[Any, Callable[[dict[str, Any]], object], object
     "cert": (None, lambda made: b"BEGIN CERTIFICATE" in made["certificates"][0][0], True),
     "key": (None, lambda made: b"PRIVATE KEY" in made["certificates"][0][1], True),
     "ech_keys": ("KEYS", lambda made: b"ECHCONFIG" in made["ech_keys"][0], True),
+    "ticket_keys": ("KEYS", lambda made: made["ticket_keys"], (b"k" * 80,)),
     "token": (["a", "b"], lambda made: made["tokens"], ("a", "b")),
     "token_file": ("TOKENS", lambda made: made["tokens"], ("x", "from-a-file")),
     "path": ("/ws", lambda made: made["path"], "/ws"),
@@ -511,6 +512,7 @@ def test_every_option_of_the_server_arrives(name: str, native: Calls, tmp_path: 
     keys = tmp_path / "keys"
     keys.mkdir()
     (keys / "1.pem").write_bytes(_native.generate_ech_key(1, "tunnel.test")[0])
+    (keys / "1.key").write_bytes(b"k" * 80)
     options: dict[str, Any] = {
         "listen": "127.0.0.1:0",
         "cert": [str(tmp_path / "cert.pem")],

@@ -58,9 +58,9 @@ class Commands(click.Group):
 
 def _version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from ech_workers import _native
+        from ech_workers.version import told
 
-        click.echo(f"{PROGRAM} {_native.__version__} ({_native.BORINGSSL_REVISION})")
+        click.echo(f"{PROGRAM} {told()}")
         ctx.exit()
 
 

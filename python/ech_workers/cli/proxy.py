@@ -13,6 +13,7 @@ import msgspec
 from ech_workers.cli import logs
 from ech_workers.cli.controlled import Reloader, controlled
 from ech_workers.cli.options import client_options, config_option, given, verbose_option
+from ech_workers.cli.service import Service
 from ech_workers.cli.stopping import Stopping
 from ech_workers.config import ClientConfig, authority
 from ech_workers.options import link as links
@@ -101,7 +102,10 @@ def run(
         try:
             tunnel.start()
             observer = Observer(tunnel)
-            with controlled("proxy", config.control, lambda: _status(observer), stopping, reloader):
+            with (
+                controlled("proxy", config.control, lambda: _status(observer), stopping, reloader),
+                Service(tunnel.status),
+            ):
                 below = [f"status page on http://{authority(*address)}/" for address in tunnel.status_addresses]
                 below += notes(tunnel.addresses) if notes else ()
                 if plain:

@@ -11,6 +11,7 @@ import click
 from ech_workers.cli import logs
 from ech_workers.cli.controlled import Reloader, controlled
 from ech_workers.cli.options import config_option, given, server_options, verbose_option
+from ech_workers.cli.service import Service
 from ech_workers.cli.stopping import Stopping
 from ech_workers.config import ServerConfig, authority
 from ech_workers.options import load
@@ -54,11 +55,15 @@ def server(ctx: click.Context, /, verbose: bool, config: str | None, **options: 
     reloader = Reloader(take)
     with Stopping(reloader) as stopping:
         running = TunnelServer(loaded.config)
-        with controlled("server", loaded.config.control, running.status, stopping, reloader):
+        with (
+            controlled("server", loaded.config.control, running.status, stopping, reloader),
+            Service(running.status) as service,
+        ):
             click.echo(f"listening on {authority(*running.address)}")
             for address in running.status_addresses:
                 click.echo(f"figures on http://{authority(*address)}/metrics")
             stopping.wait()
+            service.stopping()
             drain = running.config.drain
             closing = threading.Thread(target=running.close, args=(drain,), daemon=True)
             closing.start()

@@ -60,6 +60,7 @@ SERVER_ORDER = [
     "cert",
     "key",
     "ech_keys",
+    "ticket_keys",
     "token",
     "token_file",
     "path",

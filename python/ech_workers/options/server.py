@@ -75,7 +75,8 @@ class ServerSchema(ServerTuning, frozen=True, kw_only=True):
     listen: Annotated[
         str | None,
         option(
-            "the address to listen on; port 0 takes a free one; `listening on ADDR:PORT` says which",
+            "the address to listen on; port 0 takes a free one; `listening on ADDR:PORT` says which. `systemd` takes the socket that"
+            " systemd hands over (socket activation)",
             metavar="ADDR:PORT",
             shown_default="required",
         ),
@@ -114,6 +115,17 @@ class ServerSchema(ServerTuning, frozen=True, kw_only=True):
             metavar="DIR",
             path=True,
             shown_default="no ECH",
+            api=_PATH,
+        ),
+    ] = None
+    ticket_keys: Annotated[
+        str | None,
+        option(
+            "session ticket keys that several servers share, so that clients resume at any of them: every `*.key` in it, of 80"
+            " random bytes. The newest file seals, the others open. Watched as the ECH keys are",
+            metavar="DIR",
+            path=True,
+            shown_default="keys of this process alone",
             api=_PATH,
         ),
     ] = None

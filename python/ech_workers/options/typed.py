@@ -63,6 +63,7 @@ class ServerOptions(TypedDict, total=False):
     cert: str | Path | Sequence[str | Path]
     key: str | Path | Sequence[str | Path]
     ech_keys: str | Path | None
+    ticket_keys: str | Path | None
     token: str | Sequence[str] | None
     token_file: str | Path | None
     path: str

@@ -51,6 +51,7 @@ mod _native {
         process::refuse_other_interpreters(module.py())?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("BORINGSSL_REVISION", ech_workers_tls::BORINGSSL_REVISION)?;
+        module.add("COMMIT", option_env!("ECH_WORKERS_COMMIT"))?;
         let profiles: Vec<&str> = ech_workers_tls::profile::ALL
             .iter()
             .map(|profile| profile.name)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ech_workers_tls::ech::EchKey;
-use ech_workers_tls::{Identity, ServerContext};
+use ech_workers_tls::{Identity, ServerContext, TicketKey, TicketKeys};
 use ech_workers_tunnel::{self as tunnel, Next, ServerConfig};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -23,6 +23,8 @@ pub(crate) struct Server {
     process: Process,
     /// Taken when the object is dropped.
     server: Option<tunnel::Server>,
+    /// Those that were given; None: they are BoringSSL's own.
+    tickets: Option<TicketKeys>,
     events: Arc<tunnel::Events<Infallible>>,
 }
 
@@ -45,7 +47,7 @@ impl Drop for Server {
 #[pymethods]
 impl Server {
     #[new]
-    #[pyo3(signature = (*, host, port, certificates, tokens, path="/".to_owned(), decoy=None, ech_keys=Vec::new(), allow_private_targets=false, max_sessions=10000, max_streams=1024, memory_limit=268_435_456, connect_timeout=10.0, idle_timeout=600.0, workers=1, log_level=20))]
+    #[pyo3(signature = (*, host, port, certificates, tokens, path="/".to_owned(), decoy=None, ech_keys=Vec::new(), ticket_keys=None, allow_private_targets=false, max_sessions=10000, max_streams=1024, memory_limit=268_435_456, connect_timeout=10.0, idle_timeout=600.0, workers=1, log_level=20))]
     #[allow(
         clippy::too_many_arguments,
         reason = "keyword arguments of the Python class"
@@ -59,6 +61,7 @@ impl Server {
         path: String,
         decoy: Option<Vec<u8>>,
         ech_keys: Vec<Vec<u8>>,
+        ticket_keys: Option<Vec<Vec<u8>>>,
         allow_private_targets: bool,
         max_sessions: usize,
         max_streams: usize,
@@ -98,8 +101,16 @@ impl Server {
                 .map(|pem| (pem.clone(), true))
                 .collect::<Vec<_>>(),
         )?;
+        let tickets = match ticket_keys {
+            None => None,
+            Some(given) => {
+                let shared = TicketKeys::default();
+                shared.set(self::ticket_keys(&given)?);
+                Some(shared)
+            }
+        };
         py.detach(|| {
-            let tls = ServerContext::new(&identities)
+            let tls = ServerContext::with_tickets(&identities, tickets.clone())
                 .map_err(|error| PyValueError::new_err(format!("certificates: {error}")))?;
             if !keys.is_empty() {
                 tls.set_ech_keys(&keys)
@@ -111,6 +122,7 @@ impl Server {
             Ok(Self {
                 process: Process::current(),
                 server: Some(server),
+                tickets,
                 events,
             })
         })
@@ -138,6 +150,20 @@ impl Server {
         let identities = identities(certificates);
         py.detach(|| server.set_identities(&identities))
             .map_err(|error| PyValueError::new_err(error.to_string()))
+    }
+
+    fn set_ticket_keys(&self, py: Python<'_>, keys: Vec<Vec<u8>>) -> PyResult<()> {
+        self.server(py)?;
+        let keys = ticket_keys(&keys)?;
+        match &self.tickets {
+            None => Err(PyValueError::new_err(
+                "ticket_keys: the server was made without any",
+            )),
+            Some(tickets) => {
+                tickets.set(keys);
+                Ok(())
+            }
+        }
     }
 
     #[pyo3(signature = (timeout))]
@@ -190,6 +216,15 @@ fn identities(certificates: Vec<(Vec<u8>, Vec<u8>)>) -> Vec<Identity> {
     certificates
         .into_iter()
         .map(|(chain_pem, key_pem)| Identity { chain_pem, key_pem })
+        .collect()
+}
+
+fn ticket_keys(keys: &[Vec<u8>]) -> PyResult<Vec<TicketKey>> {
+    keys.iter()
+        .map(|key| {
+            TicketKey::new(key)
+                .ok_or_else(|| PyValueError::new_err("ticket_keys: a key has 80 bytes"))
+        })
         .collect()
 }
 

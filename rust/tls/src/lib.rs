@@ -19,6 +19,7 @@ mod info;
 mod record;
 mod server;
 mod stream;
+mod tickets;
 mod wire;
 
 pub mod authority;
@@ -39,3 +40,4 @@ pub use info::HandshakeInfo;
 pub use profile::{HelloForm, Http2, Priority, Profile};
 pub use server::{Identity, ServerContext, accept};
 pub use stream::{BATCH_MAX, RECORD_MAX, TlsStream};
+pub use tickets::{TicketKey, TicketKeys};

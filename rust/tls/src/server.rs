@@ -19,6 +19,7 @@ use crate::handshake::{self, Observer, Wire};
 use crate::hello::ClientHello;
 use crate::info::HandshakeInfo;
 use crate::stream::TlsStream;
+use crate::tickets::TicketKeys;
 
 /// What is looked at of a hello to learn its outer name; longer ones are served, too, but not described.
 const MAX_DESCRIBED_HELLO: usize = 32 * 1024;
@@ -37,6 +38,8 @@ pub struct Identity {
 #[derive(Clone)]
 pub struct ServerContext {
     current: Arc<RwLock<Current>>,
+    /// Those that other servers have too; None: BoringSSL's own, which no other server has.
+    tickets: Option<TicketKeys>,
 }
 
 struct Current {
@@ -52,12 +55,24 @@ impl ServerContext {
     /// # Errors
     /// [`ServerError`] if a chain or key cannot be used, or they do not belong together.
     pub fn new(identities: &[Identity]) -> Result<Self, ServerError> {
+        Self::with_tickets(identities, None)
+    }
+
+    /// The same, with session tickets under these keys. They stay when certificates are replaced.
+    ///
+    /// # Errors
+    /// As of [`Self::new`].
+    pub fn with_tickets(
+        identities: &[Identity],
+        tickets: Option<TicketKeys>,
+    ) -> Result<Self, ServerError> {
         let current = Current {
-            context: context(identities)?,
+            context: context(identities, tickets.as_ref())?,
             keys: Vec::new(),
         };
         Ok(Self {
             current: Arc::new(RwLock::new(current)),
+            tickets,
         })
     }
 
@@ -66,7 +81,7 @@ impl ServerContext {
     /// # Errors
     /// [`ServerError`] if a chain or key cannot be used, or they do not belong together: nothing has changed then.
     pub fn set_identities(&self, identities: &[Identity]) -> Result<(), ServerError> {
-        let replacement = context(identities)?;
+        let replacement = context(identities, self.tickets.as_ref())?;
         let mut current = self.write();
         if !current.keys.is_empty() {
             replacement.set_ech_keys(&ssl_keys(&current.keys)?)?;
@@ -151,11 +166,18 @@ pub async fn accept(tcp: TcpStream, context: &ServerContext) -> Result<TlsStream
     Ok(stream)
 }
 
-fn context(identities: &[Identity]) -> Result<SslContext, ServerError> {
+fn context(
+    identities: &[Identity],
+    tickets: Option<&TicketKeys>,
+) -> Result<SslContext, ServerError> {
     let Some((first, others)) = identities.split_first() else {
         return Err(ServerError::Empty);
     };
     let (mut builder, certificate) = builder(first)?;
+    // Tickets are the first context's, whichever certificate is shown.
+    if let Some(tickets) = tickets {
+        tickets.configure(&mut builder);
+    }
     let others = others.iter().map(build).collect::<Result<Arc<[_]>, _>>()?;
     if !others.is_empty() {
         builder.set_servername_callback(move |ssl, _| {

@@ -9,6 +9,9 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use crate::descriptors;
 use crate::seldom::{Seldom, times};
 
+/// In place of a host: the first socket that the service manager hands over (sd_listen_fds(3)).
+const ACTIVATED: &str = "systemd";
+
 const BACKLOG: u32 = 1024;
 /// How long an accept loop waits when the system has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -19,6 +22,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
     reason = "an address to listen on, given by the user: `localhost` is the name in use"
 )]
 pub(crate) fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
+    if host == ACTIVATED {
+        return activated();
+    }
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "the host has no address");
     for address in (host, port).to_socket_addrs()? {
@@ -28,6 +34,25 @@ pub(crate) fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
         }
     }
     Err(last)
+}
+
+#[cfg(unix)]
+fn activated() -> io::Result<TcpListener> {
+    let socket = listenfd::ListenFd::from_env().take_tcp_listener(0)?;
+    let listener = socket.ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::NotFound,
+            "the service manager handed over no socket (LISTEN_FDS)",
+        )
+    })?;
+    listener.set_nonblocking(true)?;
+    socket2::SockRef::from(&listener).set_tcp_nodelay(true)?;
+    TcpListener::from_std(listener)
+}
+
+#[cfg(not(unix))]
+fn activated() -> io::Result<TcpListener> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {

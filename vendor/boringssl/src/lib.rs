@@ -6,6 +6,7 @@
 
 #[cfg(feature = "delegated-credential")]
 mod delegated_credential;
+mod ticket_keys;
 
 use std::io::{Read, Write};
 
@@ -14,6 +15,8 @@ use rama_boring_sys as ffi;
 
 #[cfg(feature = "delegated-credential")]
 pub use delegated_credential::delegated_credential;
+pub use ticket_keys::{NAME as TICKET_KEY_NAME, TicketKey, set_ticket_keys};
+
 pub use rama_boring::{
     aead, asn1, bn, ec, error, ex_data, hash, hkdf, hpke, nid, pkey, sha, sign, ssl, stack, x509,
     x25519,
