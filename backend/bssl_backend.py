@@ -35,13 +35,14 @@ def seed() -> None:
 
 
 def seed_libclang() -> None:
-    """Copies libclang.so into .libclang/, unless it is there or LIBCLANG_PATH names another one."""
+    """Copies the wheel's library into .libclang/, unless it is there or LIBCLANG_PATH names another one."""
     if os.environ.get("LIBCLANG_PATH"):
         return
     import clang  # the libclang wheel
 
-    source = Path(clang.__file__).parent / "native" / "libclang.so"
-    target = ROOT / ".libclang" / "libclang.so"
+    # .so, .dylib or .dll
+    source = next((Path(clang.__file__).parent / "native").glob("libclang.*"))
+    target = ROOT / ".libclang" / source.name
     if target.exists() and target.stat().st_size == source.stat().st_size:
         return
     target.parent.mkdir(exist_ok=True)

@@ -1,0 +1,253 @@
+"""Makes the release's Linux wheels and the sdist in dist/, on one machine, and checks each: `make wheels`.
+
+The C and C++ compiler and the C libraries of the targets are zig's (the `ziglang` package), the standard libraries of Rust
+come by rustup. Two runs on one commit make equal files: times are the commit's, and no path of the machine is left in them.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+DIST = ROOT / "dist"
+BIN = Path(sys.executable).parent
+
+MAX_WHEEL = 4 << 20
+MAX_SDIST = 4 << 20
+
+
+class Target(NamedTuple):
+    triple: str
+    compatibility: str
+    """The oldest C library that the wheel asks for: glibc 2.17 (2012), or musl 1.2 (2020)."""
+
+
+TARGETS = (
+    Target("x86_64-unknown-linux-gnu", "manylinux2014"),
+    Target("aarch64-unknown-linux-gnu", "manylinux2014"),
+    Target("x86_64-unknown-linux-musl", "musllinux_1_2"),
+    Target("aarch64-unknown-linux-musl", "musllinux_1_2"),
+)
+
+
+def main(arguments: list[str]) -> int:
+    wanted = [target for target in TARGETS if not arguments or target.triple in arguments]
+    unknown = set(arguments) - {target.triple for target in TARGETS}
+    if unknown:
+        print(f"no such target: {', '.join(sorted(unknown))}; there are {', '.join(t.triple for t in TARGETS)}")
+        return 2
+    add_targets([target.triple for target in wanted])
+    made = [build(target) for target in wanted]
+    if not arguments:
+        made.append(sdist())
+    complaints = [complaint for file in made for complaint in check(file)]
+    for file in made:
+        print(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}  {file.stat().st_size / (1 << 20):.2f} MB")
+    print("\n".join(complaints) or "wheels: clean")
+    return 1 if complaints else 0
+
+
+def add_targets(triples: Sequence[str]) -> None:
+    """Rust's standard library for each."""
+    libraries = Path(output("rustc", "--print", "sysroot").strip()) / "lib" / "rustlib"
+    missing = [triple for triple in triples if not (libraries / triple / "lib").is_dir()]
+    if not missing:
+        return
+    if shutil.which("rustup") is None:
+        raise SystemExit(
+            f"the Rust standard library is missing for {', '.join(missing)}: rustup brings it, or a package of the system"
+        )
+    subprocess.run(["rustup", "target", "add", *missing], check=True)
+
+
+def build(target: Target) -> Path:
+    """One wheel. Raises SystemExit with the build's last lines."""
+    print(f"building for {target.triple}, {target.compatibility}", flush=True)
+    command = [
+        "build",
+        "--release",
+        "--locked",
+        "--zig",
+        "--target",
+        target.triple,
+        "--compatibility",
+        target.compatibility,
+    ]
+    made = environment()
+    # Under both names: what drives zig sets the second, which comes first, if it is not set.
+    for name in (target.triple.replace("-", "_"), target.triple):
+        made[f"BINDGEN_EXTRA_CLANG_ARGS_{name}"] = zig_headers(target.triple)
+    return finish(maturin(*command, "--out", str(DIST), suffix=".whl", environment=made))
+
+
+def sdist() -> Path:
+    print("making the sdist", flush=True)
+    return maturin("sdist", "--out", str(DIST), suffix=".tar.gz", environment=environment())
+
+
+def maturin(*arguments: str, suffix: str, environment: dict[str, str]) -> Path:
+    DIST.mkdir(exist_ok=True)
+    log = DIST.parent / "target" / "wheels.log"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("w+") as stream:
+        ended = subprocess.run([BIN / "maturin", *arguments], cwd=ROOT, env=environment, stdout=stream, stderr=stream)
+    said = log.read_text("utf-8", errors="replace")
+    if ended.returncode:
+        raise SystemExit("\n".join(said.splitlines()[-60:]))
+    warnings = [line for line in said.splitlines() if "warning" in line.lower() and "ech-workers" in line]
+    if warnings:
+        raise SystemExit("the build warns:\n" + "\n".join(warnings))
+    found = re.findall(r"Built (?:wheel|source distribution) .*?to (.*)", said)
+    files = [Path(name.strip()) for name in found if name.strip().endswith(suffix)]
+    if len(files) != 1:
+        raise SystemExit(f"maturin does not say which file it made:\n{said[-2000:]}")
+    return files[0]
+
+
+def environment() -> dict[str, str]:
+    """What makes a build the same everywhere: the commit's time, and no paths."""
+    made = dict(os.environ)
+    made.setdefault("SOURCE_DATE_EPOCH", output("git", "log", "-1", "--format=%ct").strip() or "0")
+    # What `ech-workers --version` tells.
+    made["ECH_WORKERS_COMMIT"] = output("git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty").strip()
+    cargo = Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo"))
+    # The last one that fits counts.
+    places = {str(Path.home()): "/home", str(cargo): "/cargo", str(ROOT): "/ech-workers"}
+    made["CFLAGS"] = made["CXXFLAGS"] = (
+        " ".join(f"-ffile-prefix-map={old}={new}" for old, new in places.items()) + " -g0"
+    )
+    made["CARGO_ENCODED_RUSTFLAGS"] = "\x1f".join(f"--remap-path-prefix={old}={new}" for old, new in places.items())
+    # A folder of its own: cargo builds in one folder one after the other.
+    made["CARGO_TARGET_DIR"] = str(ROOT / "target" / "wheels")
+    made["ZIG_GLOBAL_CACHE_DIR"] = str(ROOT / "target" / "zig")
+    made["VIRTUAL_ENV"] = str(BIN.parent)
+    made["PATH"] = f"{BIN}{os.pathsep}{made['PATH']}"
+    if shutil.which("ninja"):
+        made["CMAKE_GENERATOR"] = "Ninja"
+    return made
+
+
+def zig_headers(triple: str) -> str:
+    """Arguments that give clang, as bindgen runs it, the headers of zig and of no other compiler."""
+    import ziglang
+
+    processor, _, system, *library = triple.split("-")
+    family = "x86" if processor == "x86_64" else processor
+    folders = {
+        "gnu": [f"{family}-linux-gnu", "generic-glibc", f"{family}-linux-any", "any-linux-any"],
+        "musl": [f"{processor}-linux-musl", "generic-musl", f"{family}-linux-any", "any-linux-any"],
+        "windows": ["any-windows-any"],
+        "darwin": ["any-darwin-any"],
+    }[library[0] if system == "linux" else system]
+    lib = Path(ziglang.__file__).parent / "lib"
+    places = [lib / "include", *(lib / "libc" / "include" / folder for folder in folders)]
+    return " ".join(["-nostdinc", *(f"-isystem{place}" for place in places)])
+
+
+def finish(wheel: Path) -> Path:
+    """Makes the bill of materials that maturin has put into the wheel true for every machine: without this one's paths, and with
+    BoringSSL, which is inside of a crate."""
+    with zipfile.ZipFile(wheel) as made:
+        entries = {entry: made.read(entry) for entry in made.infolist()}
+    names = {entry.filename: entry for entry in entries}
+    bom = next(entry for name, entry in names.items() if name.endswith(".cyclonedx.json"))
+    content = json.loads(entries[bom].replace(f"file://{ROOT}".encode(), b"file:///ech-workers"))
+    content["components"].append(boringssl())
+    entries[bom] = json.dumps(content, indent=2).encode()
+    record = next(entry for name, entry in names.items() if name.endswith(".dist-info/RECORD"))
+    entries[record] = b"".join(
+        line
+        if not line.startswith(bom.filename.encode())
+        else f"{bom.filename},sha256={digest(entries[bom])},{len(entries[bom])}\n".encode()
+        for line in entries[record].splitlines(keepends=True)
+    )
+    partial = wheel.with_suffix(".partial")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as written:
+        for entry, data in entries.items():
+            written.writestr(entry, data, zipfile.ZIP_DEFLATED, 9)
+    partial.replace(wheel)
+    return wheel
+
+
+def digest(content: bytes) -> str:
+    """As RECORD has it: URL-safe base64 without padding."""
+    return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+
+
+def boringssl() -> dict[str, object]:
+    """BoringSSL as a component, by what vendor/boringssl says of itself."""
+    source = (ROOT / "vendor" / "boringssl" / "src" / "lib.rs").read_text("utf-8")
+    found = re.search(r'REVISION: &str = "BoringSSL (\S+)', source)
+    assert found is not None
+    return {
+        "type": "library",
+        "bom-ref": "boringssl",
+        "name": "boringssl",
+        "version": found[1],
+        "licenses": [{"expression": "Apache-2.0"}],
+        "purl": f"pkg:generic/boringssl@{found[1]}",
+        "externalReferences": [{"type": "vcs", "url": "https://boringssl.googlesource.com/boringssl"}],
+    }
+
+
+def check(file: Path) -> list[str]:
+    """Everything that is wrong with a file of the release."""
+    if not file.name.endswith(".whl"):
+        return [f"{file.name}: {file.stat().st_size} bytes"] if file.stat().st_size > MAX_SDIST else []
+    complaints = []
+    if file.stat().st_size > MAX_WHEEL:
+        complaints.append(f"{file.name}: {file.stat().st_size} bytes, at most {MAX_WHEEL}")
+    traces = (f"{ROOT}/".encode(), f"{Path.home()}/.".encode())
+    with zipfile.ZipFile(file) as wheel:
+        for name in wheel.namelist():
+            content = wheel.read(name)
+            complaints += [f"{file.name}: {name} has {trace.decode()} in it" for trace in traces if trace in content]
+            if name.endswith(".so"):
+                debug = [
+                    section for section in sections(content) if section.startswith((".debug", ".zdebug", ".symtab"))
+                ]
+                complaints += [f"{file.name}: {name} has the section {section}" for section in debug]
+    return complaints + [f"{file.name}: {line}" for line in audit(file)]
+
+
+def sections(content: bytes) -> list[str]:
+    """The names of an ELF file's sections."""
+    from elftools.elf.elffile import ELFFile  # comes with auditwheel
+
+    return [section.name for section in ELFFile(io.BytesIO(content)).iter_sections()]
+
+
+def audit(file: Path) -> list[str]:
+    """auditwheel on the symbols of the C library, abi3audit on those of Python."""
+    found = []
+    shown = subprocess.run(
+        [BIN / "auditwheel", "show", file], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    tags = set(re.findall(r"(?:many|musl)linux_\d+_\d+_\w+", file.name))
+    plain = " ".join(shown.stdout.split())
+    if shown.returncode or not any(f'consistent with the following platform tag: "{tag}"' in plain for tag in tags):
+        found.append(f"auditwheel: {plain}")
+    checked = subprocess.run(
+        [BIN / "abi3audit", "--strict", file], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if checked.returncode:
+        found.append(f"abi3audit: {checked.stdout.strip()}")
+    return found
+
+
+def output(*command: str) -> str:
+    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
