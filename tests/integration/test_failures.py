@@ -300,7 +300,7 @@ def test_server_port_in_use(site: Site, processes: Processes) -> None:
         (["--server", "https://"], "--server"),
         (["--server", "secret.test/ws", "--token", "two words"], "--token"),
         (["--server", "secret.test/ws", "--ech-config", "%%%"], "--ech-config"),
-        (["--server", "secret.test/ws", "--ca-file", "/nonexistent.pem"], "--ca-file"),
+        (["--server", "secret.test/ws", "--ca-file", "/dev/null/missing.pem"], "--ca-file"),
         (["--server", "secret.test/ws", "--profile", "lynx"], "--profile"),
         (["--server", "secret.test/ws", "--doh-server", "https://resolver.test/dns-query"], "--doh-ip"),
         (["--server", "secret.test/ws", "--listen", "1080x"], "--listen"),

@@ -357,7 +357,7 @@ def test_the_home_of_nobody_is_a_clear_error() -> None:
         build(ca_file="~nobody-like-this/ca.pem")
 
 
-@pytest.mark.parametrize("text", ["%%%", "aGVsbG8=", "@/nonexistent", "AAA", "-----BEGIN ECHCONFIG-----"])
+@pytest.mark.parametrize("text", ["%%%", "aGVsbG8=", "@/dev/null/missing", "AAA", "-----BEGIN ECHCONFIG-----"])
 def test_an_ech_configuration_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build(ech_config=text)
@@ -396,7 +396,7 @@ def test_token_files(tmp_path: Path) -> None:
         ({"ech_domain": "192.0.2.1"}, "--ech-domain"),
         ({"ech": False, "ech_domain": "a.test"}, "--ech-domain"),
         ({"ech": False, "ech_config": "AAAA"}, "--ech-config"),
-        ({"ca_file": "/nonexistent.pem"}, "--ca-file"),
+        ({"ca_file": "/dev/null/missing.pem"}, "--ca-file"),
         ({"profile": "lynx"}, "--profile"),
         ({"alpn": "h3"}, "--alpn"),
         ({"sessions": 0}, "--sessions"),
@@ -516,8 +516,8 @@ def test_several_tokens_and_certificates(server_files: dict[str, Any], tmp_path:
         ({}, "--token"),
         ({"token": "a", "key": []}, "--key"),
         ({"token": "a", "cert": [], "key": []}, "--cert"),
-        ({"token": "a", "ech_keys": "/nonexistent"}, "--ech-keys"),
-        ({"token": "a", "decoy": "/nonexistent"}, "--decoy"),
+        ({"token": "a", "ech_keys": "/dev/null/missing"}, "--ech-keys"),
+        ({"token": "a", "decoy": "/dev/null/missing"}, "--decoy"),
         ({"token": "a", "drain": -1}, "--drain"),
         ({"token": "a", "workers": 0}, "--workers"),
         ({"token": "a", "listen": "nowhere"}, "--listen"),
