@@ -87,14 +87,19 @@ class Listener:
 class Running:
     """What works for a tunnel once it is started. It knows nothing of the ``Tunnel``, which may be forgotten."""
 
-    def __init__(self, config: ClientConfig, on_event: Callable[[_native.Event], object] | None) -> None:
-        """Raises ListenError, and ConfigError for a certificate file that cannot be used."""
+    def __init__(
+        self,
+        config: ClientConfig,
+        on_event: Callable[[_native.Event], object] | None,
+        max_connections: int | None = None,
+    ) -> None:
+        """max_connections: instead of the configuration's. Raises ListenError, and ConfigError for a certificate file that cannot be used."""
         self.config = config
         self._on_event = on_event
         self.listeners: list[Listener] = []
         self.status_port: StatusPort | None = None
         self._forgotten = False
-        self.engine = _engine(config)
+        self.engine = _engine(config, max_connections or config.max_connections)
         try:
             self._configured = {
                 address: self.listen(address, config.username, config.password) for address in config.listen
@@ -246,7 +251,8 @@ class Tunnel:
 
     Takes the options of ``ech-workers proxy`` by their names (``Tunnel("tunnel.example/ws", token="...")``); no local
     port is opened unless ``listen`` is given. Usable from several threads, and in the process that started it alone: in
-    a forked child every method raises EngineClosed, and a new Tunnel can be made.
+    a forked child every method raises EngineClosed, and a new Tunnel can be made. The process's limit of open files is
+    left as it is: each open stream takes two, each local connection one, in simple mode one more.
     """
 
     def __init__(self, server: str, *, connect: Connect = "wait", **options: Unpack[ClientOptions]) -> None:
@@ -262,15 +268,20 @@ class Tunnel:
         *,
         connect: Connect = "wait",
         on_event: Callable[[_native.Event], object] | None = None,
+        max_connections: int | None = None,
     ) -> Tunnel:
         """The tunnel for a configuration made before. on_event is called with every native event, in the supervisor's
-        thread. Raises ConfigError."""
+        thread. max_connections: instead of the configuration's. Raises ConfigError."""
         tunnel = cls.__new__(cls)
-        tunnel._prepare(config, connect, on_event)
+        tunnel._prepare(config, connect, on_event, max_connections)
         return tunnel
 
     def _prepare(
-        self, config: ClientConfig, connect: Connect, on_event: Callable[[_native.Event], object] | None
+        self,
+        config: ClientConfig,
+        connect: Connect,
+        on_event: Callable[[_native.Event], object] | None,
+        max_connections: int | None = None,
     ) -> None:
         if connect not in ("wait", "lazy"):
             raise ConfigError(f"wait or lazy, not {connect!r}", option="connect")
@@ -278,6 +289,7 @@ class Tunnel:
         """The validated configuration."""
         self._connect = connect
         self._on_event = on_event
+        self._max_connections = max_connections
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._running: Running | None = None
@@ -294,7 +306,7 @@ class Tunnel:
             if self._closed:
                 raise EngineClosed
             if self._running is None:
-                self._running = Running(self.config, self._on_event)
+                self._running = Running(self.config, self._on_event, self._max_connections)
 
     def wait_ready(self, timeout: float | None = None, *, patient: bool = False) -> None:
         """Waits until the first session is up, for ``timeout`` seconds at most (None: as long as it takes).
@@ -540,11 +552,11 @@ def _watching(supervisor: Supervisor) -> Iterator[waiting.Turns]:
         turns.close()
 
 
-def _engine(config: ClientConfig) -> _native.Engine:
+def _engine(config: ClientConfig, max_connections: int) -> _native.Engine:
     try:
         return _native.Engine(
             ca_pem=() if config.ca_pem is None else (config.ca_pem,),
-            max_connections=config.max_connections,
+            max_connections=max_connections,
             open_timeout=config.open_timeout,
             idle_timeout=config.idle_timeout,
             memory_limit=config.memory_limit,

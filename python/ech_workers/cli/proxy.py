@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from ech_workers import descriptors
 from ech_workers.cli import logs
 from ech_workers.cli.controlled import Reloader, controlled
 from ech_workers.cli.options import client_options, config_option, given, verbose_option
@@ -87,7 +88,14 @@ def run(
         log.warning(
             "the port is open to the network without a password: anyone there can use it (--username, --password)"
         )
-    tunnel = Tunnel.from_config(config, on_event=_say if plain and not _is_logged(config) else None)
+    descriptors.raise_limit()
+    # In simple mode each connection has a session of its own.
+    each = 2 if any(upstream.mode == "simple" for upstream in config.upstreams) else 1
+    tunnel = Tunnel.from_config(
+        config,
+        on_event=_say if plain and not _is_logged(config) else None,
+        max_connections=descriptors.connections(config.max_connections, descriptors.limit(), each=each),
+    )
 
     def take() -> Difference:
         assert read is not None
