@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ EXTRA_MAX = 2
 SESSIONS_MAX = 4
 """Beyond the wanted ones, none is dialled that would make more sessions to one server than this."""
 
+DISPLACED_WITHIN = 5.0
+"""A session that is lost so soon after a further one came up was ended for that, in seconds."""
+
 Answer = Literal["dial", "dialling", "wait"]
 """What follows when every session is full: another one is dialled, one is under way already, or new streams wait."""
 
@@ -30,6 +34,7 @@ class Overflow:
         self._full_at = 0.0
         self._not_before = 0.0
         self._look_at = 0.0
+        self._up_at = -math.inf
 
     def full(self, now: float, *, live: int, wanted: int) -> Answer:
         """Every session has as many streams as the server allows. live: sessions that take new streams, full or not."""
@@ -47,9 +52,17 @@ class Overflow:
         self.count = max(0, self.count - 1)
         self._not_before = now + self._timing.backoff_limit
 
-    def lost(self) -> None:
+    def up(self, now: float) -> None:
+        """A session came up."""
+        if self.count > 0:
+            self._up_at = now
+
+    def lost(self, now: float) -> None:
         """A session was lost. Whether it is needed again is found out when the others are full again."""
         self.count = max(0, self.count - 1)
+        if now - self._up_at < DISPLACED_WITHIN:
+            # A server that has no more places ends a client's oldest session for its next one, with all streams.
+            self._not_before = now + self._timing.retry_after_limit
 
     def may_end(self, now: float) -> bool:
         """Whether it is time to look for sessions that are not used any more."""

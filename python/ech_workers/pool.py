@@ -130,6 +130,7 @@ class Pool:
             self.sessions.clear()
         self.sessions[event.session] = Session(event, now, now + self._timing.session_age * (0.9 + 0.2 * uniform))
         self.verified = True
+        self.overflow.up(now)
         replaced = self.sessions.get(dial.replaces) if dial is not None and dial.replaces is not None else None
         if replaced is None:
             return None

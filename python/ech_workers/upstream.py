@@ -266,7 +266,7 @@ class Upstream:
             if failure.code != "yamux-go-away":
                 _log.info("a session that was to end with its last stream was lost: %s", failure.message)
             return
-        self.pool.overflow.lost()
+        self.pool.overflow.lost(now.clock)
         self._is_news = True
         if failure.code == "yamux-go-away":
             # No failure: open streams go on, and the next session is dialled at once.

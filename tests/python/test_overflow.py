@@ -35,6 +35,18 @@ def test_after_a_failure_the_next_one_is_not_dialled_at_once() -> None:
     assert overflow.full(31.0, live=1, wanted=1) == "dial"
 
 
+def test_a_session_that_is_ended_for_a_further_one_is_the_last() -> None:
+    overflow = Overflow(Timing(retry_after_limit=3600))
+    assert overflow.full(0.0, live=1, wanted=1) == "dial"
+    overflow.up(1.0)
+    overflow.lost(2.0)
+    assert overflow.full(100.0, live=1, wanted=1) == "wait"
+    assert overflow.full(3602.0, live=1, wanted=1) == "dial"
+    overflow.up(3603.0)
+    overflow.lost(3700.0)
+    assert overflow.full(3701.0, live=1, wanted=1) == "dial"
+
+
 def full(world: World) -> None:
     world.post(0.0, SessionsFull(upstream=0))
 
