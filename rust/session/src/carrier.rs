@@ -100,9 +100,12 @@ pub trait Carrier {
 
     /// Ends the message being filled. Messages that are committed one after the other share a record where they fit.
     ///
+    /// `more`: another message of the same kind is committed next, before anything else is. The carrier may send both as
+    /// one: the borders of binary messages mean nothing.
+    ///
     /// # Errors
     /// The connection broke.
-    fn commit(&mut self, kind: MessageKind) -> Result<(), Self::Error>;
+    fn commit(&mut self, kind: MessageKind, more: bool) -> Result<(), Self::Error>;
 
     /// Sends a ping with `payload` (at most 125 bytes) with the next record.
     fn ping(&mut self, payload: &[u8]);

@@ -201,7 +201,7 @@ impl Egress {
             let length = whole.min(rest);
             rest -= length;
             let message = streams.wire.begin_message(id, length, carrier.space());
-            commit_all(carrier, message, header + length)?;
+            commit_all(carrier, message, header + length, rest > 0)?;
             records += 1;
         }
         Ok(records)
@@ -223,7 +223,7 @@ impl Egress {
             if let Some((length, kind)) = streams.wire.poll_control(space, streams.now) {
                 carrier.add(length);
                 if kind == MessageKind::Text {
-                    carrier.commit(kind)?;
+                    carrier.commit(kind, false)?;
                     return Ok(true);
                 }
                 continue;
@@ -238,7 +238,7 @@ impl Egress {
         if carrier.filled() == 0 {
             return Ok(false);
         }
-        carrier.commit(MessageKind::Binary)?;
+        carrier.commit(MessageKind::Binary, false)?;
         Ok(true)
     }
 
@@ -325,7 +325,7 @@ impl Egress {
         streams.traffic.sent += read as u64;
         let message = streams.wire.begin_message(id, length, carrier.space());
         if streams.wire.is_simple() {
-            commit_all(carrier, message, length)?;
+            commit_all(carrier, message, length, false)?;
         } else {
             carrier.add(message);
         }
@@ -361,11 +361,16 @@ impl Egress {
     }
 }
 
-/// Ends a binary message of `message` bytes, and sends the rest of `length` in one more.
-fn commit_all<C: Carrier>(carrier: &mut C, message: usize, length: usize) -> Result<(), C::Error> {
+/// Ends a binary message of `message` bytes, and sends the rest of `length` in one more. `more`: others follow.
+fn commit_all<C: Carrier>(
+    carrier: &mut C,
+    message: usize,
+    length: usize,
+    more: bool,
+) -> Result<(), C::Error> {
     if message >= length {
         carrier.add(length);
-        return carrier.commit(MessageKind::Binary);
+        return carrier.commit(MessageKind::Binary, more);
     }
     let held: Vec<u8> = carrier
         .space()
@@ -373,7 +378,7 @@ fn commit_all<C: Carrier>(carrier: &mut C, message: usize, length: usize) -> Res
         .unwrap_or_default()
         .to_vec();
     carrier.add(message);
-    carrier.commit(MessageKind::Binary)?;
+    carrier.commit(MessageKind::Binary, false)?;
     let space = carrier.space();
     let rest = held.len().min(space.len());
     space
@@ -381,5 +386,5 @@ fn commit_all<C: Carrier>(carrier: &mut C, message: usize, length: usize) -> Res
         .zip(&held)
         .for_each(|(to, from)| *to = *from);
     carrier.add(rest);
-    carrier.commit(MessageKind::Binary)
+    carrier.commit(MessageKind::Binary, more)
 }

@@ -515,7 +515,7 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
                 break;
             };
             self.carrier.add(length);
-            if self.carrier.commit(kind).is_err() {
+            if self.carrier.commit(kind, false).is_err() {
                 break;
             }
         }

@@ -21,6 +21,8 @@ use crate::failure::{Code, Failure, Layer};
 
 /// Below this much room a record is sealed rather than filled with another message.
 const ROOM_MIN: usize = 1024;
+/// A message of several records is ended before it is longer than this, for a peer that likes long messages.
+const LONG_MESSAGE: usize = 64 * 1024;
 /// Pings and pongs that wait to be sent. A peer that pings faster than it reads gets answers to its latest pings only,
 /// as RFC 6455 section 5.5.3 allows.
 const CONTROLS_MAX: usize = 8;
@@ -92,6 +94,10 @@ pub(crate) struct WebSocket {
     framed: usize,
     /// Bytes of the message being filled behind them.
     filled: usize,
+    /// The peer said that it takes one long message rather than many short ones.
+    long_messages: bool,
+    /// Bytes of the message whose last fragment is still to come (RFC 6455 section 5.4).
+    fragments: usize,
     /// Control frames that wait for the next record.
     controls: VecDeque<(OpCode, Vec<u8>)>,
     /// The code of the goodbye, where what the peer did decides it.
@@ -112,14 +118,22 @@ impl WebSocket {
             keys: MaskingKeys::new(),
             framed: 0,
             filled: 0,
+            long_messages: false,
+            fragments: 0,
             controls: VecDeque::new(),
             close_code: None,
             closing: false,
         }
     }
 
-    /// Writes the header before the message being filled and masks it.
-    fn end_message(&mut self, opcode: OpCode) -> io::Result<()> {
+    /// Sends what fills several records as one message, up to 64 KiB.
+    pub(crate) fn with_long_messages(mut self) -> Self {
+        self.long_messages = true;
+        self
+    }
+
+    /// Writes the header before the frame being filled and masks it.
+    fn end_frame(&mut self, opcode: OpCode, last: bool) -> io::Result<()> {
         let room = header_room(self.role);
         let length = std::mem::take(&mut self.filled);
         let mask = match self.role {
@@ -136,7 +150,7 @@ impl WebSocket {
         if header < room {
             message.copy_within(room..room + length, header);
         }
-        websocket::encode_header(message, opcode, true, length, mask);
+        websocket::encode_header(message, opcode, last, length, mask);
         if let Some(key) = mask {
             let payload = message.get_mut(header..header + length);
             websocket::mask(payload.unwrap_or_default(), key, 0);
@@ -165,7 +179,7 @@ impl WebSocket {
                     .zip(&payload)
                     .for_each(|(to, from)| *to = *from);
                 self.filled = payload.len();
-                self.end_message(opcode)?;
+                self.end_frame(opcode, true)?;
             }
         }
         Ok(())
@@ -330,12 +344,17 @@ impl Carrier for WebSocket {
         self.filled
     }
 
-    fn commit(&mut self, kind: MessageKind) -> Result<(), Failure> {
+    fn commit(&mut self, kind: MessageKind, more: bool) -> Result<(), Failure> {
         let opcode = match kind {
+            _ if self.fragments > 0 => OpCode::Continuation,
             MessageKind::Binary => OpCode::Binary,
             MessageKind::Text => OpCode::Text,
         };
-        self.end_message(opcode).map_err(broken)?;
+        let length = self.fragments + self.filled;
+        // The next fragment is as long as this one at most.
+        let last = !more || !self.long_messages || length + self.filled > LONG_MESSAGE;
+        self.fragments = if last { 0 } else { length };
+        self.end_frame(opcode, last).map_err(broken)?;
         if self.space().len() < ROOM_MIN {
             self.seal().map_err(broken)?;
         }

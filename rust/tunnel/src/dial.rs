@@ -317,10 +317,14 @@ async fn upgrade(mut tls: TlsStream, plan: &DialPlan) -> Result<(WebSocket, Vec<
                 .header(extensions::FIELD)
                 .map(extensions::words)
                 .unwrap_or_default();
-            return Ok((
-                WebSocket::new(tls, Role::Client, buffer[used..n].to_vec()),
-                features,
-            ));
+            let mut carrier = WebSocket::new(tls, Role::Client, buffer[used..n].to_vec());
+            if features
+                .iter()
+                .any(|word| word == extensions::LONG_MESSAGES)
+            {
+                carrier = carrier.with_long_messages();
+            }
+            return Ok((carrier, features));
         }
     }
 }

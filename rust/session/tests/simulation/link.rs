@@ -316,7 +316,7 @@ impl Carrier for Link {
         self.filled
     }
 
-    fn commit(&mut self, kind: MessageKind) -> Result<(), Cut> {
+    fn commit(&mut self, kind: MessageKind, _more: bool) -> Result<(), Cut> {
         let mut payload = self.spaces.pop_front().unwrap();
         payload.truncate(self.filled);
         self.filled = 0;

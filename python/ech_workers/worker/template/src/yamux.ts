@@ -216,7 +216,7 @@ export class YamuxStream {
     this.#untaken -= count;
     const { window } = this.session.options;
     const delta = window - this.#receiveWindow - this.#untaken;
-    if (this.#isReset || this.#peerEnded || delta < window / 4) return;
+    if (this.#isReset || this.#peerEnded || delta < window / 2) return;
     this.#receiveWindow += delta;
     this.session.sendFrame(TYPE_WINDOW_UPDATE, this.#openingFlag(), this.id, delta);
   }
