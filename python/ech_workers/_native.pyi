@@ -190,6 +190,19 @@ class H2Chosen:
     def server_name(self) -> str: ...
 
 @final
+class Unreached:
+    """A server answered that it cannot reach a target, and the stream goes to another server."""
+
+    @property
+    def upstream(self) -> int: ...
+    @property
+    def kind(self) -> str:
+        """The kind of failure: platform-address, not-allowed, host-unreachable, timed-out, ..."""
+    @property
+    def reason(self) -> str:
+        """The server's words, which name the target."""
+
+@final
 class Fetched:
     @property
     def fetch(self) -> int: ...
@@ -233,6 +246,7 @@ type Event = (
     | DialFailed
     | EchLearned
     | H2Chosen
+    | Unreached
     | Fetched
     | FetchFailed
     | Woken

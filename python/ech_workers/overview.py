@@ -54,6 +54,10 @@ class UpstreamStatus(msgspec.Struct, frozen=True, kw_only=True):
     role: Role = "in use"
     """in use: new streams go there; standby: they go there when no better server works; probation: it was lost, works
     again, and has to go on working before it is preferred; silent: its sessions do not answer; down: it has none."""
+    unreached: int = 0
+    """Connections that went on to another server because this one could not reach their target."""
+    unreached_why: str | None = None
+    """Why the last of them did."""
 
 
 class SupervisorStatus(msgspec.Struct, frozen=True):

@@ -269,6 +269,8 @@ class Supervisor:
                 self._upstreams[event.upstream].ech_learned(event, now)
             case _native.H2Chosen():
                 self._upstreams[event.upstream].h2_chosen(event)
+            case _native.Unreached():
+                self._upstreams[event.upstream].unreached.note(event)
             case _native.Fetched():
                 self._look_ups.fetched(event)
             case _native.FetchFailed():

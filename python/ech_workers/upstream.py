@@ -17,6 +17,7 @@ from ech_workers.overview import Phase, UpstreamStatus
 from ech_workers.pacing import Pacing, Remedy
 from ech_workers.pool import Dial, Pool
 from ech_workers.steps import Dialed, Dialing, Failed, Learned, Passed, Settled, Step
+from ech_workers.unreached import Unreached
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -66,6 +67,7 @@ class Upstream:
         self.knowledge = Knowledge(server, store, timing, uniform)
         self.pacing = Pacing(timing, uniform)
         self.pool = Pool(server.mode, sessions, timing)
+        self.unreached = Unreached(server.name)
         self._engine = engine
         self._timing = timing
         self._uniform = uniform
@@ -439,4 +441,6 @@ class Upstream:
             next_attempt_in=None if next_attempt is None else max(0.0, next_attempt - now.clock),
             ech=self.knowledge.status(self.used, now),
             addresses=self._candidate.addresses if self._candidate else (),
+            unreached=self.unreached.count,
+            unreached_why=self.unreached.why,
         )

@@ -7,14 +7,17 @@ import time
 from typing import TYPE_CHECKING
 
 from ech_workers import Tunnel
-from ech_workers.config import ClientConfig, Resolver, ServerAddress, UpstreamConfig
+from ech_workers.config import ClientConfig, ListenAddress, Resolver, ServerAddress, UpstreamConfig
 
 from .tap import Tap
 from .tunnel import PATH, SERVER_NAME, TOKEN, ServerProgram, Site
 from .waiting import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
     from ech_workers.config import Mode
+    from ech_workers.options.client import Reply
 
 
 class Requests:
@@ -58,10 +61,21 @@ class Requests:
 class Fleet:
     """Real servers, and a tunnel that knows all of them."""
 
-    def __init__(self, site: Site, modes: list[Mode], *, looked_up: bool = False) -> None:
-        """looked_up: where the servers are and their ECH configurations come from the site's resolver."""
+    def __init__(
+        self,
+        site: Site,
+        modes: Sequence[Mode],
+        *,
+        looked_up: bool = False,
+        strict: Collection[int] = (),
+        reply: Reply = "optimistic",
+    ) -> None:
+        """looked_up: where the servers are and their ECH configurations come from the site's resolver. strict: the servers that
+        reach none of a test's targets."""
         self.site = site
-        self.programs = [site.server(publish=False) for _ in modes]
+        self.programs = [
+            site.server(publish=False, private_targets=number not in strict) for number in range(len(modes))
+        ]
         self.paths = [Tap(("127.0.0.1", program.port)) for program in self.programs]
         for path in self.paths if looked_up else ():
             site.publish(path.port, site.key.base64)
@@ -82,12 +96,23 @@ class Fleet:
             servers=servers,
             resolvers=(Resolver.parse(site.resolver.url, ("127.0.0.1",)),),
             ca_pem=site.authority.path.read_bytes(),
-            listen=(),
+            listen=(ListenAddress("127.0.0.1", 0),),
+            reply=reply,
         )
         self.tunnel = Tunnel.from_config(config)
         self.tunnel.start()
         self.tunnel.wait_ready(20)
         wait_until(lambda: all(role != "down" for role in self.roles), "every server is warm", 20)
+
+    @property
+    def port(self) -> tuple[str, int]:
+        """The SOCKS5 port."""
+        return self.tunnel.addresses[0]
+
+    @property
+    def unreached(self) -> list[int]:
+        """For each server how many connections went on to the next one."""
+        return [upstream.unreached for upstream in self.tunnel.status().upstreams]
 
     @property
     def roles(self) -> list[str]:

@@ -59,10 +59,12 @@ class Site:
         listen: str = "127.0.0.1:0",
         publish: bool = True,
         prefix: Sequence[str] = (),
+        private_targets: bool = True,
     ) -> "ServerProgram":
         """Starts our server; with `publish` the resolver knows it (and its ECH configuration) then.
 
-        `prefix` is a command that runs the server, such as one that limits what it may have.
+        `prefix` is a command that runs the server, such as one that limits what it may have. Without `private_targets` it
+        reaches none of a test's targets.
         """
         inner = certificate or self.inner
         arguments: list[str | Path] = ["--cert", inner.chain, "--key", inner.key]
@@ -79,7 +81,7 @@ class Site:
             TOKEN,
             "--path",
             PATH,
-            "--allow-private-targets",
+            *(["--allow-private-targets"] if private_targets else []),
             *options,
         )
         found = process.wait_line(r"listening on \S*:(\d+)\b")

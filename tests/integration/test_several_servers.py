@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import socket
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from harness import socks
 from harness.fleet import Fleet, Requests
+from harness.targets import pattern, pattern_sha256
 from harness.waiting import wait_until
+from harness.worker import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ech_workers.config import Mode
+    from ech_workers.options.client import Reply
     from harness.tunnel import Site
 
 
@@ -50,5 +57,57 @@ def test_modes_can_be_mixed(site: Site, targets: dict[str, int], modes: list[Mod
         requests.stop()
         assert requests.failed_since(killed + 1) == []
         assert fleet.roles == ["down", "in use"]
+    finally:
+        fleet.close()
+
+
+MIXED: list[tuple[Mode, Mode]] = list(itertools.product(("yamux", "simple"), repeat=2))
+
+
+@pytest.mark.parametrize("reply", ["optimistic", "confirmed"])
+@pytest.mark.parametrize("modes", MIXED, ids="-".join)
+def test_a_target_that_one_server_cannot_reach_is_reached_by_the_next(
+    site: Site, targets: dict[str, int], modes: tuple[Mode, Mode], reply: Reply
+) -> None:
+    """A program that sends more than is kept for the next server before it hears of anything."""
+    size = 200_003
+    fleet = Fleet(site, modes, strict=[0], reply=reply)
+    try:
+        for _ in range(3):
+            with socks.connect(fleet.port, "127.0.0.1", targets["digest"]) as connection:
+                for piece in pattern(size):
+                    connection.sendall(piece)
+                connection.shutdown(socket.SHUT_WR)
+                assert json.loads(socks.until_end(connection)) == {"bytes": size, "sha256": pattern_sha256(size)}
+        # The first server was asked once: that it cannot reach this target is remembered.
+        wait_until(lambda: fleet.unreached == [1, 0], "it is counted", 20)
+        assert fleet.tunnel.status().upstreams[0].unreached_why == "its rules forbid them"
+        assert fleet.tunnel.snapshot().targets_failed == 0
+    finally:
+        fleet.close()
+
+
+@pytest.mark.parametrize("modes", MIXED, ids="-".join)
+def test_when_no_server_reaches_a_target_the_program_hears_what_the_last_one_said(
+    site: Site, modes: tuple[Mode, Mode]
+) -> None:
+    fleet = Fleet(site, modes, strict=[0, 1], reply="confirmed")
+    try:
+        with pytest.raises(socks.ReplyError) as refused:
+            socks.connect(fleet.port, "127.0.0.1", unused_port())
+        assert refused.value.reply == 2
+        wait_until(lambda: fleet.unreached == [1, 0], "the second server was asked", 20)
+        assert fleet.tunnel.snapshot().targets_failed == 1
+    finally:
+        fleet.close()
+
+
+def test_a_target_that_refuses_connections_is_not_asked_of_every_server(site: Site) -> None:
+    fleet = Fleet(site, ["yamux", "yamux"], reply="confirmed")
+    try:
+        with pytest.raises(socks.ReplyError) as refused:
+            socks.connect(fleet.port, "127.0.0.1", unused_port())
+        assert refused.value.reply == 5
+        assert fleet.unreached == [0, 0]
     finally:
         fleet.close()

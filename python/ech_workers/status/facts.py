@@ -138,6 +138,10 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     bytes_up: int
     """Of its sessions that there are now."""
     bytes_down: int
+    unreached: int = 0
+    """Connections that went on to another server because this one could not reach their target."""
+    unreached_why: str | None = None
+    """Why the last of them did."""
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -273,6 +277,8 @@ class Observer:
                     rtt_ms=min((session.rtt_ms for session in carried if session.rtt_ms is not None), default=None),
                     bytes_up=sum(session.bytes_up for session in carried),
                     bytes_down=sum(session.bytes_down for session in carried),
+                    unreached=upstream.unreached,
+                    unreached_why=upstream.unreached_why,
                 )
             )
         return tuple(found)

@@ -149,6 +149,8 @@ def _server(server: Server) -> Row:
     tone, role = _ROLES.get(server.role, ("", server.role))
     trip = "" if server.rtt_ms is None else f", {server.rtt_ms:.0f} ms"
     why = f": {server.problem}" if server.problem is not None and server.role == "down" else ""
+    if server.unreached:
+        why += f"; {server.unreached} connections went elsewhere ({server.unreached_why})"
     return Row("server", server.name, tone, f"({server.mode}{trip}) {role}{why}")
 
 

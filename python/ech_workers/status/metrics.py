@@ -74,6 +74,12 @@ def _metrics(facts: Facts) -> Iterator[Metric]:
         "1 for a server that new connections go to, else 0; with several servers.",
         {("server", server.name): int(server.role == "in use") for server in facts.servers},
     )
+    yield Metric(
+        "upstream_unreached_total",
+        "counter",
+        "Connections that went on to another server because this one could not reach their target; with several servers.",
+        {("server", server.name): server.unreached for server in facts.servers},
+    )
     states = [session.state for session in sessions]
     yield Metric(
         "sessions",

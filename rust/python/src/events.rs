@@ -149,6 +149,14 @@ pub(crate) struct H2Chosen {
     server_name: String,
 }
 
+/// A server cannot reach a target, and the stream goes to another one.
+#[pyclass(frozen, get_all, module = "ech_workers._native")]
+pub(crate) struct Unreached {
+    upstream: u32,
+    kind: &'static str,
+    reason: String,
+}
+
 /// The answer of an exchange.
 #[pyclass(frozen, module = "ech_workers._native")]
 pub(crate) struct Fetched {
@@ -292,6 +300,19 @@ pub(crate) fn event(py: Python<'_>, event: Event) -> PyResult<Py<PyAny>> {
             H2Chosen {
                 upstream,
                 server_name,
+            },
+        )?
+        .into_any(),
+        Event::Unreached {
+            upstream,
+            kind,
+            reason,
+        } => Py::new(
+            py,
+            Unreached {
+                upstream,
+                kind,
+                reason,
             },
         )?
         .into_any(),

@@ -33,7 +33,7 @@ mod _native {
     #[pymodule_export]
     use crate::events::{
         DialFailed, EchLearned, FetchFailed, Fetched, H2Chosen, LogLine, SessionLost, SessionUp,
-        SessionsFull, Woken,
+        SessionsFull, Unreached, Woken,
     };
     #[pymodule_export]
     use crate::failure::Failure;

@@ -28,6 +28,30 @@ pub enum Status {
     SocketLimit,
     /// The session ended before the answer came. Never on the wire.
     SessionLost,
+    /// The server ended the stream without an answer, or with one that cannot be read: what became of the request is not known.
+    /// Never on the wire.
+    NoAnswer,
+}
+
+impl Status {
+    /// The server did not connect the target for a reason that is its own (its place, its rules, what it has left), or that it
+    /// does not tell: another server may connect it.
+    pub const fn may_differ_elsewhere(self) -> bool {
+        match self {
+            Self::General
+            | Self::NotAllowed
+            | Self::NetworkUnreachable
+            | Self::HostUnreachable
+            | Self::TimedOut
+            | Self::PlatformAddress
+            | Self::SocketLimit => true,
+            Self::Succeeded
+            | Self::Refused
+            | Self::NameNotFound
+            | Self::SessionLost
+            | Self::NoAnswer => false,
+        }
+    }
 }
 
 /// Why a stream was not connected.

@@ -117,7 +117,7 @@ fn read_extended(bytes: &[u8]) -> Preamble {
 const fn code(status: Status) -> u8 {
     match status {
         Status::Succeeded => 0,
-        Status::General | Status::SessionLost => 1,
+        Status::General | Status::SessionLost | Status::NoAnswer => 1,
         Status::NotAllowed => 2,
         Status::NetworkUnreachable => 3,
         Status::HostUnreachable => 4,

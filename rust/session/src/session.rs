@@ -79,6 +79,9 @@ pub enum Event<L> {
     TargetFailed(Refusal),
     /// A stream that was not begun, to be placed elsewhere.
     Returned(Open<L>, Returned),
+    /// The server did not connect a stream's target, and another server may. The stream is to be placed there, or its end to
+    /// be refused: nothing was said to it of this.
+    Unreached(Open<L>, Refusal),
 }
 
 /// How a session ended.

@@ -96,7 +96,7 @@ impl Simple {
         self.phase = Phase::Over;
         self.sent_end = true;
         self.push(if self.extended {
-            format!("FAILED:{}:{}", word(outcome.status), outcome.reason).into_bytes()
+            format!("FAILED:{}:{}", outcome.status.word(), outcome.reason).into_bytes()
         } else {
             format!("ERROR:{}", outcome.reason).into_bytes()
         });
@@ -217,7 +217,7 @@ impl Simple {
                 if text == CLOSE {
                     self.phase = Phase::Over;
                     self.sent_end = true;
-                    let refusal = Refusal::new(Status::General, "the server ended the connection");
+                    let refusal = Refusal::new(Status::NoAnswer, "the server ended the connection");
                     return Some(Event::Answered(STREAM, refusal));
                 }
             }
@@ -310,11 +310,14 @@ const WORDS: [(Status, &str); 9] = [
     (Status::General, "failed"),
 ];
 
-fn word(status: Status) -> &'static str {
-    WORDS
-        .iter()
-        .find(|(of, _)| *of == status)
-        .map_or("failed", |(_, word)| word)
+impl Status {
+    /// Its word in simple mode's answers.
+    pub fn word(self) -> &'static str {
+        WORDS
+            .iter()
+            .find(|(of, _)| *of == self)
+            .map_or("failed", |(_, word)| word)
+    }
 }
 
 /// A refusal of either form.

@@ -417,7 +417,7 @@ impl<L: LocalEnd> Streams<L> {
                         self.answered(id, &refusal, &rest);
                     }
                     Err(why) => {
-                        self.answered(id, &Refusal::new(Status::General, why), &[]);
+                        self.answered(id, &Refusal::new(Status::NoAnswer, why), &[]);
                     }
                 }
             }
@@ -584,7 +584,7 @@ impl<L: LocalEnd> Streams<L> {
         let State::Client(ClientState::Unanswered(request)) = &mut stream.state else {
             return;
         };
-        let told = std::mem::replace(&mut request.told, true);
+        let told = request.told;
         if refusal.status == Status::Succeeded {
             stream.state = State::Client(ClientState::Relaying);
             stream.active = self.now;
@@ -599,11 +599,20 @@ impl<L: LocalEnd> Streams<L> {
             }
             return;
         }
-        self.events.push_back(Event::TargetFailed(refusal.clone()));
         self.wire.reset(id);
-        if let Some(mut stream) = self.take(id)
-            && let Some(end) = stream.end.take()
+        let Some(mut stream) = self.take(id) else {
+            return;
+        };
+        if refusal.status.may_differ_elsewhere()
+            && let Some(open) = stream.take_open()
         {
+            self.forget_sent(&open);
+            self.events
+                .push_back(Event::Unreached(open, refusal.clone()));
+            return;
+        }
+        self.events.push_back(Event::TargetFailed(refusal.clone()));
+        if let Some(end) = stream.end.take() {
             if told {
                 end.abort(Abort::Reset);
             } else {
@@ -612,14 +621,18 @@ impl<L: LocalEnd> Streams<L> {
         }
     }
 
+    /// What was sent of a stream that goes elsewhere counts where it is placed.
+    fn forget_sent(&mut self, open: &Open<L>) {
+        self.traffic.sent -= (open.early.len() as u64).min(self.traffic.sent);
+    }
+
     fn refused_by_peer(&mut self, id: StreamId) {
         let Some(mut stream) = self.take(id) else {
             return;
         };
         match stream.take_open() {
             Some(open) => {
-                // It counts where it is placed.
-                self.traffic.sent -= (open.early.len() as u64).min(self.traffic.sent);
+                self.forget_sent(&open);
                 self.events
                     .push_back(Event::Returned(open, Returned::Refused));
             }
@@ -729,7 +742,7 @@ impl<L: LocalEnd> Streams<L> {
             Settled::Cut => self.cut(id, Abort::Reset),
             Settled::NoAnswer => {
                 let refusal = Refusal::new(
-                    Status::General,
+                    Status::NoAnswer,
                     "the server closed the stream without an answer",
                 );
                 self.answered(id, &refusal, &[]);

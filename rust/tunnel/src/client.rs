@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ech_workers_proxy::{self as proxy, Credentials, RequestKind, Target};
-use ech_workers_session::{self as session, Ledger, LocalEnd as _, Open, Returned, Session};
+use ech_workers_session::{
+    self as session, Abort, Ledger, LocalEnd as _, Open, Refusal, Returned, Session,
+};
 use ech_workers_sync::Mutex;
 use ech_workers_tls::ClientContext;
 use ech_workers_yamux as yamux;
@@ -40,6 +42,7 @@ use crate::sessions::seed;
 use crate::snapshot::Snapshot;
 use crate::socket::Socket;
 use crate::stream::LocalStream;
+use crate::unreached::Unreached;
 
 /// What a connection of simple mode may hold for a program that does not take it, in bytes.
 const STREAM_MEMORY: usize = 256 << 10;
@@ -124,6 +127,15 @@ pub enum Event {
         /// What.
         what: Learned,
     },
+    /// A server cannot reach a target, and the stream goes to another one.
+    Unreached {
+        /// The number of the server.
+        upstream: u32,
+        /// The kind of failure, as a word.
+        kind: &'static str,
+        /// The server's words, which name the target.
+        reason: String,
+    },
     /// An exchange succeeded.
     Fetched {
         /// Its number.
@@ -193,6 +205,7 @@ struct Shared {
     connections_failed: Counter,
     targets_failed: Counter,
     last_target_failure: Mutex<Option<String>>,
+    unreached: Unreached,
     dials_total: Counter,
     dials_failed: Counter,
     ech_retries: Counter,
@@ -241,6 +254,7 @@ impl Client {
             connections_failed: Counter::default(),
             targets_failed: Counter::default(),
             last_target_failure: Mutex::default(),
+            unreached: Unreached::default(),
             dials_total: Counter::default(),
             dials_failed: Counter::default(),
             ech_retries: Counter::default(),
@@ -489,10 +503,12 @@ impl Shared {
     /// The same, with the servers that could not take it put behind the others.
     async fn place_beside(self: Arc<Self>, mut open: Box<Open<Program>>, failed: &[u32]) {
         let deadline = open.deadline;
+        let failed = &[failed, open.end.tried()].concat();
+        let avoided = self.unreached.of(&open.authority, Instant::now());
         loop {
             let carrier = tokio::select! {
                 biased;
-                carrier = self.pool.carrier(deadline, failed) => carrier,
+                carrier = self.pool.carrier(deadline, failed, &avoided) => carrier,
                 () = std::future::poll_fn(|cx| open.end.poll_abandoned(cx)) => return,
             };
             match carrier {
@@ -531,10 +547,47 @@ impl Shared {
         Box::pin(async move { self.place_beside(open, &failed).await })
     }
 
-    fn refuse(&self, open: Open<Program>, why: &Unavailable) {
+    /// Nothing carries the stream. If a server has answered for its target, that is what the program is told.
+    fn refuse(&self, mut open: Open<Program>, why: &Unavailable) {
+        if let Some(refusal) = open.end.take_refusal() {
+            return self.tell_unreached(open, &refusal);
+        }
         self.connections_failed.add(1);
         open.end
             .fail(proxy::Failure::TunnelDown, why.cause, &why.reason);
+    }
+
+    /// A server cannot reach the stream's target, and nothing of the program has got to that: another server is asked, or the
+    /// program is told when there is none left.
+    fn try_elsewhere(
+        self: &Arc<Self>,
+        mut open: Box<Open<Program>>,
+        upstream: u32,
+        refusal: Refusal,
+    ) {
+        let now = Instant::now();
+        let is_new = open.end.note_unreached(upstream, refusal.clone());
+        if !is_new || open.deadline <= now || !self.pool.has_other(open.end.tried()) {
+            return self.tell_unreached(*open, &refusal);
+        }
+        self.unreached
+            .note(&open.authority, upstream, refusal.status, now);
+        self.events.push(Event::Unreached {
+            upstream,
+            kind: refusal.status.word(),
+            reason: refusal.reason,
+        });
+        tokio::spawn(Arc::clone(self).place(open));
+    }
+
+    /// No server reaches the stream's target.
+    fn tell_unreached(&self, open: Open<Program>, refusal: &Refusal) {
+        self.target_failed(&refusal.reason);
+        if open.told {
+            open.end.abort(Abort::Reset);
+        } else {
+            open.end.refuse(refusal);
+        }
     }
 
     /// Dials and keeps what comes of it for the next streams.
@@ -794,6 +847,10 @@ impl Owner<Program> for Observer {
                 self.tell(gone_away(code));
             }
             session::Event::TargetFailed(refusal) => self.shared.target_failed(&refusal.reason),
+            session::Event::Unreached(open, refusal) => {
+                self.shared
+                    .try_elsewhere(Box::new(open), self.upstream, refusal);
+            }
             session::Event::Returned(open, why) => {
                 match why {
                     Returned::Full | Returned::Refused => {

@@ -45,6 +45,7 @@ mod stream;
 mod target;
 mod target_end;
 mod tokens;
+mod unreached;
 mod web;
 
 pub use client::{Client, ClientConfig, Event, Listener};

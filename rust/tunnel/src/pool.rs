@@ -269,21 +269,23 @@ impl Pool {
             .collect()
     }
 
-    /// What carries the next stream, waiting for it until `deadline`. Servers in `failed` come last. An error: nothing will.
+    /// What carries the next stream, waiting for it until `deadline`. Servers in `failed` come last, those in `avoided` before
+    /// them. An error: nothing will.
     pub(crate) async fn carrier(
         &self,
         deadline: Instant,
         failed: &[u32],
+        avoided: &[u32],
     ) -> Result<Carrier, Unavailable> {
         let mut is_full = false;
         while Instant::now() < deadline {
-            if let Some(carrier) = self.choose(failed)?.0 {
+            if let Some(carrier) = self.choose(failed, avoided)?.0 {
                 return Ok(carrier);
             }
             let mut changed = std::pin::pin!(self.changed.notified());
             // From here on no change is missed; one may have come since the look.
             changed.as_mut().enable();
-            let (carrier, any_full) = self.choose(failed)?;
+            let (carrier, any_full) = self.choose(failed, avoided)?;
             if let Some(carrier) = carrier {
                 return Ok(carrier);
             }
@@ -309,10 +311,14 @@ impl Pool {
 
     /// What carries a stream now, if anything does, and whether a server that it would have gone to is full. The owner hears of
     /// such a server.
-    fn choose(&self, failed: &[u32]) -> Result<(Option<Carrier>, bool), Unavailable> {
+    fn choose(
+        &self,
+        failed: &[u32],
+        avoided: &[u32],
+    ) -> Result<(Option<Carrier>, bool), Unavailable> {
         let (carrier, full) = {
             let mut state = self.state.lock();
-            let (carrier, passed) = state.choose(failed)?;
+            let (carrier, passed) = state.choose(failed, avoided)?;
             (carrier, state.full_of(&passed))
         };
         let any_full = !full.is_empty();
@@ -348,28 +354,34 @@ impl State {
         full
     }
 
-    /// Where the next stream goes: to the first tier that can take it, in its turn the servers that failed for this stream. With
-    /// it come the servers that were passed because they can take none. No carrier: wait. An error: do not.
-    fn choose(&mut self, failed: &[u32]) -> Result<(Option<Carrier>, Vec<u32>), Unavailable> {
+    /// Where the next stream goes: to the first tier that can take it; then to the servers that are avoided for its target, and
+    /// last to those that failed for this stream. With it come the servers that were passed because they can take none. No
+    /// carrier: wait. An error: do not.
+    fn choose(
+        &mut self,
+        failed: &[u32],
+        avoided: &[u32],
+    ) -> Result<(Option<Carrier>, Vec<u32>), Unavailable> {
         let tiers = if self.tiers.is_empty() {
             vec![self.all_alike()]
         } else {
             self.tiers.clone()
         };
         let mut passed = Vec::new();
-        for tier in &tiers {
-            let fresh = tier.iter().filter(|(number, _)| !failed.contains(number));
-            let fresh = fresh.copied().collect::<Vec<_>>();
-            if let Some(carrier) = self.choose_of(&fresh) {
-                return Ok((Some(carrier), passed));
+        let first = [failed, avoided].concat();
+        // Whom each round leaves out.
+        for left_out in [first.as_slice(), failed, &[]] {
+            for tier in &tiers {
+                let tier = tier.iter().filter(|(number, _)| !left_out.contains(number));
+                let tier = tier.copied().collect::<Vec<_>>();
+                if let Some(carrier) = self.choose_of(&tier) {
+                    return Ok((Some(carrier), passed));
+                }
+                passed.extend(tier.iter().map(|&(number, _)| number));
             }
-            passed.extend(fresh.iter().map(|&(number, _)| number));
-        }
-        for tier in tiers.iter().filter(|_| !failed.is_empty()) {
-            if let Some(carrier) = self.choose_of(tier) {
-                return Ok((Some(carrier), passed));
+            if left_out.is_empty() {
+                break;
             }
-            passed.extend(tier.iter().map(|&(number, _)| number));
         }
         match self.unavailable.clone() {
             Some(why) => Err(why),
@@ -529,7 +541,7 @@ mod tests {
         /// The session that the next stream goes to, and its ticket; why there is none after a moment.
         async fn assign(&self) -> Result<(usize, Ticket), String> {
             let deadline = Instant::now() + Duration::from_millis(20);
-            match self.pool.carrier(deadline, &[]).await {
+            match self.pool.carrier(deadline, &[], &[]).await {
                 Ok(Carrier::Session(_, ticket)) => {
                     let mut loads = self.loads.iter();
                     let session = loads.position(|load| Arc::ptr_eq(load, &ticket.0));
@@ -562,6 +574,31 @@ mod tests {
         let second = sessions.assign().await.unwrap();
         let third = sessions.assign().await.unwrap();
         assert_eq!((first.0, second.0, third.0), (2, 1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_cannot_reach_the_target_comes_after_the_others() {
+        let sessions = Sessions::new(&[0, 0, 0]);
+        for (number, member) in (0..).zip(&mut sessions.pool.state.lock().sessions) {
+            member.upstream = number;
+        }
+        sessions
+            .pool
+            .route(vec![vec![(0, 1)], vec![(1, 1)], vec![(2, 1)]]);
+        let chosen = |failed: &[u32], avoided: &[u32]| {
+            let chosen = sessions.pool.choose(failed, avoided).unwrap();
+            let Some(Carrier::Session(_, ticket)) = chosen.0 else {
+                panic!("there is no session");
+            };
+            let mut loads = sessions.loads.iter();
+            loads.position(|load| Arc::ptr_eq(load, &ticket.0)).unwrap()
+        };
+        assert_eq!(chosen(&[], &[]), 0);
+        assert_eq!(chosen(&[], &[0]), 1);
+        assert_eq!(chosen(&[1], &[0]), 2);
+        assert_eq!(chosen(&[1, 2], &[0]), 0);
+        assert_eq!(chosen(&[0], &[0, 1, 2]), 1);
+        assert_eq!(chosen(&[0, 1, 2], &[]), 0);
     }
 
     #[tokio::test]

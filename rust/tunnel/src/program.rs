@@ -24,6 +24,15 @@ pub(crate) struct Program {
     _place: Option<Place>,
     /// The place in a session, once it was assigned to one.
     ticket: Option<Ticket>,
+    /// The servers that could not reach the target, and what the last of them said.
+    tried: Option<Box<Tried>>,
+}
+
+/// Servers that answered that they cannot reach a target.
+#[derive(Debug)]
+struct Tried {
+    upstreams: Vec<u32>,
+    refusal: Refusal,
 }
 
 /// A forwarded HTTP request on its way.
@@ -65,7 +74,32 @@ impl Program {
             }),
             _place: place,
             ticket: None,
+            tried: None,
         }
+    }
+
+    /// A server cannot reach the target. False if it had said so before.
+    pub(crate) fn note_unreached(&mut self, upstream: u32, refusal: Refusal) -> bool {
+        let mut upstreams = self
+            .tried
+            .take()
+            .map_or(Vec::new(), |tried| tried.upstreams);
+        let is_new = !upstreams.contains(&upstream);
+        if is_new {
+            upstreams.push(upstream);
+        }
+        self.tried = Some(Box::new(Tried { upstreams, refusal }));
+        is_new
+    }
+
+    /// The servers that cannot reach the target.
+    pub(crate) fn tried(&self) -> &[u32] {
+        self.tried.as_ref().map_or(&[], |tried| &tried.upstreams)
+    }
+
+    /// What the last of them said.
+    pub(crate) fn take_refusal(&mut self) -> Option<Refusal> {
+        self.tried.take().map(|tried| tried.refusal)
     }
 
     /// Holds the place in a session from now on, and gives up the one that it held before.

@@ -55,8 +55,10 @@ pub(crate) const fn failure(status: Status) -> proxy::Failure {
         Status::TimedOut => Local::TimedOut,
         Status::NameNotFound => Local::NameNotFound,
         Status::SessionLost => Local::TunnelDown,
-        Status::Succeeded | Status::General | Status::PlatformAddress | Status::SocketLimit => {
-            Local::General
-        }
+        Status::Succeeded
+        | Status::General
+        | Status::PlatformAddress
+        | Status::SocketLimit
+        | Status::NoAnswer => Local::General,
     }
 }

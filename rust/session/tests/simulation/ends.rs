@@ -134,6 +134,15 @@ impl End {
             connected_at: clock.now() + takes,
         }
     }
+
+    /// These are all the bytes that the end has given.
+    pub(crate) fn assert_all_is_in(&self, early: &[u8]) {
+        let state = self.state.lock().unwrap();
+        assert_eq!(early.len(), state.sent, "bytes of a program are missing");
+        for (offset, &byte) in early.iter().enumerate() {
+            assert_eq!(byte, pattern(state.script.seed, offset));
+        }
+    }
 }
 
 impl LocalEnd for End {

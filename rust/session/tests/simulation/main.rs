@@ -14,7 +14,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use ech_workers_session::{
-    Abort, Config, Ended, Event, Ledger, Limits, Lost, Mode, Open, Returned, Session, Status,
+    Abort, Config, Ended, Event, Ledger, Limits, LocalEnd as _, Lost, Mode, Open, Returned,
+    Session, Status,
 };
 use ech_workers_yamux as yamux;
 
@@ -94,6 +95,14 @@ impl Party {
                 Event::GoneAway(_) => self.gone_away = true,
                 Event::TargetFailed(refusal) => self.failed.push(refusal.status),
                 Event::Returned(open, why) => self.returned.push((open, why)),
+                Event::Unreached(open, refusal) => {
+                    open.end.assert_all_is_in(&open.early);
+                    if open.told {
+                        open.end.abort(Abort::Reset);
+                    } else {
+                        open.end.refuse(&refusal);
+                    }
+                }
             }
         }
         if self.ended.is_some() {
@@ -205,7 +214,11 @@ fn script(random: &mut Random, pair: u64, stops: bool) -> (Script, Script) {
         // Only one of the two may wait for the other's end.
         answers_at_the_end: !program.stays && random.once_in(3),
         connect_takes: Duration::from_micros(random.range(0, 200_000)),
-        refuses: random.once_in(8).then_some(Status::Refused),
+        refuses: random.once_in(8).then_some(if pair.is_multiple_of(2) {
+            Status::Refused
+        } else {
+            Status::NotAllowed
+        }),
         stays: false,
     };
     (program, target)
