@@ -396,6 +396,12 @@ def _of_server(values: Mapping[str, Any]) -> dict[str, Any]:
 def _upstream(options: _Values) -> UpstreamConfig:
     given = options.given.get("server")
     address = given if isinstance(given, ServerAddress) else ServerAddress.parse(_server_text(given), "--server")
+    if options.given.get("weight") == 0:
+        raise ConfigError(
+            "a server of the weight 0 would have no share",
+            option="--weight",
+            advice="leave the server out, or give it a greater priority number: it is used when the others cannot be",
+        )
     ech = options.checked("ech")
     ech_config, ech_domain = options.given.get("ech_config"), options.text("ech_domain")
     ech_bootstrap = options.text("ech_bootstrap")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import socket
 import time
@@ -61,7 +60,7 @@ def test_modes_can_be_mixed(site: Site, targets: dict[str, int], modes: list[Mod
         fleet.close()
 
 
-MIXED: list[tuple[Mode, Mode]] = list(itertools.product(("yamux", "simple"), repeat=2))
+MIXED: list[tuple[Mode, Mode]] = [("yamux", "yamux"), ("yamux", "simple"), ("simple", "yamux"), ("simple", "simple")]
 
 
 @pytest.mark.parametrize("reply", ["optimistic", "confirmed"])

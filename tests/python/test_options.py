@@ -278,7 +278,10 @@ def test_one_of_several_servers_can_be_picked_or_left_aside(tmp_path: Path) -> N
             "[[server]]\naddress = 'a.test'\nwieght = 1",
             "--config: config.toml, line 3: 'wieght' is no option; did you mean weight?",
         ),
-        ("[[server]]\naddress = 'a.test'\nweight = 0", "config.toml, line 3: weight: 0 is out of range"),
+        (
+            "[[server]]\naddress = 'a.test'\nweight = 0",
+            "config.toml, line 3: weight: a server of the weight 0 would have no share",
+        ),
         (
             "[[server]]\naddress = 'a.test'\n[[server]]\naddress = '192.0.2.1'",
             "config.toml, line 4: address: ECH hides a name",

@@ -21,7 +21,7 @@ from ech_workers.options.schema import Option, options_of
 from ech_workers.options.sources import Given
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ech_workers.options.sources import Layer, Settings
 
@@ -118,7 +118,7 @@ def _write(layer: Layer, target: str | None, *, force: bool, is_asked: bool = Fa
     values = {name: entry.value for name, entry in layer.items()} | answers
     given_too = {name: Given(value, f"--{name}") for name, value in answers.items()}
     loaded = load.client({**layer, **given_too}, config="", variables=_HOME)
-    text = _commented(values)
+    text = _commented(values, loaded.tables)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -172,9 +172,12 @@ def _ask(layer: Layer) -> dict[str, Any]:
     return answers
 
 
-def _commented(values: dict[str, Any]) -> str:
+def _commented(values: dict[str, Any], tables: Sequence[Settings] = ()) -> str:
     """The file: every option with what it is for, those that are not given as a comment."""
     known = options_of(CLIENT)
+    of_server = options_of(SERVER_TABLE)
+    if tables:
+        values = {name: value for name, value in values.items() if name not in of_server}
     parts = [
         "# ech-workers proxy. Options that are commented out have their default.\n# `ech-workers config check` reads this file.\n",
     ]
@@ -187,6 +190,12 @@ def _commented(values: dict[str, Any]) -> str:
         else:
             lines.append(f"#{name} = {_example(declared)}")
         parts.append("\n".join(lines) + "\n")
+    for table in tables:
+        lines = [
+            f"{'address' if name == 'server' else name} = {_toml(_whole(of_server[name], entry.value))}"
+            for name, entry in table.given.items()
+        ]
+        parts.append("\n".join(["[[server]]", *lines]) + "\n")
     return "\n".join(parts)
 
 

@@ -108,7 +108,9 @@ def _option(declared: Option, prefix: str) -> Callable[[F], F]:
         kind = click.Path()
     else:
         kind = Value(declared)
-    return click.option(declared.flag, type=kind, metavar=metavar(declared), multiple=declared.several, **attributes)
+    return click.option(
+        declared.flag, type=kind, metavar=metavar(declared), multiple=declared.several or declared.repeats, **attributes
+    )
 
 
 def _sentence(text: str) -> str:
@@ -153,7 +155,13 @@ verbose_option = click.option("-v", "--verbose", is_flag=True, help="Details wit
 def given(ctx: click.Context, options: dict[str, Any]) -> Layer:
     """What the command line gives of these options."""
     return {
-        name: Given(value, f"--{name.replace('_', '-')}")
+        name: Given(value[0] if _is_single(name, value) else value, f"--{name.replace('_', '-')}")
         for name, value in options.items()
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
+
+
+def _is_single(name: str, value: Any) -> bool:
+    """Whether an option that may be repeated was given once."""
+    declared = options_of(CLIENT).get(name)
+    return declared is not None and declared.repeats and isinstance(value, tuple) and len(value) == 1

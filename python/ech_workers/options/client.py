@@ -50,9 +50,11 @@ class UpstreamSchema(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         option(
             "the server: its name, which ECH hides, and the path of the upgrade; or the name of a `[[server]]` of the"
-            " configuration file",
+            " configuration file, or a link. May be given several times, each with what is said of it alone:"
+            " `HOST/PATH,token-file=FILE,priority=1`",
             metavar="HOST[:PORT]/PATH",
             live="drains",
+            repeats=True,
             shown_default="required",
         ),
     ] = None

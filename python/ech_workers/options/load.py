@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from ech_workers.config import ClientConfig, ServerConfig
 from ech_workers.errors import ConfigError
-from ech_workers.options import file
+from ech_workers.options import file, several
 from ech_workers.options.client import CLIENT, SERVER_TABLE
 from ech_workers.options.schema import options_of
 from ech_workers.options.server import SERVER
 from ech_workers.options.sources import Given, Layer, Settings, environment, merge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ech_workers.options.schema import Schema
 
@@ -69,26 +69,43 @@ def client(
         own = {name: given for name, given in own.items() if name not in _OF_ANOTHER}
         around = {name: given for name, given in around.items() if name not in _OF_ANOTHER}
     outer = merge(CLIENT, [around, link or {}, command_line])
+    written = several.texts(outer.given.get("server"))
+    is_several = len(written) > 1 or any(several.has_keys(text) for text in written)
+    if "server" in outer.given and not is_several:
+        outer.given["server"] = outer.given["server"]._replace(value="".join(written))
     settings = merge(CLIENT, [own, outer.given])
-    tables = _tables(found, own, outer.given)
+    if is_several:
+        tables, authorities = _written(found, written, outer.given)
+        if authorities and settings.values.get("ca_file"):
+            raise ConfigError("a link of --server trusts authorities too", option="--ca-file", advice=_ONE_CA)
+        if authorities:
+            settings.given["ca_file"] = Given("".join(authorities), "--server")
+    else:
+        tables = _tables(found, own, outer.given)
     values = {
         name: value for name, value in settings.values.items() if not tables or name not in options_of(SERVER_TABLE)
     }
     try:
-        for number, table in enumerate(tables):
-            try:
-                ClientConfig.of({}, [table.values])
-            except ConfigError as error:
-                raise table.blame(error) from None
-            names_before = [other.values.get("name") for other in tables[:number]]
-            if table.values.get("name") in names_before and table.values.get("name"):
-                raise ConfigError(
-                    f"{table.values['name']!r} is the name of two servers", option=table.given["name"].origin
-                )
+        _check_tables(tables)
         made = ClientConfig.of(values, [table.values for table in tables])
     except ConfigError as error:
         raise _missing(settings.blame(error)) from None
     return Loaded(made, settings, tables, found.path if found else None, tuple(found.warnings) if found else ())
+
+
+_ONE_CA = "put all of them into one file, and leave the links' ca out"
+
+
+def _check_tables(tables: Sequence[Settings]) -> None:
+    """Each server by itself, so that what is wrong with one is said of it. Raises ConfigError."""
+    for number, table in enumerate(tables):
+        try:
+            ClientConfig.of({}, [table.values])
+        except ConfigError as error:
+            raise table.blame(error) from None
+        names_before = [other.values.get("name") for other in tables[:number]]
+        if table.values.get("name") in names_before and table.values.get("name"):
+            raise ConfigError(f"{table.values['name']!r} is the name of two servers", option=table.given["name"].origin)
 
 
 def server(
@@ -126,9 +143,36 @@ def _file(
     )
 
 
+def _written(
+    found: file.ConfigFile | None, texts: Sequence[str], outer: Layer
+) -> tuple[tuple[Settings, ...], tuple[str, ...]]:
+    """The servers that are given with all that is said of them, or by their names in the file; and the authorities of their
+    links. Nothing counts that the file says of others."""
+    named = {
+        table["name"].value: table for table in (found.tables.get("server", []) if found else []) if "name" in table
+    }
+    common = {name: given for name, given in outer.items() if name in options_of(SERVER_TABLE) and name != "server"}
+    for name in _OF_ONE_SERVER:
+        if name in common and len(texts) > 1:
+            raise ConfigError(
+                f"there are {len(texts)} --server",
+                option=common[name].origin,
+                advice=f"say it of one: --server HOST/PATH,{name.replace('_', '-')}=...",
+            )
+    tables: list[Settings] = []
+    authorities: tuple[str, ...] = ()
+    for text in texts:
+        layer, trusted = (named[text], ()) if text in named else several.read(text)
+        authorities += trusted
+        tables.append(merge(SERVER_TABLE, [common, layer]))
+    return tuple(tables), authorities
+
+
 def _tables(found: file.ConfigFile | None, own: Layer, outer: Layer) -> tuple[Settings, ...]:
     tables = found.tables.get("server", []) if found else []
     if not tables:
+        if found is not None and "server" in found.tables and "server" not in outer:
+            raise ConfigError("the list of servers is empty", option=f"{found.path}: server", code="server-missing")
         return ()
     chosen = outer.get("server")
     if chosen is not None:

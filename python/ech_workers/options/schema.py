@@ -61,6 +61,8 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     """Its type for Python programs, where they may give more than texts."""
     file_only: bool = False
     """Only in a configuration file."""
+    repeats: bool = False
+    """The command line may give it several times, though one text is its value elsewhere."""
 
     @property
     def flag(self) -> str:
