@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from ech_workers import errors
+from ech_workers import advices, errors
 from ech_workers.errors import (
     CertificateError,
     ConfigError,
@@ -213,5 +213,5 @@ def test_every_class_is_exported() -> None:
 
 def test_every_code_with_advice_is_in_the_reference() -> None:
     reference = (Path(__file__).parents[2] / "docs" / "reference" / "errors.md").read_text()
-    for code in errors._ADVICE:
+    for code in advices.OF_CODES:
         assert f"`{code}`" in reference, code
