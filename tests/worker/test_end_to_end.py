@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from ech_workers import Tunnel
+from ech_workers.config import ClientConfig
+from ech_workers.options import several
 from harness import socks
 from harness.authority import Authority
 from harness.curl import curl, fetch_sha256
@@ -286,6 +289,34 @@ def test_without_a_relay_the_message_says_what_would_help(
     proxy.process.wait_line(
         "on the platform's own addresses, which a Worker cannot reach: give it a relay, or use another server"
     )
+
+
+@pytest.mark.parametrize("reply", ["optimistic", "confirmed"])
+def test_a_target_on_the_platforms_addresses_is_reached_by_the_next_server(
+    site: Site, deployment: Deployment, targets: dict[str, int], lookups: JsonResolver, mode: str, reply: str
+) -> None:
+    lookups.addresses["localhost"] = ["127.0.0.1"]
+    worker = start(deployment, mode, denied=OUT_OF_REACH, PLATFORM_PREFIXES=",".join(OUT_OF_REACH))
+    other = site.server()
+    word = "no-yamux" if mode == "simple" else "yamux"
+    words = (
+        f"{SERVER_NAME}:{worker.tls_port}{worker.entry_path},token={TOKEN},{word}",
+        f"{SERVER_NAME}:{other.port}{PATH},token={TOKEN},priority=1",
+    )
+    tables = [{name: given.value for name, given in several.read(text)[0].items()} for text in words]
+    options = {"doh_server": site.resolver.url, "doh_ip": "127.0.0.1", "cache_dir": "", "reply": reply}
+    config = ClientConfig.of({**options, "ca_file": site.authority.path, "listen": "127.0.0.1:0"}, tables)
+    with Tunnel.from_config(config) as tunnel:
+        roles = ["in use", "standby"]
+        wait_until(lambda: [each.role for each in tunnel.status().upstreams] == roles, "the Worker is used", TIMEOUT)
+        with socks.connect(tunnel.addresses[0], "localhost", targets["digest"], TIMEOUT) as connection:
+            for piece in pattern(200_003):
+                connection.sendall(piece)
+            connection.shutdown(socket.SHUT_WR)
+            told = json.loads(socks.until_end(connection))
+        assert told == {"bytes": 200_003, "sha256": pattern_sha256(200_003)}
+        wait_until(lambda: tunnel.status().upstreams[0].unreached == 1, "it is counted", TIMEOUT)
+        assert tunnel.status().upstreams[0].unreached_why == "they are on its platform's own addresses"
 
 
 @pytest.mark.parametrize("version", ["new"])
