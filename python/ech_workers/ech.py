@@ -5,8 +5,8 @@ meanwhile. That is safe with ECH, because a server that no longer has the key re
 configurations, authenticated (RFC 9849 section 6.1.6), which ``learn`` keeps.
 
 The file is JSON, readable by its owner alone, replaced as a whole, and shared by every process of the user: each change
-is made to what is on disk at that moment, under a lock. A file that cannot be read is reported once and made anew; when
-the disk does not work at all, memory does.
+is made to what is on disk at that moment, under a lock. A file that cannot be read is reported once and made anew; one
+that a newer version of the program wrote is left alone; when the disk does not work at all, memory does.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ Source = Literal["dns", "retry", "option", "bootstrap"]
 _Identity = tuple[int, int, int]
 
 FILE_NAME = "ech.json"
+
+VERSION = 1
+"""Of the file. A file without one is as good as the first."""
 
 RETRY_TTL = 3600.0
 """Retry configurations come without a TTL; an hour is what large providers keep a key for."""
@@ -215,6 +218,8 @@ class EchStore:
         self._lock = waiting.lock()
         self._entries = _Entries()
         self._seen: _Identity | None = None
+        self._is_newer = False
+        """The file is of a newer version: this program neither reads nor writes it."""
         self._reported: set[tuple[str, _Identity | None]] = set()
 
     def configuration(self, server: str) -> Configuration | None:
@@ -296,7 +301,8 @@ class EchStore:
                 self._refresh()
                 change(self._entries)
                 self._entries.bound()
-                self._write(self._path)
+                if not self._is_newer:
+                    self._write(self._path)
         except OSError as error:
             # Asked again what memory has: the change may not have got that far.
             change(self._entries)
@@ -317,6 +323,7 @@ class EchStore:
                 data = file.read(FILE_LIMIT + 1)
         except FileNotFoundError:
             self._seen = None
+            self._is_newer = False
             return
         except OSError as error:
             self._report(f"cannot read {self._path}: {_reason(error)}")
@@ -324,9 +331,18 @@ class EchStore:
         try:
             if len(data) > FILE_LIMIT:
                 raise ValueError(f"it has more than {FILE_LIMIT >> 20} MiB")
+            self._is_newer = msgspec.json.decode(data, type=_Head).version > VERSION
+            if self._is_newer:
+                self._report(
+                    f"{self._path} was written by a newer version of this program and is left alone: what is learned lasts"
+                    " until this program ends",
+                    level=logging.INFO,
+                )
+                return
             self._entries = msgspec.json.decode(data, type=_Entries)
         except (ValueError, RecursionError) as error:
             # Not here, where no lock is held, but with the next change.
+            self._is_newer = False
             self._report(f"{self._path} is corrupted and will be made anew: {_visible(str(error))}", seen)
             return
         if status.st_mode & 0o077:
@@ -349,16 +365,23 @@ class EchStore:
             raise
         self._seen = seen
 
-    def _report(self, message: str, seen: _Identity | None = None) -> None:
-        """Warns once; for a file, once for each state it was found in."""
+    def _report(self, message: str, seen: _Identity | None = None, *, level: int = logging.WARNING) -> None:
+        """Says it once; for a file, once for each state it was found in."""
         if (message, seen) not in self._reported:
             self._reported.add((message, seen))
-            _log.warning("%s", message)
+            _log.log(level, "%s", message)
+
+
+class _Head(msgspec.Struct):
+    """What every version of the file has."""
+
+    version: int = 1
 
 
 class _Entries(msgspec.Struct):
     """The file."""
 
+    version: int = VERSION
     configurations: dict[str, Configuration] = {}
     addresses: dict[str, Addresses] = {}
     h2: dict[str, float] = {}

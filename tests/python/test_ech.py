@@ -234,6 +234,38 @@ def test_a_lock_that_is_never_let_go_does_not_stop_the_program(tmp_path: Path, m
         assert EchStore(tmp_path).configuration(SERVER) == found()
 
 
+NEWER = {"version": 2, "configurations": {"secret.test:443": "in a form of its own"}, "more": [1, 2]}
+
+
+def test_a_file_of_a_newer_version_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / FILE_NAME
+    path.write_text(json.dumps(NEWER))
+    store = EchStore(tmp_path)
+    with caplog.at_level(logging.INFO, "ech_workers"):
+        for _ in range(3):
+            assert store.store(SERVER, found()) == found()
+            assert store.configuration(SERVER) == found()
+            store.remember_h2(SERVER)
+            assert store.is_h2_known(SERVER)
+    assert json.loads(path.read_text()) == NEWER
+    (record,) = caplog.records
+    assert record.levelname == "INFO"
+    assert "was written by a newer version of this program and is left alone" in record.getMessage()
+    # The other program is gone, or another one has put its own file there.
+    path.unlink()
+    store.store(SERVER, found())
+    assert EchStore(tmp_path).configuration(SERVER) == found()
+
+
+def test_a_file_without_a_version_is_read(tmp_path: Path) -> None:
+    EchStore(tmp_path).store(SERVER, found())
+    path = tmp_path / FILE_NAME
+    written = json.loads(path.read_text())
+    assert written.pop("version") == 1
+    path.write_text(json.dumps(written))
+    assert EchStore(tmp_path).configuration(SERVER) == found()
+
+
 @pytest.mark.parametrize(
     "damage",
     [
