@@ -9,6 +9,7 @@ import pytest
 
 from harness import go
 from harness.authority import Authority
+from harness.fleet import Fleet
 from harness.processes import Processes, python_program
 from harness.tunnel import Site
 
@@ -53,6 +54,14 @@ def site(tmp_path: Path, processes: Processes, authority: Authority) -> Iterator
     processes.stop()
     made.resolver.stop()
     shutil.rmtree(made.runtime)
+
+
+@pytest.fixture
+def fleet(site: Site) -> Iterator[Fleet]:
+    """Three servers behind one tunnel."""
+    made = Fleet(site, ["yamux", "yamux", "yamux"])
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from ech_workers import _native
+from ech_workers.addresses import interleaved
+from ech_workers.doh import AddressAnswer
 from ech_workers.ech import Configuration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ech_workers import doh
     from ech_workers.config import UpstreamConfig
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from ech_workers.errors import TunnelError
     from ech_workers.timing import Moment
 
-__all__ = ["Candidate", "Question", "dial_plan"]
+__all__ = ["Candidate", "Question", "addresses_of", "dial_plan"]
 
 
 class Question(NamedTuple):
@@ -67,3 +69,11 @@ def dial_plan(
         mode=server.mode,
         upstream=number,
     )
+
+
+def addresses_of(found: Mapping[doh.Type, doh.AddressAnswer | TunnelError]) -> tuple[str, ...]:
+    """Both families in turn, IPv6 first."""
+    ipv6, ipv4 = (
+        answer.addresses if isinstance(answer := found.get(family), AddressAnswer) else () for family in ("AAAA", "A")
+    )
+    return interleaved(ipv6, ipv4)

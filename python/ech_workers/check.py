@@ -124,6 +124,7 @@ class _Run:
             on_event=self._steps.put,
             trace=self._steps.put,
             refresh=True,
+            watch_network=True,
             # Every resolver is asked at once: each one's answer is of interest.
             timing=Timing(head_start=0.0),
         )

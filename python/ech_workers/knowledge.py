@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ech_workers import _native, doh
-from ech_workers.addresses import interleaved, is_address
-from ech_workers.candidate import Candidate, Question
+from ech_workers.addresses import is_address
+from ech_workers.candidate import Candidate, Question, addresses_of
 from ech_workers.ech import Addresses, Configuration, list_problem, public_name
 from ech_workers.errors import (
     BLAMED_ON_ADDRESS,
@@ -26,6 +26,7 @@ from ech_workers.errors import (
     TunnelError,
 )
 from ech_workers.lookup import LookUp
+from ech_workers.nat64 import Translation
 from ech_workers.ranges import Ranges
 from ech_workers.turns import Turns
 
@@ -86,9 +87,11 @@ class Knowledge:
         self._ranges: Ranges | None = None
         if Ranges.is_needed(server.server_ips):
             good = store.addresses(self._good_key)
-            self._ranges = Ranges(server.server_ips, good.addresses if good else (), uniform)
+            self._ranges = Ranges(server.server_ips, good.addresses if good else (), uniform, self._keep_good)
         self._bootstrap: Configuration | None = None
         self._learned_at: float | None = None
+        self.translation = Translation()
+        """How addresses are reached from here."""
 
     # ------------------------------------------------------------ questions and answers
 
@@ -226,7 +229,7 @@ class Knowledge:
         positive = [answer for answer in answers if answer.addresses]
         if positive:
             ttl = min(answer.ttl for answer in positive)
-            self._store.store_addresses(name, Addresses(_addresses_of(found), now.wall, float(ttl)))
+            self._store.store_addresses(name, Addresses(addresses_of(found), now.wall, float(ttl)))
             look_up.succeeded(now.clock + self._pause_until_refresh(ttl))
             return
         error = next((answer for answer in found.values() if isinstance(answer, TunnelError)), None)
@@ -259,7 +262,9 @@ class Knowledge:
         if self._preferred in addresses:
             # The address that worked last spares the others' time-outs.
             addresses = (self._preferred, *(address for address in addresses if address != self._preferred))
-        return Candidate(addresses, (used.port if used else None) or self._server.server.port, used)
+        return Candidate(
+            self.translation.reach(addresses), (used.port if used else None) or self._server.server.port, used
+        )
 
     @property
     def configuration(self) -> Configuration | None:
@@ -311,7 +316,7 @@ class Knowledge:
         if name is None:
             return (self._server.server.host,)
         known = self._store.addresses(name)
-        fresh = _addresses_of(self._resolved.get(name, {}))
+        fresh = addresses_of(self._resolved.get(name, {}))
         addresses = fresh or (known.addresses if known else ())
         configuration = self.configuration
         if configuration is not None and (not addresses or (known and not fresh and known.is_stale(wall))):
@@ -371,12 +376,20 @@ class Knowledge:
     def worked(self, address: str, now: Moment) -> None:
         """A session is up by this address (``address:port``)."""
         self._turns.attempt_over()
-        self._preferred = address.rpartition(":")[0].strip("[]")
+        self._preferred = self._host(address)
         if self._ranges is not None:
-            before = self._ranges.good
-            self._ranges.worked(self._preferred)
-            if self._ranges.good != before:
-                self._store.store_addresses(self._good_key, Addresses(self._ranges.good, now.wall, _GOOD_FOR))
+            self._ranges.worked(self._preferred, now.wall)
+
+    def stopped(self, address: str, now: Moment) -> None:
+        """A session by this address became silent before much had come over it."""
+        if self._ranges is not None:
+            self._ranges.stopped(self._host(address), now.wall)
+
+    def _keep_good(self, good: tuple[str, ...], wall: float) -> None:
+        self._store.store_addresses(self._good_key, Addresses(good, wall, _GOOD_FOR))
+
+    def _host(self, address: str) -> str:
+        return self.translation.original(address.rpartition(":")[0].strip("[]"))
 
     def learn(self, configs: bytes, used: Configuration, now: Moment) -> None:
         """The server rejected ``used`` and handed over these, authenticated."""
@@ -431,12 +444,3 @@ class Knowledge:
             refreshing=self._records.running,
             problem=self._records.error.message if self._records.error else None,
         )
-
-
-def _addresses_of(found: dict[doh.Type, doh.AddressAnswer | TunnelError]) -> tuple[str, ...]:
-    """Both families in turn, IPv6 first."""
-    ipv6, ipv4 = (
-        answer.addresses if isinstance(answer := found.get(family), doh.AddressAnswer) else ()
-        for family in ("AAAA", "A")
-    )
-    return interleaved(ipv6, ipv4)

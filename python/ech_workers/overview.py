@@ -26,7 +26,7 @@ __all__ = [
     "overview",
 ]
 
-Role = Literal["in use", "standby", "probation", "silent", "down"]
+Role = Literal["in use", "standby", "probation", "demoted", "silent", "down"]
 Phase = Literal["resolving", "connecting", "up", "degraded", "waiting", "stopped"]
 
 
@@ -53,7 +53,10 @@ class UpstreamStatus(msgspec.Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...]
     role: Role = "in use"
     """in use: new streams go there; standby: they go there when no better server works; probation: it was lost, works
-    again, and has to go on working before it is preferred; silent: its sessions do not answer; down: it has none."""
+    again, and has to go on working before it is preferred; demoted: its connections stop after a few kilobytes, so it is used
+    last; silent: its sessions do not answer; down: it has none."""
+    stops_after: int | None = None
+    """Bytes after which its connections stop, if they do."""
     unreached: int = 0
     """Connections that went on to another server because this one could not reach their target."""
     unreached_why: str | None = None

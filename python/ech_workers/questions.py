@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from ech_workers import _native
+from ech_workers.nat64 import Translation
 from ech_workers.resolvers import Resolvers
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class LookUps(Resolvers):
         self._engine = engine
         self._clocks = clocks
         self._profile = config.profile
+        self.translation = Translation()
+        """How addresses are reached from here."""
         super().__init__(
             config.resolvers,
             self._fetch,
@@ -61,7 +64,7 @@ class LookUps(Resolvers):
         plan = _native.FetchPlan(
             server_name=resolver.host,
             port=resolver.port,
-            addresses=resolver.addresses,
+            addresses=self.translation.reach(resolver.addresses),
             path=path,
             method=method,
             body=body,

@@ -28,12 +28,20 @@ _SEEN_LIMIT = 8192
 class Ranges:
     """The addresses of one server, given as addresses and networks."""
 
-    def __init__(self, given: Sequence[str], good: Sequence[str], uniform: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        given: Sequence[str],
+        good: Sequence[str],
+        uniform: Callable[[], float],
+        keep: Callable[[tuple[str, ...], float], object] = lambda good, wall: None,
+    ) -> None:
         """given: addresses and networks in CIDR form. good: those that worked before; any that is not (any more) in what is
-        given is left out. uniform: random over [0, 1)."""
+        given is left out. uniform: random over [0, 1). keep: called with the good ones when they change, and the time on the
+        wall clock."""
         self._networks = [ipaddress.ip_network(text) for text in given]
         self._total = sum(network.num_addresses for network in self._networks)
         self._uniform = uniform
+        self._keep = keep
         self._seen: set[str] = set()
         self._good = [address for address in good if self._has(address)]
         self._rounds = 0
@@ -64,11 +72,24 @@ class Ranges:
         self._rounds = 0
         return False
 
-    def worked(self, address: str) -> None:
+    def worked(self, address: str, wall: float) -> None:
         """A session is up by this one."""
         self._rounds = 0
+        before = self.good
         self._good = [address, *(other for other in self._good if other != address)][:REMEMBERED]
         self._current = (address, *(other for other in self._current if other != address))
+        if self.good != before:
+            self._keep(self.good, wall)
+
+    def stopped(self, address: str, wall: float) -> None:
+        """A session by this one became silent before much had come over it: others are tried, and it is good no more."""
+        self._current = tuple(other for other in self._current if other != address)
+        if address in self._good:
+            self._good.remove(address)
+            self._keep(self.good, wall)
+        if not self._current:
+            self._seen.add(address)
+            self._current = self._few()
 
     def _few(self) -> tuple[str, ...]:
         """The good ones first, then others by chance."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from ech_workers.routing import Routing, Tiers, View
+from ech_workers.stalls import Stalls, amount
 from ech_workers.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ech_workers._native import SessionSnapshot
     from ech_workers.engine import SelectionEngine
     from ech_workers.options.client import Policy, Standby
-    from ech_workers.overview import Role
+    from ech_workers.overview import Role, UpstreamStatus
     from ech_workers.upstream import Upstream
 
 __all__ = ["Selection"]
@@ -36,6 +40,7 @@ class Selection:
         # With "spread" all are in use; with "fastest" a server has to be connected for its round trip to be known.
         self._is_cold = standby == "cold" and policy == "priority"
         self._watch = Watch()
+        self._stalls = [Stalls() for _ in upstreams]
         self._round_trips: dict[int, float] = {}
         self._tiers: Tiers = ()
         self._told: frozenset[int] = frozenset()
@@ -47,7 +52,7 @@ class Selection:
             return
         if now >= self._watch.look_at:
             self._look(now)
-        tiers = self._routing.tiers([self._view(upstream) for upstream in self._upstreams], now)
+        tiers = self._routing.tiers([self._view(upstream, now) for upstream in self._upstreams], now)
         if self._is_cold:
             self._set_needed(now)
         if tiers == self._tiers:
@@ -90,6 +95,8 @@ class Selection:
             return "silent"
         if len(self._upstreams) == 1 or upstream.number in self._used:
             return "in use"
+        if self._stalls[upstream.number].is_demoted(now):
+            return "demoted"
         return "probation" if self._routing.is_on_probation(upstream.number, now) else "standby"
 
     @property
@@ -102,14 +109,36 @@ class Selection:
         sessions = self._engine.snapshot().sessions
         for number in self._watch.look(sessions, now):
             self._engine.probe(number)
+        self._look_for_stalls(sessions, now)
         self._round_trips = {}
         for session in sessions:
             if session.rtt_ms is not None:
                 known = self._round_trips.get(session.upstream, session.rtt_ms)
                 self._round_trips[session.upstream] = min(known, session.rtt_ms)
 
-    def _view(self, upstream: Upstream) -> View:
+    def network_changed(self) -> None:
+        """What the last network cut off may pass on this one."""
+        self._stalls = [Stalls() for _ in self._upstreams]
+
+    def shown(self, upstream: Upstream, status: UpstreamStatus, now: float) -> UpstreamStatus:
+        """A server's status, with why traffic goes there or does not."""
+        stops_after = self._stalls[upstream.number].stops_after
+        return msgspec.structs.replace(status, role=self.role(upstream, now), stops_after=stops_after)
+
+    def _look_for_stalls(self, sessions: Sequence[SessionSnapshot], now: float) -> None:
+        for upstream, stalls in zip(self._upstreams, self._stalls, strict=True):
+            own = [session for session in sessions if session.upstream == upstream.number]
+            if stalls.look(own, self._watch.silent, now):
+                _log.warning(
+                    "connections to %s stop after %s: something on the way lets no more through; it is used last for %.0f min",
+                    upstream.name,
+                    amount(stalls.stops_after or 0),
+                    stalls.left(now) / 60,
+                )
+
+    def _view(self, upstream: Upstream, now: float) -> View:
         server = upstream.server
-        works = upstream.is_ready and not upstream.is_silent(self._watch.silent)
+        is_silent = upstream.is_silent(self._watch.silent)
+        works = upstream.is_ready and not is_silent and not self._stalls[upstream.number].is_demoted(now)
         round_trip = self._round_trips.get(upstream.number, upstream.first_round_trip)
         return View(upstream.number, server.priority, server.weight, works, round_trip)

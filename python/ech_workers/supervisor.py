@@ -18,13 +18,12 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from ech_workers import _native, waiting
 from ech_workers._logging import forward
 from ech_workers.clocks import Clocks
 from ech_workers.errors import Cause, EngineClosed, SessionTimeout
 from ech_workers.liveness import Liveness
+from ech_workers.nat64 import Nat64, Translation
 from ech_workers.network import NetworkWatch
 from ech_workers.overview import EchStatus, SessionStatus, SupervisorStatus, UpstreamStatus, overview
 from ech_workers.questions import LookUps
@@ -88,6 +87,10 @@ class Supervisor:
         self._unavailable: str | None = None
         self._watches_network = watch_network
         self._network_changed = False
+        self._nat64 = Nat64(translation := Translation(), self.network_changed)
+        self._look_ups.translation = translation
+        for upstream in self._upstreams:
+            upstream.knowledge.translation = translation
         self._liveness = Liveness(engine)
         self._selection = Selection(config.policy, config.standby, self._upstreams, engine)
 
@@ -96,6 +99,10 @@ class Supervisor:
     def run(self) -> None:
         """Works until ``stop`` is called or the engine is closed."""
         network = NetworkWatch(self.network_changed) if self._watches_network else None
+        if network is not None:
+            self._nat64.look()
+            # Otherwise the first attempt would fail on a network with IPv6 alone, and be told as the tunnel's failure.
+            self._nat64.wait()
         try:
             while not self._stopping:
                 event = self._engine.next_event(self._turn())
@@ -110,6 +117,7 @@ class Supervisor:
         finally:
             if network is not None:
                 network.close()
+            self._nat64.close()
             with self._lock:
                 self._ended = True
                 self._notify()
@@ -194,8 +202,7 @@ class Supervisor:
         with self._lock:
             now = self._clocks.now()
             upstreams = [
-                msgspec.structs.replace(upstream.status(now), role=self._selection.role(upstream, now.clock))
-                for upstream in self._upstreams
+                self._selection.shown(upstream, upstream.status(now), now.clock) for upstream in self._upstreams
             ]
             return overview(upstreams, self._look_ups.statuses(), stopped=self._stopping or self._ended)
 
@@ -290,6 +297,9 @@ class Supervisor:
             _log.info("the network has changed: every session is probed")
         self._liveness.begin(now.clock)
         self._look_ups.forgive()
+        self._selection.network_changed()
+        if self._watches_network:
+            self._nat64.look()
         for upstream in self._upstreams:
             if slept:
                 upstream.slept(now)

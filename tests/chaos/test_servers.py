@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import threading
 import time
-from typing import TYPE_CHECKING
 
 import pytest
 
 from harness.ech import ech_key
-from harness.fleet import Fleet, Requests
+from harness.fleet import Fleet, Requests, outlive_the_first
 from harness.tunnel import PUBLIC_NAME, Site
 from harness.waiting import wait_until
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def fleet(site: Site) -> Iterator[Fleet]:
-    made = Fleet(site, ["yamux", "yamux", "yamux"])
-    yield made
-    made.close()
-
 
 def test_one_of_three_is_killed_and_no_new_request_fails(fleet: Fleet, targets: dict[str, int]) -> None:
-    requests = Requests(fleet.tunnel, targets["echo"])
-    wait_until(lambda: len(requests.done) > 50, "requests are served")
-    fleet.programs[0].process.kill()
-    killed = time.monotonic()
-    wait_until(lambda: fleet.roles[:2] == ["down", "in use"], "new connections go to the second", 2)
-    wait_until(lambda: sum(began > killed + 1 for began, _, _ in requests.done) > 50, "they are served", 20)
-    fleet.restart(0)
-    wait_until(lambda: fleet.roles[0] == "in use", "the first is in use again", 90)
-    requests.stop()
-    assert requests.failed_since(killed + 1) == []
-    assert requests.failed_since(0) == [] or len(requests.failed_since(0)) <= 4
+    outlive_the_first(fleet, targets["echo"])
 
 
 def test_one_that_stops_answering_is_left_within_three_seconds(fleet: Fleet, targets: dict[str, int]) -> None:
@@ -75,10 +56,45 @@ def test_a_path_that_freezes_is_left_within_three_seconds(fleet: Fleet, targets:
     frozen = time.monotonic()
     wait_until(lambda: fleet.roles[1] == "in use", "new connections go to the second", 5)
     assert time.monotonic() - frozen < 4
-    wait_until(lambda: sum(began > frozen + 4 for began, _, _ in requests.done) > 50, "they are served", 40)
+    wait_until(lambda: requests.served_since(frozen + 4) > 50, "they are served", 40)
     fleet.paths[0].thawed.set()
     requests.stop()
     assert requests.failed_since(frozen + 4) == []
+
+
+@pytest.mark.timeout(300)
+def test_a_server_whose_connections_stop_after_some_kilobytes_is_used_last(
+    fleet: Fleet, targets: dict[str, int]
+) -> None:
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.wait(0.05):
+            with (
+                contextlib.suppress(OSError),
+                fleet.tunnel.create_connection(("127.0.0.1", targets["http"]), 5.0) as stream,
+            ):
+                stream.settimeout(5.0)
+                stream.sendall(b"GET /bytes/300000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                while stream.recv(65536):
+                    pass
+
+    fleet.paths[0].limit = 18_000
+    fleet.paths[0].break_connections()
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        wait_until(lambda: fleet.roles[:2] == ["demoted", "in use"], "the first is used last", 120)
+    finally:
+        over.set()
+        asking.join(30)
+    stops_after = fleet.tunnel.status().upstreams[0].stops_after
+    assert stops_after is not None
+    assert stops_after < 18_000
+    requests = Requests(fleet.tunnel, targets["echo"])
+    wait_until(lambda: len(requests.done) > 50, "requests are served")
+    requests.stop()
+    assert requests.failed_since(0) == []
 
 
 def test_keys_that_rotate_on_one_server_are_nothing_to_the_others(fleet: Fleet, targets: dict[str, int]) -> None:
@@ -89,7 +105,7 @@ def test_keys_that_rotate_on_one_server_are_nothing_to_the_others(fleet: Fleet, 
         time.sleep(1)
     wait_until(lambda: "down" not in fleet.roles, "every server is there", 20)
     over = time.monotonic()
-    wait_until(lambda: sum(began > over for began, _, _ in requests.done) > 50, "requests are served", 20)
+    wait_until(lambda: requests.served_since(over) > 50, "requests are served", 20)
     requests.stop()
     assert requests.failed_since(over) == []
 
@@ -100,7 +116,7 @@ def test_a_resolver_that_lies_takes_no_server_away(site: Site, targets: dict[str
     fleet.site.resolver.behaviour = "garbage"
     fleet.paths[0].break_connections()
     cut = time.monotonic()
-    wait_until(lambda: sum(began > cut + 1 for began, _, _ in requests.done) > 50, "requests are served", 20)
+    wait_until(lambda: requests.served_since(cut + 1) > 50, "requests are served", 20)
     wait_until(lambda: "down" not in fleet.roles, "every server is there again", 20)
     requests.stop()
     assert requests.failed_since(cut + 1) == []

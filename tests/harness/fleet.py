@@ -54,8 +54,27 @@ class Requests:
         """How the requests ended that began after ``moment`` and failed."""
         return [how for began, _, how in self.done if began >= moment and how != "good"]
 
+    def served_since(self, moment: float) -> int:
+        """How many requests that began after ``moment`` have ended."""
+        return sum(began > moment for began, _, _ in self.done)
+
     def slowest_since(self, moment: float) -> float:
         return max(ended - began for began, ended, _ in self.done if began >= moment)
+
+
+def outlive_the_first(fleet: Fleet, port: int) -> None:
+    """Kills the first server while programs ask for something, and has it come back: no request fails that began later."""
+    requests = Requests(fleet.tunnel, port)
+    wait_until(lambda: len(requests.done) > 50, "requests are served")
+    fleet.programs[0].process.kill()
+    killed = time.monotonic()
+    wait_until(lambda: fleet.roles[:2] == ["down", "in use"], "new connections go to the second", 2)
+    wait_until(lambda: requests.served_since(killed + 1) > 50, "they are served", 20)
+    fleet.restart(0)
+    wait_until(lambda: fleet.roles[0] == "in use", "the first is in use again", 90)
+    requests.stop()
+    assert requests.failed_since(killed + 1) == []
+    assert len(requests.failed_since(0)) <= 4
 
 
 class Fleet:

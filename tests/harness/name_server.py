@@ -36,8 +36,8 @@ class NameServer:
                 break
             except OSError:
                 continue
-        self._configuration = folder / "resolv.conf"
-        self._configuration.write_text(f"nameserver {address}\n")
+        self.configuration = folder / "resolv.conf"
+        self.configuration.write_text(f"nameserver {address}\n")
         self._hosts = folder / "hosts"
         self._hosts.write_text(f"127.0.0.1 localhost\n{hosts}")
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -48,7 +48,7 @@ class NameServer:
         """Put before a command: the command asks this name server and has these hosts."""
         script = 'mount --bind "$0" /etc/resolv.conf && mount --bind "$1" /etc/hosts && shift && exec "$@"'
         private = ["unshare", "--mount", "--propagation", "private"]
-        return [*private, "sh", "-c", script, str(self._configuration), str(self._hosts)]
+        return [*private, "sh", "-c", script, str(self.configuration), str(self._hosts)]
 
     def stop(self) -> None:
         # An empty datagram ends the thread.
@@ -72,8 +72,11 @@ class NameServer:
             addresses = self._names.get(name)
             if addresses is None:
                 response.set_rcode(dns.rcode.NXDOMAIN)
-            elif question.rdtype == dns.rdatatype.A:
-                response.answer.append(dns.rrset.from_text_list(question.name, 60, "IN", "A", addresses))
+            else:
+                kind = dns.rdatatype.to_text(question.rdtype)
+                own = [address for address in addresses if (":" in address) == (kind == "AAAA")]
+                if own and kind in ("A", "AAAA"):
+                    response.answer.append(dns.rrset.from_text_list(question.name, 60, "IN", kind, own))
             self._socket.sendto(response.to_wire(), sender)
 
     def __enter__(self) -> Self:

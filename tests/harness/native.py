@@ -43,11 +43,22 @@ class Made:
 
 
 @functools.cache
+def _stub() -> list[ast.stmt]:
+    # The interpreter may be older than the stub's syntax.
+    return ast.parse(re.sub(r"(?m)^type (?=\w+ = )", "", STUB.read_text(encoding="utf-8"))).body
+
+
+@functools.cache
+def alternatives(name: str) -> tuple[str, ...]:
+    """The classes that the stub's type of this name is one of."""
+    found = next(node for node in _stub() if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name)
+    return tuple(part.id for part in ast.walk(found.value) if isinstance(part, ast.Name))
+
+
+@functools.cache
 def stand_in(name: str) -> Any:
     """The stand-in for the stub's class of this name."""
-    # The interpreter may be older than the stub's syntax.
-    tree = ast.parse(re.sub(r"(?m)^type (?=\w+ = )", "", STUB.read_text(encoding="utf-8")))
-    found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    found = next(node for node in _stub() if isinstance(node, ast.ClassDef) and node.name == name)
     functions = [node for node in found.body if isinstance(node, ast.FunctionDef)]
     made = next((node for node in functions if node.name == "__new__"), None)
     return type(name, (Made,), {"_fields": _arguments(made) if made is not None else _properties(functions)})

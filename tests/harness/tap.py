@@ -18,6 +18,8 @@ class Tap:
         self.thawed = threading.Event()
         """Not set: the path is frozen, nothing passes either way and nothing ends."""
         self.thawed.set()
+        self.limit: int | None = None
+        """So many bytes of a connection come back, and then nothing more, though it does not end."""
         self._sockets: list[socket.socket] = []
         self._listener = socket.create_server(
             (host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256
@@ -88,10 +90,14 @@ class Tap:
                 back.join(60)
 
     def _pump(self, source: socket.socket, target: socket.socket, record: bytearray | None) -> None:
+        came_back = 0
         with contextlib.suppress(OSError):
             while piece := source.recv(65536):
                 if record is not None:
                     record += piece
+                elif self.limit is not None:
+                    piece = piece[: max(0, self.limit - came_back)]
+                    came_back += len(piece)
                 self.thawed.wait()
                 target.sendall(piece)
         with contextlib.suppress(OSError):

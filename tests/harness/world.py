@@ -29,7 +29,7 @@ from ech_workers.errors import (
 )
 from ech_workers.supervisor import Supervisor, SupervisorStatus, Timing
 
-from .native import stand_in
+from .native import alternatives, stand_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -148,6 +148,10 @@ class World:
         """Of each session, how many were opened."""
         self.open_streams: dict[int, int] = {}
         """Of each session, how many are open."""
+        self.received: dict[int, int] = {}
+        """Of each session, how many bytes came over it."""
+        self.waiting = 0
+        """Connections that wait for a session."""
         self.mute: set[int] = set()
         """Servers that take everything and answer nothing."""
         self.supervisor: Supervisor | None = None
@@ -212,11 +216,12 @@ class World:
                     upstream=upstream,
                     streams=self.open_streams.get(session, 0),
                     streams_total=self.streams.get(session, 0),
+                    bytes_down=self.received.get(session, 0),
                     heard_ago=1000.0 if upstream in self.mute else 0.0,
                     unanswered=None if since is None else self.now - since,
                 )
             )
-        return stand_in("Snapshot")(sessions=tuple(sessions))
+        return stand_in("Snapshot")(sessions=tuple(sessions), connections_waiting=self.waiting)
 
     def unavailable(self, reason: str | None, code: str = "") -> None:
         self.reason = reason
@@ -340,24 +345,10 @@ class World:
             assert not self.thread.is_alive()
 
 
-EVENTS = (
-    "SessionUp",
-    "SessionLost",
-    "SessionsFull",
-    "DialFailed",
-    "EchLearned",
-    "H2Chosen",
-    "Fetched",
-    "FetchFailed",
-    "Woken",
-    "LogLine",
-)
-
-
 @contextlib.contextmanager
 def made_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """A world whose events and plans are stand-ins, in the place of the native module's."""
-    for name in EVENTS:
+    for name in alternatives("Event"):
         monkeypatch.setattr(_native, name, stand_in(name))
     monkeypatch.setattr(_native, "DialPlan", dial_plan)
     monkeypatch.setattr(_native, "FetchPlan", FetchPlan)

@@ -10,38 +10,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness import socks
-from harness.fleet import Fleet, Requests
+from harness.fleet import Fleet, Requests, outlive_the_first
 from harness.targets import pattern, pattern_sha256
 from harness.waiting import wait_until
 from harness.worker import unused_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ech_workers.config import Mode
     from ech_workers.options.client import Reply
     from harness.tunnel import Site
 
 
-@pytest.fixture
-def fleet(site: Site) -> Iterator[Fleet]:
-    made = Fleet(site, ["yamux", "yamux", "yamux"])
-    yield made
-    made.close()
-
-
 def test_one_of_three_is_killed_and_no_new_request_fails(fleet: Fleet, targets: dict[str, int]) -> None:
-    requests = Requests(fleet.tunnel, targets["echo"])
-    wait_until(lambda: len(requests.done) > 50, "requests are served")
-    fleet.programs[0].process.kill()
-    killed = time.monotonic()
-    wait_until(lambda: fleet.roles[:2] == ["down", "in use"], "new connections go to the second", 2)
-    wait_until(lambda: sum(began > killed + 1 for began, _, _ in requests.done) > 50, "they are served", 20)
-    fleet.restart(0)
-    wait_until(lambda: fleet.roles[0] == "in use", "the first is in use again", 90)
-    requests.stop()
-    assert requests.failed_since(killed + 1) == []
-    assert requests.failed_since(0) == [] or len(requests.failed_since(0)) <= 4
+    outlive_the_first(fleet, targets["echo"])
 
 
 @pytest.mark.parametrize("modes", [["simple", "yamux"], ["yamux", "simple"], ["simple", "simple"]])
@@ -52,7 +33,7 @@ def test_modes_can_be_mixed(site: Site, targets: dict[str, int], modes: list[Mod
         wait_until(lambda: len(requests.done) > 50, "requests are served")
         fleet.programs[0].process.kill()
         killed = time.monotonic()
-        wait_until(lambda: sum(began > killed + 1 for began, _, _ in requests.done) > 50, "they are served", 20)
+        wait_until(lambda: requests.served_since(killed + 1) > 50, "they are served", 20)
         requests.stop()
         assert requests.failed_since(killed + 1) == []
         assert fleet.roles == ["down", "in use"]

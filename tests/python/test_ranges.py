@@ -50,9 +50,9 @@ def test_fewer_addresses_than_a_few_are_all_there() -> None:
 def test_what_worked_is_tried_first_and_remembered() -> None:
     ranges = made("192.0.2.0/24")
     for _ in range(100):
-        ranges.worked(ranges.current[-1])
+        ranges.worked(ranges.current[-1], 0.0)
         ranges.failed()
-        ranges.worked(ranges.current[-1])
+        ranges.worked(ranges.current[-1], 0.0)
     assert ranges.good[0] == ranges.current[0]
     assert len(ranges.good) <= REMEMBERED
     again = made("192.0.2.0/24", good=(*ranges.good, "203.0.113.7"))
@@ -68,8 +68,22 @@ def test_what_worked_once_and_fails_is_good_no_more() -> None:
     assert "192.0.2.9" not in ranges.current
 
 
+def test_an_address_whose_session_became_silent_is_left_and_good_no_more() -> None:
+    kept: list[tuple[str, ...]] = []
+    ranges = Ranges(["192.0.2.0/24"], ["192.0.2.9"], random.Random(1).random, lambda good, wall: kept.append(good))
+    ranges.worked("192.0.2.9", 1.0)
+    assert not kept
+    ranges.stopped("192.0.2.9", 2.0)
+    assert kept == [()]
+    assert "192.0.2.9" not in ranges.current
+    assert ranges.current
+    only = made("192.0.2.7/32")
+    only.stopped("192.0.2.7", 0.0)
+    assert only.current == ("192.0.2.7",)
+
+
 def test_after_several_rounds_a_pause_is_due() -> None:
     ranges = made("192.0.2.0/24")
     assert [ranges.failed() for _ in range(ROUNDS)] == [True] * (ROUNDS - 1) + [False]
-    ranges.worked(ranges.current[0])
+    ranges.worked(ranges.current[0], 0.0)
     assert ranges.failed()

@@ -3,35 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ech_workers.config import ServerAddress, UpstreamConfig
-from harness.world import REFUSED, World, https, start
+from harness.servers import PAIR, begin, roles, server
+from harness.world import REFUSED, World
 
 if TYPE_CHECKING:
     import pytest
-
-    from ech_workers.supervisor import Supervisor
-
-
-def server(name: str, **changes: Any) -> UpstreamConfig:
-    fields: dict[str, Any] = {"name": name, "server": ServerAddress(f"{name}.test", 443, "/ws"), "token": name}
-    return UpstreamConfig(**{**fields, **changes})
-
-
-def begin(world: World, *servers: UpstreamConfig, **changes: Any) -> Supervisor:
-    for found in servers:
-        host = found.server.host
-        world.zone[host, "HTTPS"] = [https(found.name)]
-        world.zone[host, "A"] = ["60 192.0.2.1"]
-    return start(world, server=servers[0].server, servers=servers, **changes)
-
-
-def roles(supervisor: Supervisor) -> list[str]:
-    return [upstream.role for upstream in supervisor.status().upstreams]
-
-
-PAIR = (server("one"), server("two", priority=1))
 
 
 def test_each_server_is_dialled_by_its_own_options(world: World) -> None:

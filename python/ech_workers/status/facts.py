@@ -127,7 +127,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     mode: str
     phase: str
     role: str
-    """in use; standby; probation (it was lost, works again, and is not preferred yet); silent (it does not answer); down."""
+    """in use; standby; probation (it was lost, works again, and is not preferred yet); demoted (its
+    connections stop after a few kilobytes); silent (it does not answer); down."""
     priority: int
     weight: int
     problem: str | None
@@ -138,6 +139,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     bytes_up: int
     """Of its sessions that there are now."""
     bytes_down: int
+    stops_after: int | None = None
+    """Bytes after which its connections stop, if they do."""
     unreached: int = 0
     """Connections that went on to another server because this one could not reach their target."""
     unreached_why: str | None = None
@@ -277,6 +280,7 @@ class Observer:
                     rtt_ms=min((session.rtt_ms for session in carried if session.rtt_ms is not None), default=None),
                     bytes_up=sum(session.bytes_up for session in carried),
                     bytes_down=sum(session.bytes_down for session in carried),
+                    stops_after=upstream.stops_after,
                     unreached=upstream.unreached,
                     unreached_why=upstream.unreached_why,
                 )

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from ech_workers.stalls import amount
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -140,6 +142,7 @@ _ROLES: dict[str, tuple[Tone, str]] = {
     "in use": ("good", "in use"),
     "standby": ("", "stands by"),
     "probation": ("working", "works again, and is not preferred yet"),
+    "demoted": ("warning", "is used last"),
     "silent": ("warning", "does not answer"),
     "down": ("bad", "cannot be reached"),
 }
@@ -149,6 +152,8 @@ def _server(server: Server) -> Row:
     tone, role = _ROLES.get(server.role, ("", server.role))
     trip = "" if server.rtt_ms is None else f", {server.rtt_ms:.0f} ms"
     why = f": {server.problem}" if server.problem is not None and server.role == "down" else ""
+    if server.stops_after is not None:
+        why += f": its connections stop after {amount(server.stops_after)}"
     if server.unreached:
         why += f"; {server.unreached} connections went elsewhere ({server.unreached_why})"
     return Row("server", server.name, tone, f"({server.mode}{trip}) {role}{why}")

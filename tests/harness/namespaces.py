@@ -1,0 +1,139 @@
+"""Networks of a test's own, in namespaces: what runs in them, and how it is started.
+
+``python -m harness.namespaces NAME FOLDER`` runs one of the scenarios below, and prints "done".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ech_workers import Tunnel
+from ech_workers.config import ClientConfig, ServerAddress
+
+from .authority import Authority
+from .name_server import NameServer
+from .processes import Processes
+from .tunnel import PATH, SERVER_NAME, TOKEN, ServerProgram, Site
+from .waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TESTS = Path(__file__).resolve().parents[1]
+SERVER = "203.0.113.1"
+
+
+def are_possible() -> bool:
+    """Whether this user may make namespaces, and mount in them."""
+    script = "ip link add x type veth peer name y && mount --bind /dev/null /etc/resolv.conf"
+    return subprocess.run(["unshare", "-nm", "sh", "-c", script], capture_output=True, check=False).returncode == 0
+
+
+def run(scenario: str, folder: Path) -> None:
+    """Runs a scenario in a network of its own; AssertionError with all it said if it fails."""
+    done = subprocess.run(
+        ["unshare", "-nm", "--propagation", "private", sys.executable, "-m", "harness.namespaces", scenario, folder],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+    )
+    assert done.stdout.splitlines()[-1:] == ["done"], done.stdout + done.stderr
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+@contextlib.contextmanager
+def _tunnel(site: Site, server: ServerProgram, address: str) -> Iterator[Tunnel]:
+    config = ClientConfig(
+        server=ServerAddress(SERVER_NAME, server.port, PATH),
+        token=TOKEN,
+        server_ips=(address,),
+        ech_config=site.key.config_list,
+        ca_pem=site.authority.path.read_bytes(),
+        listen=(),
+    )
+    with Tunnel.from_config(config) as tunnel:
+        tunnel.wait_ready(30, patient=True)
+        yield tunnel
+
+
+def nat64(site: Site) -> None:
+    """A network with IPv6 alone, a translator for IPv4, and a resolver that knows its prefix. The server has an IPv4 address,
+    which only the translator reaches: here the server itself is where that would send to."""
+    _ip("link", "set", "lo", "up")
+    _ip("address", "add", "64:ff9b::203.0.113.1/128", "dev", "lo")
+    _ip("-6", "route", "add", "default", "dev", "lo")
+    known = {"ipv4only.arpa": ["64:ff9b::192.0.0.170", "64:ff9b::192.0.0.171"]}
+    with NameServer(site.folder, known) as resolver:
+        subprocess.run(["mount", "--bind", resolver.configuration, "/etc/resolv.conf"], check=True)
+        server = site.server(listen="[64:ff9b::203.0.113.1]:0", publish=False)
+        with _tunnel(site, server, SERVER) as tunnel:
+            (session,) = tunnel.status().sessions
+            assert session.address == f"[64:ff9b::cb00:7101]:{server.port}", session
+        assert set(resolver.questions) == {"ipv4only.arpa"}, resolver.questions
+
+
+def other_route(site: Site) -> None:
+    """The machine's only way out goes away, and another one comes, from another address: what had begun on the first is dead,
+    and nobody says so."""
+    holder = subprocess.Popen(["unshare", "-n", "sleep", "300"])
+    try:
+        there = ("nsenter", "-t", str(holder.pid), "-n")
+        # The namespace is there when it is another one than ours.
+        own = Path("/proc/self/ns/net").readlink()
+        wait_until(lambda: Path(f"/proc/{holder.pid}/ns/net").readlink() != own, "the other namespace is there", 20)
+        subprocess.run([*there, "ip", "link", "set", "lo", "up"], check=True)
+        subprocess.run([*there, "ip", "address", "add", f"{SERVER}/32", "dev", "lo"], check=True)
+        for way in (1, 2):
+            _ip("link", "add", f"way{way}", "type", "veth", "peer", "name", f"end{way}", "netns", str(holder.pid))
+            subprocess.run([*there, "ip", "address", "add", f"10.0.{way}.1/24", "dev", f"end{way}"], check=True)
+            subprocess.run([*there, "ip", "link", "set", f"end{way}", "up"], check=True)
+        _ip("link", "set", "lo", "up")
+        _take(1)
+        server = site.server(listen=f"{SERVER}:0", publish=False, prefix=there)
+        with _tunnel(site, server, SERVER) as tunnel:
+            first = tunnel.status().sessions[0].session
+            _ip("link", "delete", "way1")
+            _take(2)
+            # Its own ping would take 15 s and more to find out.
+            wait_until(
+                lambda: any(each.session != first and not each.retiring for each in tunnel.status().sessions),
+                "another session is up",
+                10,
+            )
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def _take(way: int) -> None:
+    _ip("address", "add", f"10.0.{way}.2/24", "dev", f"way{way}")
+    _ip("link", "set", f"way{way}", "up")
+    _ip("route", "add", "default", "via", f"10.0.{way}.1")
+
+
+def main(scenario: str, folder: Path) -> None:
+    processes = Processes()
+    site = Site.make(folder, processes, Authority(folder))
+    try:
+        {"nat64": nat64, "other_route": other_route}[scenario](site)
+        print("done")
+    except BaseException:
+        print(processes.report())
+        raise
+    finally:
+        processes.stop()
+        site.resolver.stop()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
