@@ -150,6 +150,9 @@ class SessionLost:
     def failure(self) -> Failure: ...
     @property
     def age(self) -> float: ...
+    @property
+    def received(self) -> int:
+        """Bytes of payload that came over it."""
 
 @final
 class SessionsFull:
@@ -188,6 +191,17 @@ class H2Chosen:
     def upstream(self) -> int: ...
     @property
     def server_name(self) -> str: ...
+
+@final
+class BulkChanged:
+    """A session has another number of bulk streams: those that move more than 512 KiB in five seconds."""
+
+    @property
+    def upstream(self) -> int: ...
+    @property
+    def session(self) -> int: ...
+    @property
+    def streams(self) -> int: ...
 
 @final
 class Unreached:
@@ -246,6 +260,7 @@ type Event = (
     | DialFailed
     | EchLearned
     | H2Chosen
+    | BulkChanged
     | Unreached
     | Fetched
     | FetchFailed

@@ -44,6 +44,13 @@ HEALING_DIALS = 2
 # another, both are there for a moment.
 FAREWELLS = 2
 
+# The clients of a server that stops are told at the same moment. Each dials at a moment of its own within so many seconds,
+# or when somebody waits for a session.
+FAREWELL_SPREAD = 45.0
+
+# How often it is looked whether somebody waits, meanwhile.
+LOOK = 0.2
+
 
 class Pacing:
     """The pace of the dials to one server."""
@@ -63,6 +70,9 @@ class Pacing:
         """Sessions in a row that died young."""
         self._flapped_at = -math.inf
         self._farewells = 0
+        self._looked_at = -math.inf
+        self.is_spread = False
+        """The next dial is put off for the server's sake alone: it may start as soon as somebody waits for it."""
 
     def may_dial(self, now: float) -> bool:
         return not self.is_healing and now >= self.dial_at
@@ -88,10 +98,12 @@ class Pacing:
         self.breaker = "closed"
         self.is_healing = False
         self.dial_at = now
+        self.is_spread = False
 
     def failed(self, now: float, code: str, remedy: Remedy = "none", *, retry_after: float = 0.0) -> None:
         """A dial failed. retry_after: the least pause that the server asked for."""
         self.failures += 1
+        self.is_spread = False
         if remedy == "at-once":
             self.dial_at = now
         elif remedy == "look-up":
@@ -120,6 +132,7 @@ class Pacing:
         Then the handshakes succeed and what follows does not: a pause, or it would go round without end; but not the
         breaker, which is for servers that cannot be reached.
         """
+        self.hurry(now)
         if age >= self._timing.session_young:
             self.flaps = 0
             return False
@@ -133,20 +146,43 @@ class Pacing:
         return True
 
     def farewell(self, now: float, age: float) -> bool:
-        """The server ended a session with a go-away: no failure, the next dial starts at once. True for the first in a row.
+        """The server ended a session with a go-away: no failure. True for the first in a row.
 
-        A server that goes on stopping and still takes sessions is not asked again and again without a pause.
+        The next dial starts when somebody waits for a session, and within FAREWELL_SPREAD seconds. A server that goes on
+        stopping and still takes sessions is not asked again and again without a pause.
         """
         if age >= self._timing.session_young:
             self._farewells = 0
         self._farewells += 1
         if self._farewells > FAREWELLS:
             self.dial_at = now + self.backoff(self._farewells - FAREWELLS - 1)
+        else:
+            self.dial_at = now + FAREWELL_SPREAD * self._uniform()
+            self.is_spread = True
+            self._looked_at = now
         return self._farewells == 1
+
+    def look(self, now: float, *, is_waited_for: bool) -> None:
+        """A dial that is put off for the server's sake starts when somebody waits for a session."""
+        self._looked_at = now
+        if is_waited_for:
+            self.hurry(now)
+
+    def hurry(self, now: float) -> None:
+        """A dial is not put off for the server's sake any longer."""
+        if self.is_spread:
+            self.dial_at = now
+            self.is_spread = False
+
+    @property
+    def look_at(self) -> float:
+        """When it is time to see whether a dial may start."""
+        return min(self.dial_at, self._looked_at + LOOK) if self.is_spread else self.dial_at
 
     def jumped(self, now: float) -> None:
         """The machine slept, or the network is another one: a long pause is over."""
         self.dial_at = now
+        self.is_spread = False
         if self.breaker == "open":
             self.breaker = "half-open"
 

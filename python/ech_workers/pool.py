@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from ech_workers.lanes import MOST, Lanes
 from ech_workers.overflow import Overflow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from ech_workers import _native
     from ech_workers.ech import Configuration
@@ -86,15 +87,27 @@ class Session:
 class Pool:
     """What there is, and what is missing. Times are monotonic seconds."""
 
-    def __init__(self, mode: Literal["yamux", "simple"], wanted: int, timing: Timing) -> None:
+    def __init__(self, mode: Literal["yamux", "simple"], sessions: int, timing: Timing) -> None:
+        """sessions: how many are wanted; 0: as many as help."""
         self._timing = timing
         self._simple = mode == "simple"
-        self.wanted = 1 if self._simple else wanted
+        self._fixed = 1 if self._simple else sessions
+        self.lanes = None if self._fixed else Lanes()
         self.overflow = Overflow(timing)
         self.sessions: dict[int, Session] = {}
         self.dials: dict[int, Dial] = {}
         self.verified = False
         """In simple mode: the last dial showed that the server can be reached."""
+
+    @property
+    def wanted(self) -> int:
+        """How many sessions there should be."""
+        return self._fixed if self.lanes is None else self.lanes.wanted
+
+    @property
+    def _room(self) -> int:
+        """How many connections more there may be."""
+        return 1 << 16 if self.lanes is None else MOST - len(self.sessions) - len(self.dials)
 
     @property
     def live(self) -> list[Session]:
@@ -116,7 +129,8 @@ class Pool:
             return 0 if self.verified or self.dials else 1
         # A dial for the successor of a session that is gone by now counts like any other.
         filling = sum(dial.replaces is None or dial.replaces not in self.sessions for dial in self.dials.values())
-        missing = max(0, self.wanted + self.overflow.count - len(self.live) - filling)
+        missing = self.wanted + self.overflow.count - len(self.live) - filling
+        missing = max(0, min(missing, self._room if self.live else 1))
         if one_at_a_time or not self.live:
             # One finds out whether the server can be reached; the others follow it.
             return 0 if filling else min(1, missing)
@@ -131,6 +145,8 @@ class Pool:
         self.sessions[event.session] = Session(event, now, now + self._timing.session_age * (0.9 + 0.2 * uniform))
         self.verified = True
         self.overflow.up(now)
+        if self.lanes is not None:
+            self.lanes.up(now)
         replaced = self.sessions.get(dial.replaces) if dial is not None and dial.replaces is not None else None
         if replaced is None:
             return None
@@ -145,10 +161,10 @@ class Pool:
     def due(self, now: float) -> list[int]:
         """The sessions whose successor is to be dialled now."""
         replaced = {dial.replaces for dial in self.dials.values()}
-        due = []
+        due: list[int] = []
         for number, session in self.sessions.items():
             if self._is_renewable(session) and now >= session.renew_at:
-                if number not in replaced:
+                if number not in replaced and len(due) < self._room:
                     due.append(number)
                 # Looked at again when the dial has ended, at the latest then.
                 session.renew_at = now + self._timing.backoff_limit
@@ -158,6 +174,43 @@ class Pool:
         """Every session is to be replaced."""
         for session in self.sessions.values():
             session.renew_at = now
+
+    def further_failed(self, dial: Dial, now: float) -> bool:
+        """A dial failed. True if it was for a session beyond the first: those that there are still serve."""
+        if dial.replaces is not None or not self.live:
+            return False
+        if self.overflow.count > 0 and len(self.live) >= self.wanted:
+            self.overflow.failed(now)
+            return True
+        if self.lanes is None or self.wanted == 1:
+            return False
+        self.lanes.failed(now)
+        return True
+
+    def lost(self, now: float) -> None:
+        """A session was lost."""
+        self.overflow.lost(now)
+        if self.lanes is not None:
+            self.lanes.lost(now)
+
+    def bulk_changed(self, event: _native.BulkChanged, now: float) -> None:
+        """A session has another number of bulk transfers."""
+        if self.lanes is not None and event.session in self.sessions:
+            self.lanes.bulk(event.session, event.streams, now)
+
+    def close_lanes(self, now: float, look: Callable[[], _native.Snapshot]) -> list[int]:
+        """The sessions that are to be ended because they are idle and fewer are enough. look: at the engine."""
+        if self.lanes is None:
+            return []
+        live = {session.up.session for session in self.live}
+        self.lanes.keep(live, now)
+        if now < self.lanes.look_at:
+            return []
+        streams = {session.session: session.streams for session in look().sessions if session.session in live}
+        closed = self.lanes.shrink(streams, now, extra=self.overflow.count)
+        for number in closed:
+            self.sessions[number].retiring = True
+        return closed
 
     def unused(self, now: float, sessions: Iterable[_native.SessionSnapshot]) -> list[int]:
         """The sessions beyond the wanted ones that are to be ended. sessions: the engine's."""
@@ -171,7 +224,8 @@ class Pool:
     def deadlines(self) -> list[float]:
         """When sessions are to be replaced, or may be ended."""
         renewals = [session.renew_at for session in self.sessions.values() if self._is_renewable(session)]
-        return renewals + self.overflow.deadlines()
+        lanes = [] if self.lanes is None else [self.lanes.look_at]
+        return renewals + self.overflow.deadlines() + lanes
 
     def _is_renewable(self, session: Session) -> bool:
         return not session.retiring and not self._simple

@@ -159,10 +159,19 @@ class Supervisor:
                 return True
             if self._stopping or self._ended:
                 raise EngineClosed
+            self._hurry()
             settled = self._settled()
         if settled is not None and not patient:
             raise settled.error()
         return False
+
+    def _hurry(self) -> None:
+        """Somebody waits: what was put off for a server's sake alone is done now."""
+        spread = [upstream.pacing for upstream in self._upstreams if upstream.pacing.is_spread]
+        for pacing in spread:
+            pacing.hurry(self._clocks.now().clock)
+        if spread:
+            self._engine.wake()
 
     def late(self, timeout: float) -> TunnelError:
         """What to raise when ``timeout`` seconds were not enough for a session."""
@@ -276,6 +285,8 @@ class Supervisor:
                 self._upstreams[event.upstream].ech_learned(event, now)
             case _native.H2Chosen():
                 self._upstreams[event.upstream].h2_chosen(event)
+            case _native.BulkChanged():
+                self._upstreams[event.upstream].pool.bulk_changed(event, now.clock)
             case _native.Unreached():
                 self._upstreams[event.upstream].unreached.note(event)
             case _native.Fetched():

@@ -14,9 +14,11 @@ from ech_workers.candidate import Candidate, dial_plan
 from ech_workers.errors import BLAMED_ON_ENDPOINT, BLAMED_ON_TARGET, Cause, TunnelError, from_failure
 from ech_workers.knowledge import Knowledge
 from ech_workers.overview import Phase, UpstreamStatus
-from ech_workers.pacing import Pacing, Remedy
+from ech_workers.pacing import FAREWELL_SPREAD, Pacing, Remedy
 from ech_workers.pool import Dial, Pool
-from ech_workers.steps import Dialed, Dialing, Failed, Learned, Passed, Settled, Step
+from ech_workers.reasons import Reasons
+from ech_workers.stalls import PASSED, SILENT
+from ech_workers.steps import Dialed, Dialing, Failed, Learned, Passed, Step
 from ech_workers.unreached import Unreached
 
 if TYPE_CHECKING:
@@ -79,13 +81,18 @@ class Upstream:
         self._missing: TunnelError | None = None
         self._passed: TunnelError | None = None
 
-        self.settled: Cause | None = None
-        """Why the last attempt failed for good; None while the first one is under way, and when a session was up since."""
-        self.cause: Cause | None = None
-        self._cause_at = 0.0
-        self._told: tuple[str, str] | None = None
+        self._reasons = Reasons(trace)
         self._full_told_at = -math.inf
-        self._is_news = True
+
+    @property
+    def settled(self) -> Cause | None:
+        """Why the last attempt failed for good; None while the first one is under way, and when a session was up since."""
+        return self._reasons.settled
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why there is no session, or fewer than wanted."""
+        return self._reasons.cause
 
     @property
     def is_ready(self) -> bool:
@@ -119,6 +126,10 @@ class Upstream:
                 session.retiring = True
                 self._engine.retire(session.up.session)
             return
+        for number in self.pool.close_lanes(now.clock, self._engine.snapshot):
+            self._engine.retire(number)
+        if self.pacing.is_spread:
+            self.pacing.look(now.clock, is_waited_for=self._engine.snapshot().connections_waiting > 0)
         self._fill(now)
         if self.pool.overflow.may_end(now.clock):
             for number in self.pool.unused(now.clock, self._engine.snapshot().sessions):
@@ -148,7 +159,7 @@ class Upstream:
         if self._plan is None or not self.is_needed:
             return deadlines
         if self._dials_missing > 0 and not self.pacing.is_healing:
-            deadlines.append(self.pacing.dial_at)
+            deadlines.append(self.pacing.look_at)
         return deadlines + self.pool.deadlines()
 
     def slept(self, now: Moment) -> None:
@@ -246,15 +257,10 @@ class Upstream:
         replaced = self.pool.up(event, now.clock, self._uniform())
         self.knowledge.worked(event.address, now)
         self.pacing.up(now.clock)
-        self.settled = None
-        level = logging.INFO if self._is_news else logging.DEBUG
+        level = logging.INFO if self._reasons.over(forget=not self.pacing.flaps) else logging.DEBUG
         ech = f"ECH accepted, outer name {event.public_name}" if event.ech == "accepted" else "without ECH"
         milliseconds = event.tcp_ms + event.tls_ms + event.websocket_ms
         _log.log(level, "session up: %s by %s, %s, %.0f ms", self.name, event.address, ech, milliseconds)
-        self._is_news = False
-        self.cause = None
-        if not self.pacing.flaps:
-            self._told = None
         if replaced is not None:
             self._engine.retire(replaced)
 
@@ -268,28 +274,32 @@ class Upstream:
             if failure.code != "yamux-go-away":
                 _log.info("a session that was to end with its last stream was lost: %s", failure.message)
             return
-        self.pool.overflow.lost(now.clock)
-        self._is_news = True
+        self.pool.lost(now.clock)
+        self._reasons.is_news = True
         if failure.code == "yamux-go-away":
-            # No failure: open streams go on, and the next session is dialled at once.
+            # No failure: open streams go on.
             first = self.pacing.farewell(now.clock, event.age)
             _log.log(
                 logging.INFO if first else logging.DEBUG,
-                "%s is stopping: it takes no new streams; those that are open go on, and another session is dialled",
+                "%s is stopping: it takes no new streams; those that are open go on, and another session is dialled when it is"
+                " needed, and within %.0f s",
                 self.name,
+                FAREWELL_SPREAD,
             )
             return
         _log.info("session lost after %.0f s: %s", event.age, failure.message)
+        if failure.code in SILENT and event.received < PASSED:
+            self.knowledge.stopped(session.up.address, now)
         if self.server.mode == "simple":
             return
         if not self.pacing.lost(now.clock, event.age):
-            self._told = None
+            self._reasons.forget()
             return
         error = from_failure(failure, server=self.name)
         if self.pacing.is_flapping:
             self._settle(error, now)
         else:
-            self._note(error, now)
+            self._reasons.note(error, now)
 
     def sessions_full(self, now: Moment) -> None:
         """Every session has as many streams as the server allows: another one is dialled, or new streams wait."""
@@ -323,7 +333,7 @@ class Upstream:
             if self.pool.verified:
                 self.pool.verified = False
                 self.pacing.dial_at = now.clock
-                self._note(error, now)
+                self._reasons.note(error, now)
             return
         replaced = self.pool.replaced_by(dial)
         if replaced is not None:
@@ -335,9 +345,7 @@ class Upstream:
             replaced.renew_at = now.clock + pause
             _log.info("a session could not be replaced yet: %s", error.line())
             return
-        if dial.replaces is None and self.pool.overflow.count > 0 and len(self.pool.live) >= self.pool.wanted:
-            # Those that are wanted still serve.
-            self.pool.overflow.failed(now.clock)
+        if self.pool.further_failed(dial, now.clock):
             _log.info("no further session could be had: %s", error.line())
             return
         remedy = self._remedy(error, dial, failure.ech_rejected, now)
@@ -347,7 +355,7 @@ class Upstream:
         if remedy == "none":
             self._settle(error, now)
         else:
-            self._note(error, now)
+            self._reasons.note(error, now)
 
     def _remedy(self, error: TunnelError, dial: Dial, ech_rejected: bool, now: Moment) -> Remedy:
         """Whether the next dial needs no pause: it knows better, or will when records have been looked up again."""
@@ -380,31 +388,12 @@ class Upstream:
         if event.server_name == self.server.server.host:
             self.knowledge.h2_chosen()
 
-    # ------------------------------------------------------------ telling
-
-    def _note(self, error: TunnelError, now: Moment) -> None:
-        """Keeps the cause, and logs it unless it is the one that was logged last."""
-        reason = (error.layer, error.code)
-        known = self.cause
-        if known is None or (known.layer, known.code) != reason:
-            self._cause_at = now.clock
-        self.cause = error.cause
-        self._is_news = True
-        if reason == self._told:
-            _log.debug("%s", error.line())
-            return
-        self._told = reason
-        _log.warning("%s", error.line())
-        if error.detail:
-            _log.debug("%s", error.detail)
+    # ------------------------------------------------------------ what is shown
 
     def _settle(self, error: TunnelError, now: Moment) -> None:
         """An attempt has failed, and nothing more is done about it before the next one."""
         self.knowledge.attempt_over()
-        if not self.settled == self.cause == error.cause:
-            self._note(error, now)
-            self.settled = error.cause
-            self._trace(Settled(error.cause))
+        self._reasons.settle(error, now)
 
     @property
     def phase(self) -> Phase:
@@ -432,7 +421,7 @@ class Upstream:
             mode=self.server.mode,
             phase=self.phase,
             cause=self.cause,
-            cause_age=max(0.0, now.clock - self._cause_at) if self.cause else None,
+            cause_age=self._reasons.age(now),
             sessions=tuple(session.status(now.clock) for session in self.pool.sessions.values()),
             wanted=self.pool.wanted,
             dialing=len(self.pool.dials),

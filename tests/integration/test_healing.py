@@ -192,7 +192,7 @@ def test_a_server_that_restarts_with_other_keys_is_found_again(rig: Rig, targets
     rig.server.close()
     wait_until(lambda: supervisor.status().phase != "up", "the loss is noticed")
     rig.server = rig.serve(rig.new_key()[0], rig.port)
-    wait_until(lambda: supervisor.status().phase == "up", "a session again", 20)
+    wait_until(lambda: supervisor.is_ready(patient=True), "a session again", 20)
     assert supervisor.status().sessions[0].retried
     assert rig.echoes(targets["echo"])
 
@@ -222,7 +222,7 @@ def test_a_server_that_stops_lets_streams_finish_and_its_successor_takes_the_new
         stopping.start()
         wait_until(lambda: "is stopping: it takes no new streams" in caplog.text, "the client is told")
         rig.server = rig.serve(rig.new_key()[0], rig.port)
-        wait_until(lambda: supervisor.status().phase == "up", "a session with the successor", 20)
+        wait_until(lambda: supervisor.is_ready(patient=True), "a session with the successor", 20)
         assert rig.echoes(targets["echo"])
         long.sendall(b"still")
         assert long.recv(5) == b"still"

@@ -69,7 +69,8 @@ def test_the_feed_and_the_metrics_follow_a_transfer(site: Site, targets: dict[st
         assert after["rates"]["down"] == 0
         assert after["connections"]["total"] == 1
         if mode == "--yamux":
-            (session,) = after["sessions"]
+            # A bulk transfer may have got another one beside it.
+            session = max(after["sessions"], key=lambda each: each["streams_total"])
             assert session["ech"] == "accepted"
             assert session["streams_total"] == 1
             assert session["rtt_ms"] > 0

@@ -149,7 +149,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert config.mode == "yamux"
     assert config.resolvers == DEFAULT_RESOLVERS
     assert config.listen == (ListenAddress("127.0.0.1", 1080),)
-    assert config.sessions == 1
+    assert config.sessions == 0
     assert config.profile == "firefox"
     assert config.reply == "optimistic"
     assert config.status_listen == ()
@@ -399,7 +399,7 @@ def test_token_files(tmp_path: Path) -> None:
         ({"ca_file": "/dev/null/missing.pem"}, "--ca-file"),
         ({"profile": "lynx"}, "--profile"),
         ({"alpn": "h3"}, "--alpn"),
-        ({"sessions": 0}, "--sessions"),
+        ({"sessions": 65}, "--sessions"),
         ({"sessions": True}, "--sessions"),
         ({"reply": "maybe"}, "--reply"),
         ({"open_timeout": 0}, "--open-timeout"),
@@ -469,7 +469,7 @@ def test_what_python_programs_give_is_taken(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"token": b"x"}, "--token: expected a text, not bytes"),
-        ({"sessions": "2"}, "--sessions: '2' is no whole number; choose from 1 to 64"),
+        ({"sessions": "2"}, "--sessions: '2' is no whole number; choose from 0 to 64"),
         ({"log_level": None}, "--log-level: None is not known"),
         ({"ech": "yes"}, "--ech: 'yes' is neither true nor false"),
         ({"listen": {"a": 1}}, "--listen: "),

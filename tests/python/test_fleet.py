@@ -34,10 +34,17 @@ class Outcome(NamedTuple):
 
 
 def simulate(
-    *, down_for: float, refused_after: float, clients: int = CLIENTS, accepts: int = ACCEPTS, drained: bool = False
+    *,
+    down_for: float,
+    refused_after: float,
+    clients: int = CLIENTS,
+    accepts: int = ACCEPTS,
+    drained: bool = False,
+    busy: float = 0.0,
 ) -> Outcome:
     """The server is lost at 0 and back after ``down_for`` seconds; until then a dial fails after ``refused_after``.
-    drained: it says goodbye, as one does that another one takes over from."""
+    drained: it says goodbye, as one does that another one takes over from. busy: the part of the clients where somebody
+    waits for a session within a second."""
     dice = random.Random(1)
     timing = Timing()
     pacings = [Pacing(timing, dice.random) for _ in range(clients)]
@@ -46,6 +53,8 @@ def simulate(
         pacing.up(0.0)
         if drained:
             pacing.farewell(0.0, 3600.0)
+            if dice.random() < busy:
+                pacing.look(dice.random(), is_waited_for=True)
         else:
             pacing.lost(0.0, 3600.0)
         # A client hears of the loss within a round trip.
@@ -96,10 +105,16 @@ def test_the_dials_of_a_whole_fleet_are_spread_when_the_server_is_back(case: str
     assert outcome.wasted <= clients // 20
 
 
-def test_a_fleet_that_is_told_to_go_comes_at_once_and_is_back_within_two_minutes() -> None:
-    outcome = simulate(down_for=0.0, refused_after=0.0, clients=CLIENTS // 10, accepts=ACCEPTS // 10, drained=True)
-    assert outcome.back_after <= 120
-    assert outcome.wasted <= 4 * CLIENTS // 10
+@pytest.mark.parametrize("scale", [10, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("busy", "most"), [(0.0, 1.6), (0.01, 1.9), (0.1, 6.5)])
+def test_a_fleet_that_is_told_to_go_comes_over_45_s_and_those_first_who_need_it(
+    busy: float, most: float, scale: int
+) -> None:
+    clients, accepts = CLIENTS // scale, ACCEPTS // scale
+    outcome = simulate(down_for=0.0, refused_after=0.0, clients=clients, accepts=accepts, drained=True, busy=busy)
+    assert outcome.peak <= most * accepts
+    assert outcome.back_after <= 60
+    assert outcome.wasted == 0
 
 
 def test_a_fleet_that_a_server_can_take_at_once_is_back_within_the_longest_pause() -> None:

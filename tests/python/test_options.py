@@ -116,7 +116,7 @@ def test_a_list_in_the_environment_holds_paths_with_spaces() -> None:
     ("variables", "said"),
     [
         ({"ECH_WORKERS_SESSIONS": "two"}, "ECH_WORKERS_SESSIONS: 'two' is no number"),
-        ({"ECH_WORKERS_SESSIONS": "65"}, "ECH_WORKERS_SESSIONS: 65 is out of range; choose from 1 to 64"),
+        ({"ECH_WORKERS_SESSIONS": "65"}, "ECH_WORKERS_SESSIONS: 65 is out of range; choose from 0 to 64"),
         ({"ECH_WORKERS_ECH": "maybe"}, "ECH_WORKERS_ECH: 'maybe' is neither 1 nor 0"),
         ({"ECH_WORKERS_OPEN_TIMEOUT": "soon"}, "ECH_WORKERS_OPEN_TIMEOUT: 'soon' is no time; write 90"),
         ({"ECH_WORKERS_TOKEN": "\udcff"}, "ECH_WORKERS_TOKEN: is not in the encoding of this system"),
@@ -157,7 +157,7 @@ def test_an_empty_variable_counts_as_none_but_where_it_has_a_meaning(tmp_path: P
         ),
         ("sessions = 'two'", "--config: config.toml, line 1: sessions: expected a whole number, not a text"),
         ("sessions = 1.5", "config.toml, line 1: sessions: 1.5 is no whole number"),
-        ("sessions = 0", "config.toml, line 1: sessions: 0 is out of range; choose from 1 to 64"),
+        ("sessions = -1", "config.toml, line 1: sessions: -1 is out of range; choose from 0 to 64"),
         ("ech = 'no'", "--config: config.toml, line 1: ech: expected true or false, not a text"),
         ("idle_timeout = 'soon'", "--config: config.toml, line 1: idle_timeout: 'soon' is no time"),
         ("token = 7", "--config: config.toml, line 1: token: expected a text, not 7"),

@@ -32,6 +32,10 @@ def farewell(after: float, age: float) -> Step:
     return ("farewell", after, (age,))
 
 
+def waited_for(after: float, is_waited_for: bool) -> Step:
+    return ("look", after, (is_waited_for,))
+
+
 def after(steps: Sequence[Step]) -> tuple[Pacing, float]:
     """The machine after these steps, and the time then."""
     pacing = Pacing(Timing(), lambda: 0.5)
@@ -40,6 +44,8 @@ def after(steps: Sequence[Step]) -> tuple[Pacing, float]:
         now += seconds
         if name == "begin":
             pacing.begin()
+        elif name == "look":
+            pacing.look(now, is_waited_for=arguments[0])
         else:
             getattr(pacing, name)(now, *arguments)
     return pacing, now
@@ -107,11 +113,18 @@ def test_the_pause_after_sessions_that_die_young(steps: list[Step], pause: float
 @pytest.mark.parametrize(
     ("steps", "pause"),
     [
-        ([up(), farewell(100, 100)], 0),
-        ([up(), farewell(1, 1)] * 2, 0),
+        # Somewhere within 45 s: the dice show a half.
+        ([up(), farewell(100, 100)], 22.5),
+        ([up(), farewell(1, 1)] * 2, 22.5),
         ([up(), farewell(1, 1)] * 3, 0.5),
         ([up(), farewell(1, 1)] * 5, 2),
-        ([*[up(), farewell(1, 1)] * 5, up(), farewell(100, 100)], 0),
+        ([*[up(), farewell(1, 1)] * 5, up(), farewell(100, 100)], 22.5),
+        # Somebody waits for a session, or not; the last session is lost; the machine slept.
+        ([up(), farewell(100, 100), waited_for(2, True)], 0),
+        ([up(), farewell(100, 100), waited_for(2, False)], 20.5),
+        ([*[up(), farewell(1, 1)] * 5, waited_for(0, True)], 2),
+        ([up(), farewell(100, 100), lost(1, 100)], 0),
+        ([up(), farewell(100, 100), ("jumped", 1.0, ())], 0),
     ],
 )
 def test_the_pause_after_farewells(steps: list[Step], pause: float) -> None:

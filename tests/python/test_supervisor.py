@@ -50,21 +50,52 @@ GO_AWAY = failure("yamux", "yamux-go-away", "the server takes no new streams on 
 
 
 @pytest.mark.parametrize("age", [1, 100])
-def test_a_server_that_stops_is_no_failure_and_another_session_follows_at_once(
+def test_a_server_that_stops_is_no_failure_and_another_session_follows_when_somebody_waits_for_it(
     world: World, caplog: pytest.LogCaptureFixture, age: float
 ) -> None:
     start(world)
     world.run(age)
+    world.waiting = 1
     stopped_at = world.now
     caplog.clear()
     with caplog.at_level(logging.INFO, "ech_workers"):
         world.lose_all(GO_AWAY)
         status = world.run(1)
-    assert world.dials[-1][0] == pytest.approx(stopped_at)
+    assert world.dials[-1][0] == pytest.approx(stopped_at, abs=0.2)
     assert (status.phase, status.cause, status.failures, status.breaker) == ("up", None, 0, "closed")
     assert {record.levelname for record in caplog.records} == {"INFO"}
     assert "secret.test:443 is stopping: it takes no new streams" in caplog.text
     assert world.reason is None
+
+
+def test_after_a_farewell_the_next_dial_comes_within_45_s_or_when_somebody_waits_for_it(world: World) -> None:
+    start(world)
+    world.run(100)
+    world.lose_all(GO_AWAY)
+    world.run(5)
+    assert len(world.dials) == 1
+    # Somebody comes: the dial follows within a fifth of a second.
+    world.waiting = 1
+    came_at = world.now
+    status = world.run(1)
+    assert world.dials[-1][0] - came_at <= 0.2
+    assert status.phase == "up"
+    world.waiting = 0
+    world.run(100)
+    world.lose_all(GO_AWAY)
+    status = world.run(45.2)
+    assert status.phase == "up"
+    assert len(world.dials) == 3
+
+
+def test_who_waits_for_a_session_after_a_farewell_does_not_wait_for_long(world: World) -> None:
+    supervisor = start(world)
+    world.run(100)
+    world.lose_all(GO_AWAY)
+    world.run(0.1)
+    assert not supervisor.is_ready()
+    world.run(0.5)
+    assert supervisor.is_ready()
 
 
 def test_a_server_that_goes_on_stopping_is_not_dialed_without_a_pause(

@@ -264,14 +264,16 @@ class ClientTuning(LogTuning, frozen=True, kw_only=True):
     sessions: Annotated[
         int,
         option(
-            "sessions that are kept up; new connections go to the least busy one, and each session may use a core of its"
-            " own",
-            low=1,
+            "sessions that are kept up; new connections go to one without bulk transfers, the least busy of these, and each"
+            " session may use a core of its own; 0: one, and up to four while there are bulk transfers or the server takes no"
+            " more connections on one",
+            low=0,
             high=64,
             metavar="N",
             live="now",
+            shown_default="0: as many as help",
         ),
-    ] = 1
+    ] = 0
     policy: Annotated[
         Policy,
         option(

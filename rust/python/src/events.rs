@@ -108,6 +108,7 @@ pub(crate) struct SessionLost {
     upstream: u32,
     failure: Failure,
     age: f64,
+    received: u64,
 }
 
 /// Every session of a server has as many streams as the server allows.
@@ -147,6 +148,14 @@ impl EchLearned {
 pub(crate) struct H2Chosen {
     upstream: u32,
     server_name: String,
+}
+
+/// A session has another number of bulk transfers.
+#[pyclass(frozen, get_all, module = "ech_workers._native")]
+pub(crate) struct BulkChanged {
+    session: u64,
+    upstream: u32,
+    streams: u64,
 }
 
 /// A server cannot reach a target, and the stream goes to another one.
@@ -254,6 +263,7 @@ pub(crate) fn event(py: Python<'_>, event: Event) -> PyResult<Py<PyAny>> {
             upstream,
             ended,
             age,
+            received,
         } => Py::new(
             py,
             SessionLost {
@@ -261,6 +271,7 @@ pub(crate) fn event(py: Python<'_>, event: Event) -> PyResult<Py<PyAny>> {
                 upstream,
                 failure: Failure(ended.into()),
                 age: age.as_secs_f64(),
+                received,
             },
         )?
         .into_any(),
@@ -300,6 +311,19 @@ pub(crate) fn event(py: Python<'_>, event: Event) -> PyResult<Py<PyAny>> {
             H2Chosen {
                 upstream,
                 server_name,
+            },
+        )?
+        .into_any(),
+        Event::BulkChanged {
+            session,
+            upstream,
+            streams,
+        } => Py::new(
+            py,
+            BulkChanged {
+                session,
+                upstream,
+                streams,
             },
         )?
         .into_any(),

@@ -32,8 +32,8 @@ mod _native {
     use crate::engine::{Engine, Listener};
     #[pymodule_export]
     use crate::events::{
-        DialFailed, EchLearned, FetchFailed, Fetched, H2Chosen, LogLine, SessionLost, SessionUp,
-        SessionsFull, Unreached, Woken,
+        BulkChanged, DialFailed, EchLearned, FetchFailed, Fetched, H2Chosen, LogLine, SessionLost,
+        SessionUp, SessionsFull, Unreached, Woken,
     };
     #[pymodule_export]
     use crate::failure::Failure;

@@ -195,6 +195,7 @@ impl Egress {
         self.bulk.rotate_left(1);
         self.small_turns = 0;
         stream.active = now;
+        streams.transfers += usize::from(stream.note_moved(rest));
         streams.traffic.sent += rest as u64;
         let mut records = 0;
         while rest > 0 {
@@ -322,6 +323,8 @@ impl Egress {
             stream.first.drain(..first);
         }
         stream.active = now;
+        let begins = stream.note_moved(read);
+        streams.transfers += usize::from(begins);
         streams.traffic.sent += read as u64;
         let message = streams.wire.begin_message(id, length, carrier.space());
         if streams.wire.is_simple() {

@@ -79,6 +79,8 @@ pub enum Event<L> {
     TargetFailed(Refusal),
     /// A stream that was not begun, to be placed elsewhere.
     Returned(Open<L>, Returned),
+    /// So many streams of a client are bulk transfers now.
+    BulkChanged(usize),
     /// The server did not connect a stream's target, and another server may. The stream is to be placed there, or its end to
     /// be refused: nothing was said to it of this.
     Unreached(Open<L>, Refusal),
@@ -151,6 +153,8 @@ pub struct Session<C: Carrier, L: LocalEnd> {
     /// The peer has closed the carrier: nothing more comes, and nothing can be sent.
     closed: bool,
     shutdown: bool,
+    /// The number of bulk transfers that the owner knows of.
+    transfers_told: usize,
     sweep_at: Instant,
     /// Since when nothing is read because too much is held, and nothing of that moves.
     stuck_since: Option<Instant>,
@@ -217,6 +221,7 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
             round_trip: None,
             closed: false,
             shutdown: false,
+            transfers_told: 0,
             sweep_at: now + SWEEP,
             stuck_since: None,
         }
@@ -361,6 +366,7 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
                 Poll::Pending => false,
             };
         }
+        self.tell_transfers();
         if let Wire::Simple(simple) = &self.streams.wire
             && !simple.is_unused()
         {
@@ -374,6 +380,14 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
             }
         }
         Ok(if more { Turn::More } else { Turn::Idle })
+    }
+
+    fn tell_transfers(&mut self) {
+        let transfers = self.streams.transfers;
+        if transfers != self.transfers_told && matches!(self.streams.role, Role::Client { .. }) {
+            self.transfers_told = transfers;
+            self.streams.events.push_back(Event::BulkChanged(transfers));
+        }
     }
 
     /// Takes in what arrived. True if there may be more.

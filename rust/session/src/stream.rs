@@ -17,6 +17,9 @@ use crate::readiness::SocketWaker;
 pub(crate) const BEFORE_ANSWER_MAX: usize = 16 * 1024;
 /// The most pieces handed to an end in one call.
 const PIECES: usize = 16;
+/// A stream that moves so many bytes between two looks is a bulk transfer, until it moves fewer than the second.
+const TRANSFER: u64 = 512 << 10;
+const TRANSFER_LEAST: u64 = 128 << 10;
 
 /// Where a stream is in its life.
 #[derive(Debug)]
@@ -129,6 +132,10 @@ pub(crate) struct Stream<L> {
     pub(crate) inbound: Inbound,
     /// The end filled all the space that it was given the last time.
     pub(crate) bulk: bool,
+    /// Payload that went either way since the last look.
+    moved: u64,
+    /// It moves much: small streams do well to keep away from it.
+    pub(crate) transfer: bool,
     /// It is among the streams that may have something to send.
     pub(crate) queued: bool,
     /// When a byte last went either way.
@@ -155,6 +162,8 @@ impl<L: LocalEnd> Stream<L> {
             outbound: Outbound::Open,
             inbound: Inbound::Open,
             bulk: false,
+            moved: 0,
+            transfer: false,
             queued: false,
             active: now,
         }
@@ -181,6 +190,22 @@ impl<L: LocalEnd> Stream<L> {
                 ServerState::Preamble(_) | ServerState::Connecting(_) | ServerState::Refusing,
             ) => 0,
         }
+    }
+
+    /// Payload went either way. True if that makes the stream a bulk transfer.
+    pub(crate) const fn note_moved(&mut self, bytes: usize) -> bool {
+        self.moved += bytes as u64;
+        let begins = !self.transfer && self.moved >= TRANSFER;
+        self.transfer |= begins;
+        begins
+    }
+
+    /// A look after a while. True if it was a bulk transfer and is none any more.
+    pub(crate) const fn look(&mut self) -> bool {
+        let ends = self.transfer && self.moved < TRANSFER_LEAST;
+        self.transfer &= !ends;
+        self.moved = 0;
+        ends
     }
 
     /// Keeps what is sent before the stream is known to be taken.

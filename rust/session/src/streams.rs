@@ -77,6 +77,8 @@ pub(crate) struct Streams<L> {
     pub(crate) limits: Limits,
     pub(crate) now: Instant,
     pub(crate) traffic: Traffic,
+    /// Streams that are bulk transfers.
+    pub(crate) transfers: usize,
     /// Bytes have moved to local ends since the last time somebody asked.
     pub(crate) moved: bool,
     /// No new streams; the session ends with the last one.
@@ -106,6 +108,7 @@ impl<L: LocalEnd> Streams<L> {
             limits,
             now,
             traffic: Traffic::default(),
+            transfers: 0,
             moved: false,
             retiring: false,
         }
@@ -350,6 +353,8 @@ impl<L: LocalEnd> Streams<L> {
             }
             return;
         }
+        let total = pieces.iter().map(|(_, range)| range.len()).sum();
+        self.transfers += usize::from(stream.note_moved(total));
         for pieces in pieces.chunks(PIECES) {
             let mut slices = [IoSlice::new(&[]); PIECES];
             let mut total = 0;
@@ -817,6 +822,7 @@ impl<L: LocalEnd> Streams<L> {
         let stream = self.map.remove(&id)?;
         let held = stream.held();
         self.share.adjust(held, 0);
+        self.transfers -= usize::from(stream.transfer);
         if matches!(stream.state, State::Server(ServerState::Connecting(_))) {
             self.connecting -= held.min(self.connecting);
         }
@@ -864,6 +870,8 @@ impl<L: LocalEnd> Streams<L> {
 
     /// Ends streams on which nothing has happened for too long.
     pub(crate) fn sweep(&mut self) {
+        let looks = self.map.values_mut().map(Stream::look);
+        self.transfers -= looks.filter(|has_ended| *has_ended).count();
         let (now, limits) = (self.now, &self.limits);
         let late: Vec<StreamId> = self
             .map

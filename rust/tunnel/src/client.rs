@@ -102,6 +102,8 @@ pub enum Event {
         ended: Ended,
         /// How long it was there.
         age: Duration,
+        /// Bytes of payload that came over it.
+        received: u64,
     },
     /// A stream would have gone to this server, and each of its sessions has as many streams as the server allows. Told again
     /// once a second while that is so.
@@ -126,6 +128,15 @@ pub enum Event {
         server_name: String,
         /// What.
         what: Learned,
+    },
+    /// A session has another number of bulk transfers.
+    BulkChanged {
+        /// Its number.
+        session: u64,
+        /// The number of its server.
+        upstream: u32,
+        /// How many.
+        streams: u64,
     },
     /// A server cannot reach a target, and the stream goes to another one.
     Unreached {
@@ -718,6 +729,7 @@ impl Shared {
             session,
             upstream: plan.upstream,
             since,
+            stats: Arc::clone(&stats),
             retiring: Arc::clone(&retiring),
             load: Arc::clone(&load),
             told: Mutex::new(Told::Nothing),
@@ -802,6 +814,7 @@ struct Observer {
     session: u64,
     upstream: u32,
     since: Instant,
+    stats: Arc<SessionStats>,
     retiring: Arc<AtomicBool>,
     load: Arc<Load>,
     told: Mutex<Told>,
@@ -835,6 +848,7 @@ impl Observer {
             upstream: self.upstream,
             ended,
             age: self.since.elapsed(),
+            received: self.stats.traffic.down.value(),
         });
     }
 }
@@ -847,6 +861,15 @@ impl Owner<Program> for Observer {
                 self.tell(gone_away(code));
             }
             session::Event::TargetFailed(refusal) => self.shared.target_failed(&refusal.reason),
+            session::Event::BulkChanged(streams) => {
+                let streams = streams as u64;
+                self.load.note_bulk(streams);
+                self.shared.events.push(Event::BulkChanged {
+                    session: self.session,
+                    upstream: self.upstream,
+                    streams,
+                });
+            }
             session::Event::Unreached(open, refusal) => {
                 self.shared
                     .try_elsewhere(Box::new(open), self.upstream, refusal);
@@ -944,6 +967,7 @@ mod tests {
             session,
             upstream: 0,
             since: Instant::now(),
+            stats: Arc::default(),
             retiring: Arc::default(),
             load: Arc::default(),
             told: Mutex::new(Told::Nothing),

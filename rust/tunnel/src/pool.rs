@@ -82,6 +82,8 @@ pub(crate) struct Load {
     /// Streams that were assigned to it and have not ended. Those that its driver has not begun yet count too, or a burst of
     /// streams would all go to one session.
     assigned: AtomicU64,
+    /// Streams that are bulk transfers.
+    bulk: AtomicU64,
     /// With how many streams it had no room for another one, and when.
     full: Mutex<Option<(u64, Instant)>>,
 }
@@ -89,6 +91,15 @@ pub(crate) struct Load {
 impl Load {
     fn assigned(&self) -> u64 {
         self.assigned.load(Ordering::Relaxed)
+    }
+
+    /// So many of its streams are bulk transfers now.
+    pub(crate) fn note_bulk(&self, streams: u64) {
+        self.bulk.store(streams, Ordering::Relaxed);
+    }
+
+    fn bulk(&self) -> u64 {
+        self.bulk.load(Ordering::Relaxed)
     }
 
     /// The session had no room for a stream, which still holds its ticket. Returns how many streams it has room for.
@@ -398,7 +409,8 @@ impl State {
         all.into_iter().map(|upstream| (upstream, 1)).collect()
     }
 
-    /// The session with the fewest streams for its server's weight, of several the one that answers fastest, or how simple mode goes at the server with the fewest.
+    /// Of the server with the fewest streams for its weight the session with the fewest bulk transfers, then with the fewest
+    /// streams, of several the one that answers fastest, or how simple mode goes at the server with the fewest.
     fn choose_of(&mut self, tier: &[(u32, u32)]) -> Option<Carrier> {
         let best = tier
             .iter()
@@ -422,7 +434,11 @@ impl State {
             .sessions
             .iter()
             .filter(|member| member.upstream == upstream && member.is_open());
-        let least = open.min_by_key(|member| (member.load.assigned(), member.round_trip()))?;
+        // What is lost of a bulk transfer holds up everything in its connection.
+        let least = open.min_by_key(|member| {
+            let load = &member.load;
+            (load.bulk(), load.assigned(), member.round_trip())
+        })?;
         Some(least.assign())
     }
 
@@ -574,6 +590,22 @@ mod tests {
         let second = sessions.assign().await.unwrap();
         let third = sessions.assign().await.unwrap();
         assert_eq!((first.0, second.0, third.0), (2, 1, 0));
+    }
+
+    #[tokio::test]
+    async fn streams_keep_away_from_sessions_with_bulk_transfers() {
+        let sessions = Sessions::new(&[0, 0]);
+        sessions.loads[0].note_bulk(1);
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            let (session, ticket) = sessions.assign().await.unwrap();
+            assert_eq!(session, 1);
+            held.push(ticket);
+        }
+        sessions.loads[1].note_bulk(2);
+        assert_eq!(sessions.assign().await.unwrap().0, 0);
+        sessions.loads[0].note_bulk(0);
+        assert_eq!(sessions.assign().await.unwrap().0, 0);
     }
 
     #[tokio::test]

@@ -93,6 +93,7 @@ impl Party {
         while let Some(event) = session.poll_event() {
             match event {
                 Event::GoneAway(_) => self.gone_away = true,
+                Event::BulkChanged(_) => {}
                 Event::TargetFailed(refusal) => self.failed.push(refusal.status),
                 Event::Returned(open, why) => self.returned.push((open, why)),
                 Event::Unreached(open, refusal) => {

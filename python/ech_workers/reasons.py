@@ -1,0 +1,71 @@
+"""Why one server has no session, or fewer than wanted: kept for whoever asks, and said once each."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from ech_workers.steps import Settled, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ech_workers.errors import Cause, TunnelError
+    from ech_workers.timing import Moment
+
+__all__ = ["Reasons"]
+
+_log = logging.getLogger("ech_workers")
+
+
+class Reasons:
+    """The present cause, and what the log knows of it."""
+
+    def __init__(self, trace: Callable[[Step], object]) -> None:
+        self._trace = trace
+        self.settled: Cause | None = None
+        """Why the last attempt failed for good; None while the first one is under way, and when a session was up since."""
+        self.cause: Cause | None = None
+        self._cause_at = 0.0
+        self._told: tuple[str, str] | None = None
+        self.is_news = True
+        """The next session is worth a line in the log."""
+
+    def age(self, now: Moment) -> float | None:
+        """Seconds since the cause was another one."""
+        return max(0.0, now.clock - self._cause_at) if self.cause else None
+
+    def note(self, error: TunnelError, now: Moment) -> None:
+        """Keeps the cause, and logs it unless it is the one that was logged last."""
+        reason = (error.layer, error.code)
+        known = self.cause
+        if known is None or (known.layer, known.code) != reason:
+            self._cause_at = now.clock
+        self.cause = error.cause
+        self.is_news = True
+        if reason == self._told:
+            _log.debug("%s", error.line())
+            return
+        self._told = reason
+        _log.warning("%s", error.line())
+        if error.detail:
+            _log.debug("%s", error.detail)
+
+    def settle(self, error: TunnelError, now: Moment) -> None:
+        """An attempt has failed, and nothing more is done about it before the next one."""
+        if not self.settled == self.cause == error.cause:
+            self.note(error, now)
+            self.settled = error.cause
+            self._trace(Settled(error.cause))
+
+    def over(self, *, forget: bool) -> bool:
+        """There is a session: no cause any more. forget: the same cause is to be logged again. True if that is news."""
+        is_news, self.is_news = self.is_news, False
+        self.cause = self.settled = None
+        if forget:
+            self.forget()
+        return is_news
+
+    def forget(self) -> None:
+        """The next cause is logged, whatever it is."""
+        self._told = None
