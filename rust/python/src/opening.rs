@@ -1,6 +1,5 @@
 //! A stream that is being opened, and how an open one ended.
 
-use std::os::fd::{IntoRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,7 +49,7 @@ impl Opening {
         Ok(ended.is_some())
     }
 
-    fn result(&self, py: Python<'_>) -> PyResult<(RawFd, StreamEnd)> {
+    fn result(&self, py: Python<'_>) -> PyResult<(tunnel::RawLocal, StreamEnd)> {
         match self.pending(py)?.take() {
             Some(Ok(stream)) => {
                 let (socket, ending) = stream
@@ -60,7 +59,7 @@ impl Opening {
                     process: self.process,
                     ending,
                 };
-                Ok((socket.into_raw_fd(), end))
+                Ok((tunnel::release(socket), end))
             }
             Some(Err(failure)) => Err(raise(py, failure)),
             None => Err(PyRuntimeError::new_err(

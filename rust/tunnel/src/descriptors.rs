@@ -2,9 +2,7 @@
 
 use std::io;
 
-/// The same numbers on every Unix that this runs on.
-const ENFILE: i32 = 23;
-const EMFILE: i32 = 24;
+use crate::os;
 
 /// For everything that is not counted: standard streams, listeners, event queues, files that are read, the program around us.
 const RESERVE: u64 = 64;
@@ -27,7 +25,9 @@ pub(crate) fn raise() -> Option<u64> {
 
 /// Whether an operation failed because this process or the system has no descriptor left.
 pub(crate) fn exhausted(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
+    error
+        .raw_os_error()
+        .is_some_and(|code| os::EXHAUSTED.contains(&code))
 }
 
 /// How many connections of each kind a server may have, so that together they have a descriptor each.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::descriptors;
+use crate::os;
 use crate::seldom::{Seldom, times};
 
 /// In place of a host: the first socket that the service manager hands over (sd_listen_fds(3)).
@@ -36,10 +37,8 @@ pub(crate) fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
     Err(last)
 }
 
-#[cfg(unix)]
 fn activated() -> io::Result<TcpListener> {
-    let socket = listenfd::ListenFd::from_env().take_tcp_listener(0)?;
-    let listener = socket.ok_or_else(|| {
+    let listener = os::activated()?.ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::NotFound,
             "the service manager handed over no socket (LISTEN_FDS)",
@@ -48,11 +47,6 @@ fn activated() -> io::Result<TcpListener> {
     listener.set_nonblocking(true)?;
     socket2::SockRef::from(&listener).set_tcp_nodelay(true)?;
     TcpListener::from_std(listener)
-}
-
-#[cfg(not(unix))]
-fn activated() -> io::Result<TcpListener> {
-    Err(io::ErrorKind::Unsupported.into())
 }
 
 fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {

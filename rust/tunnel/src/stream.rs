@@ -3,13 +3,11 @@
 //!
 //! A socket pair has no reset of its own, and whatever reads it without [`Ending`] (the `ssl` module, for example) would
 //! take a lost session for the end of the data. But a Unix socket that is closed while there is something in it that was
-//! not read gives its peer ECONNRESET, once the peer has read all that was sent to it. [`Kept::break_off`] brings that
+//! not read gives its peer ECONNRESET, once the peer has read all that was sent to it. [`Peer::break_off`] brings that
 //! about.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -17,10 +15,10 @@ use std::task::{Context, Poll, ready};
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
 use crate::failure::{Code, Failure, Layer};
+use crate::os::{self, OwnedLocal, Peer};
 
 /// What each end of a socket pair may hold for the other, bytes; the system has a limit of its own below it.
 const SEND_BUFFER: usize = 512 << 10;
@@ -69,11 +67,11 @@ impl Ending {
 
 /// An open stream, as the program gets it. Dropped before it is taken, the stream is reset.
 #[derive(Debug)]
-pub struct Stream(Option<(OwnedFd, Arc<Ending>)>);
+pub struct Stream(Option<(OwnedLocal, Arc<Ending>)>);
 
 impl Stream {
     /// The program's socket, and how the stream will have ended when that socket shows an end.
-    pub fn into_parts(mut self) -> Option<(OwnedFd, Arc<Ending>)> {
+    pub fn into_parts(mut self) -> Option<(OwnedLocal, Arc<Ending>)> {
         self.0.take()
     }
 }
@@ -90,45 +88,7 @@ impl Drop for Stream {
 #[derive(Debug)]
 pub(crate) struct Kept {
     ending: Arc<Ending>,
-    /// Where the program's end was when it was handed out.
-    number: RawFd,
-    /// What the system calls that socket, as no other one while it exists.
-    name: Option<PathBuf>,
-}
-
-impl Kept {
-    fn new(theirs: &impl AsRawFd, ending: Arc<Ending>) -> Self {
-        let number = theirs.as_raw_fd();
-        Self {
-            ending,
-            number,
-            name: name_of(number),
-        }
-    }
-
-    /// Sends a byte that is never read, as if the program had.
-    ///
-    /// Nothing happens when the program has closed its end, or moved it to another descriptor, and on systems without
-    /// /proc: the socket shows an ordinary end then, and [`Ending`] alone knows better.
-    fn break_off(&self) {
-        if self.name.is_none() || name_of(self.number) != self.name {
-            return;
-        }
-        // SAFETY: The descriptor need not be open, or the same as before, for what is done with it: fcntl(F_DUPFD) fails,
-        // or makes another descriptor for whatever is there, which is looked at before it is used.
-        #[allow(unsafe_code)]
-        let number = unsafe { BorrowedFd::borrow_raw(self.number) };
-        let Ok(end) = number.try_clone_to_owned() else {
-            return;
-        };
-        if name_of(end.as_raw_fd()) == self.name {
-            // A full buffer does as well: it is not read either.
-            let _ = SockRef::from(&end).send_with_flags(&[0], DO_NOT_WAIT);
-        } else {
-            // Another file took the number this moment. Closing a descriptor of it would take its locks (fcntl(2)).
-            let _ = end.into_raw_fd();
-        }
-    }
+    peer: Peer,
 }
 
 impl Drop for Kept {
@@ -136,16 +96,9 @@ impl Drop for Kept {
         // Whatever lets go of an open stream without a word takes the rest of its data with it.
         self.ending.set(StreamEnded::SessionLost);
         if self.ending.get() != Some(StreamEnded::Data) {
-            self.break_off();
+            self.peer.break_off();
         }
     }
-}
-
-/// MSG_DONTWAIT and MSG_NOSIGNAL of Linux, which alone has the names below.
-const DO_NOT_WAIT: i32 = 0x4040;
-
-fn name_of(descriptor: RawFd) -> Option<PathBuf> {
-    std::fs::read_link(format!("/proc/self/fd/{descriptor}")).ok()
 }
 
 pub(crate) type Answer = Result<Stream, Failure>;
@@ -160,7 +113,7 @@ pub(crate) enum LocalStream {
         begun: Arc<AtomicBool>,
     },
     /// What kind of end it was is known before the socket shows it: dropped in this order.
-    Open(Kept, UnixStream),
+    Open(Kept, os::Ours),
     /// There is nothing at the end any more.
     Over,
 }
@@ -187,20 +140,16 @@ impl LocalStream {
         let Self::Pending { answer, .. } = std::mem::replace(self, Self::Over) else {
             return Ok(());
         };
-        let pair = std::os::unix::net::UnixStream::pair().and_then(|(ours, theirs)| {
-            ours.set_nonblocking(true)?;
-            for end in [&ours, &theirs] {
-                // Best effort: with the default both sides would take turns over a few records.
-                let _ = SockRef::from(end).set_send_buffer_size(SEND_BUFFER);
-            }
-            Ok((UnixStream::from_std(ours)?, theirs))
-        });
-        match pair {
+        match os::socket_pair(SEND_BUFFER) {
             Ok((ours, theirs)) => {
                 let ending = Arc::<Ending>::default();
-                *self = Self::Open(Kept::new(&theirs, Arc::clone(&ending)), ours);
+                let kept = Kept {
+                    ending: Arc::clone(&ending),
+                    peer: Peer::of(&theirs),
+                };
+                *self = Self::Open(kept, ours);
                 // Nobody waits any more: the stream is dropped, and reset.
-                let _ = answer.send(Ok(Stream(Some((theirs.into(), ending)))));
+                let _ = answer.send(Ok(Stream(Some((theirs, ending)))));
                 Ok(())
             }
             Err(error) => {
