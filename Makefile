@@ -12,6 +12,11 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export CARGO_TERM_COLOR ?= auto
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_QUIET := 1
+# For BoringSSL's build alone. The cache's keys must not depend on where the clone is.
+export CMAKE_C_COMPILER_LAUNCHER ?= sh;$(CURDIR)/scripts/compiler.sh
+export CMAKE_CXX_COMPILER_LAUNCHER ?= sh;$(CURDIR)/scripts/compiler.sh
+export CCACHE_BASEDIR ?= $(CURDIR)
+export CCACHE_NOHASHDIR ?= 1
 
 # Tests, clippy and the extension share target/release, so that BoringSSL (minutes) is built once. The tests switch the
 # debug assertions and overflow checks of this project's own crates back on.

@@ -132,6 +132,8 @@ def environment() -> dict[str, str]:
     made["ZIG_GLOBAL_CACHE_DIR"] = str(ROOT / "target" / "zig")
     made["VIRTUAL_ENV"] = str(BIN.parent)
     made["PATH"] = f"{BIN}{os.pathsep}{made['PATH']}"
+    # As in the Makefile: without debug information, and through a compiler cache if there is one.
+    made["CMAKE_C_COMPILER_LAUNCHER"] = made["CMAKE_CXX_COMPILER_LAUNCHER"] = f"sh;{ROOT}/scripts/compiler.sh"
     if shutil.which("ninja"):
         made["CMAKE_GENERATOR"] = "Ninja"
     return made
