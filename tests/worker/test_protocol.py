@@ -111,7 +111,9 @@ def test_the_101_echoes_the_header_and_announces_what_is_more(worker: Worker, pl
 def test_multiplexed_mode_is_announced_where_it_is_on(deployment: Deployment) -> None:
     with dial(deployment.start(tls=False, MULTIPLEXED="on")) as peer:
         assert peer.response is not None
-        assert peer.response.headers["X-Stream-Extensions"] == "1, connect, half-close, simple-open, long-messages, worker"
+        assert (
+            peer.response.headers["X-Stream-Extensions"] == "1, connect, half-close, simple-open, long-messages, worker"
+        )
 
 
 @pytest.mark.parametrize("version", ["new", "new-as-of-old", "old"])
