@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,7 +98,7 @@ def sdist() -> Path:
 
 def maturin(*arguments: str, suffix: str, environment: dict[str, str]) -> Path:
     DIST.mkdir(exist_ok=True)
-    log = DIST.parent / "target" / "wheels.log"
+    log = ROOT / "target" / f"wheels{suffix}.log"
     log.parent.mkdir(exist_ok=True)
     with log.open("w+") as stream:
         ended = subprocess.run([BIN / "maturin", *arguments], cwd=ROOT, env=environment, stdout=stream, stderr=stream)
@@ -205,7 +206,7 @@ def boringssl() -> dict[str, object]:
 def check(file: Path) -> list[str]:
     """Everything that is wrong with a file of the release."""
     if not file.name.endswith(".whl"):
-        return [f"{file.name}: {file.stat().st_size} bytes"] if file.stat().st_size > MAX_SDIST else []
+        return check_sdist(file)
     complaints = []
     if file.stat().st_size > MAX_WHEEL:
         complaints.append(f"{file.name}: {file.stat().st_size} bytes, at most {MAX_WHEEL}")
@@ -220,6 +221,16 @@ def check(file: Path) -> list[str]:
                 ]
                 complaints += [f"{file.name}: {name} has the section {section}" for section in debug]
     return complaints + [f"{file.name}: {line}" for line in audit(file)]
+
+
+def check_sdist(file: Path) -> list[str]:
+    """What a build of it would miss."""
+    complaints = [f"{file.name}: {file.stat().st_size} bytes"] if file.stat().st_size > MAX_SDIST else []
+    with tarfile.open(file) as packed:
+        names = {name.partition("/")[2] for name in packed.getnames()}
+    needed = [*(ROOT / "ech_workers.data").rglob("*.1"), ROOT / "backend" / "bssl_backend.py", ROOT / "Cargo.lock"]
+    missing = {str(path.relative_to(ROOT)) for path in needed} - names
+    return complaints + [f"{file.name}: {name} is not in it" for name in sorted(missing)]
 
 
 def sections(content: bytes) -> list[str]:
