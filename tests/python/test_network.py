@@ -16,16 +16,16 @@ seen = threading.Semaphore(0)
 watch = NetworkWatch(seen.release)
 def ip(*arguments):
     subprocess.run(["ip", *arguments], check=True)
-ip("link", "add", "veth-a", "type", "dummy")
+ip("link", "add", "veth-a", "type", "veth", "peer", "name", "veth-b")
 ip("link", "set", "veth-a", "up")
 ip("address", "add", "192.0.2.1/24", "dev", "veth-a")
-assert seen.acquire(timeout=5), "an address that comes is not seen"
+assert seen.acquire(timeout=20), "an address that comes is not seen"
 while seen.acquire(timeout=1):
     pass
 ip("route", "add", "198.51.100.0/24", "dev", "veth-a")
-assert seen.acquire(timeout=5), "a route that comes is not seen"
+assert seen.acquire(timeout=20), "a route that comes is not seen"
 ip("link", "delete", "veth-a")
-assert seen.acquire(timeout=5), "an address that goes is not seen"
+assert seen.acquire(timeout=20), "an address that goes is not seen"
 watch.close()
 watch.close()
 print("all seen")
@@ -34,7 +34,9 @@ print("all seen")
 
 def _may_make_namespaces() -> bool:
     done = subprocess.run(
-        ["unshare", "-n", "ip", "link", "add", "x", "type", "dummy"], capture_output=True, check=False
+        ["unshare", "-n", "ip", "link", "add", "x", "type", "veth", "peer", "name", "y"],
+        capture_output=True,
+        check=False,
     )
     return done.returncode == 0
 
