@@ -1,5 +1,6 @@
 """Programs under test: started on free ports, watched line by line, always ended by their process id."""
 
+import itertools
 import json
 import os
 import re
@@ -27,6 +28,7 @@ class Process:
     ) -> None:
         self.arguments = [str(argument) for argument in arguments]
         self.name = Path(self.arguments[0]).name
+        self.variables = dict(env or {})
         self.lines: list[str] = []
         self._changed = threading.Condition()
         self._readers_left = 2
@@ -168,12 +170,40 @@ class Processes:
         return process
 
     def stop(self) -> None:
+        """Ends them all. Fails if one of ours has said a secret, on its output or in its log file."""
         for process in reversed(self.started):
             process.stop()
+        said = [f"{secret[:4]}... in what {process.name} said" for process in self.started for secret in leaks(process)]
+        assert not said, said
 
     def report(self) -> str:
         """What each program said, for a failed test."""
         return "\n".join(f"--- {' '.join(process.arguments)}\n{process.output}" for process in self.started)
+
+
+# What of our own program is not to be shown to anybody who reads its output.
+_SECRET_OPTIONS = ("--token", "--password", "--status-token")
+_SECRET_VARIABLES = ("TOKEN", "PASSWORD")
+# These print secrets because they are asked to.
+_TELLING = {"share", "keygen", "config", "env"}
+
+
+def leaks(process: Process) -> list[str]:
+    """The secrets that a program was given and has said, and private keys."""
+    arguments = process.arguments
+    if process.name != "ech-workers" or _TELLING.intersection(arguments[1:2]):
+        return []
+    secrets = {value for option, value in itertools.pairwise(arguments) if option in _SECRET_OPTIONS}
+    secrets |= {value for name, value in process.variables.items() if name.endswith(_SECRET_VARIABLES)}
+    texts = [process.output]
+    for option, value in itertools.pairwise(arguments):
+        file = Path(value)
+        if option == "--log-file" and file.is_file():
+            texts.append(file.read_text(errors="replace"))
+        if option == "--token-file" and file.is_file():
+            secrets |= {line.strip() for line in file.read_text(errors="replace").splitlines()}
+    secrets = {secret for secret in secrets if len(secret) >= 4 and not secret.startswith("#")} | {"PRIVATE KEY-----"}
+    return [secret for secret in sorted(secrets) if any(secret in text for text in texts)]
 
 
 def run(
