@@ -254,6 +254,8 @@ class ControlClient:
                     yield answer["ok"]
                 if answer.get("end"):
                     return
+        except (BrokenPipeError, ConnectionResetError):
+            pass
         except (OSError, ValueError) as error:
             raise ControlError(f"the connection broke: {error}") from None
         raise ControlError("it has ended", code="control-ended", advice="")

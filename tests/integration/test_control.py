@@ -214,6 +214,17 @@ def test_programs_find_the_running_proxy(site: Site, ask: Ask, targets: dict[str
     assert "cannot start no-such-program: No such file" in ask("run", "no-such-program", code=2).stderr
 
 
+def test_the_status_can_be_watched(site: Site, ask: Ask) -> None:
+    write(site, site.server().port)
+    start(site)
+    watching = site.processes.start(COMMAND, "status", "--watch", "--json", env=site.environment)
+    watching.wait_line('"phase":')
+    watching.wait_line('"phase":', after=1)
+    ask("stop")
+    assert watching.wait() == 1
+    assert "it has ended" in watching.output
+
+
 def test_connect_is_a_pipe_to_the_target(site: Site, targets: dict[str, int]) -> None:
     write(site, site.server().port)
     start(site)

@@ -103,7 +103,8 @@ def run(arguments: list[str]) -> int:
         _complain(f"usage: {undecodable} is not in the encoding of this terminal ({sys.getfilesystemencoding()})")
         return click.UsageError.exit_code
     try:
-        result = commands.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        color = None if _may_color() else False
+        result = commands.main(args=arguments, prog_name=PROGRAM, standalone_mode=False, color=color)
     except TunnelError as error:
         _complain(error.line())
         if verbose and error.detail:
@@ -174,4 +175,9 @@ def _flat(message: str) -> str:
 
 
 def _complain(line: str) -> None:
-    click.secho(f"{PROGRAM}: {line}", fg="red" if sys.stderr.isatty() else None, err=True)
+    click.secho(f"{PROGRAM}: {line}", fg="red" if sys.stderr.isatty() and _may_color() else None, err=True)
+
+
+def _may_color() -> bool:
+    """Not where NO_COLOR is set to anything (no-color.org)."""
+    return not os.environ.get("NO_COLOR")

@@ -1,0 +1,73 @@
+"""The places in which the command is started: pipes that close, locales, no colours, process 1, a home that is read-only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.processes import run
+from harness.requirements import missing
+from harness.tunnel import COMMAND, Site
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("words", ["--help", "config schema", "proxy --help"])
+def test_a_reader_that_goes_away_is_no_failure(words: str) -> None:
+    done = run("bash", "-c", f'"$0" {words} | head -1 >/dev/null; exit "${{PIPESTATUS[0]}}"', COMMAND)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def test_what_it_says_can_be_written_in_an_ascii_locale(site: Site) -> None:
+    """`check` has signs that ASCII lacks."""
+    environment = {**site.environment, "LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run(COMMAND, "check", "--server", "127.0.0.1:1/ws", "--no-ech", env=environment)
+    assert "it ends at tcp" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_no_colours_where_none_are_wanted(site: Site, tmp_path: Path) -> None:
+    done = run(
+        *("script", "--quiet", "--return", "--command"),
+        f"{COMMAND} check --server 127.0.0.1:1/ws --no-ech",
+        tmp_path / "typescript",
+        env={**site.environment, "NO_COLOR": "1", "TERM": "xterm-256color"},
+    )
+    assert "it ends at tcp" in done.stdout, done.stderr
+    assert "\x1b[3" not in done.stdout
+
+
+def test_a_home_that_is_read_only_costs_the_cache_alone(site: Site, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    # Root may write everywhere: a file in the place of the directory stops it too.
+    (home / ".cache").write_text("")
+    server = site.server()
+    environment = {"HOME": str(home), "XDG_RUNTIME_DIR": str(site.runtime), "XDG_CACHE_HOME": ""}
+    process = site.processes.start(*site.proxy_arguments(server.port), env=environment)
+    process.wait_line("session up")
+    assert "Traceback" not in process.output
+
+
+def test_as_process_1_it_ends_when_it_is_told(site: Site) -> None:
+    """As in a container: process 1 has no default for signals."""
+    if os.getuid() != 0:
+        missing("a namespace of processes needs root")
+    server = site.server()
+    process = site.processes.start(
+        *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
+        *site.proxy_arguments(server.port),
+        env=site.environment,
+    )
+    process.wait_line("session up")
+    children = subprocess.run(
+        ["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True, check=True
+    ).stdout.split()
+    os.kill(int(children[0]), signal.SIGTERM)
+    assert process.wait() == 0
