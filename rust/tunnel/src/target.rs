@@ -10,6 +10,7 @@ use ech_workers_proxy::{Host, Target};
 use ech_workers_session::{Refusal, Status};
 use futures_util::future::Either;
 use futures_util::stream::{self, StreamExt};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -157,12 +158,8 @@ impl Route {
         let _attempt = self.attempts.acquire().await;
         let permit = self.sockets.acquire().await;
         begun.store(true, Ordering::Relaxed);
-        match TcpStream::connect(address).await {
-            Ok(tcp) => {
-                // Nothing depends on it but latency.
-                let _ = tcp.set_nodelay(true);
-                Ok((tcp, permit))
-            }
+        match connect(address).await {
+            Ok(tcp) => Ok((tcp, permit)),
             Err(error) => {
                 if descriptors::exhausted(&error)
                     && let Some(count) = self.paths.exhausted.happened()
@@ -173,6 +170,18 @@ impl Route {
             }
         }
     }
+}
+
+/// Connects. tokio's own way asks the system for the outcome of each connection; here only of those that the system marks as failed.
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let connecting = mio::net::TcpStream::connect(address)?;
+    let tcp = TcpStream::from_std(connecting.into())?;
+    let ready = tcp.ready(Interest::WRITABLE | Interest::ERROR).await?;
+    // Elsewhere the mark may be missing.
+    if ready.is_error() || cfg!(not(target_os = "linux")) {
+        tcp.take_error()?.map_or(Ok(()), Err)?;
+    }
+    Ok(tcp)
 }
 
 /// Which failure says most about a target with several addresses: what came from it before what the way to it said.

@@ -32,7 +32,7 @@ impl LocalEnd for TargetEnd {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Refusal>> {
         if let Self::Connecting(attempt) = self {
             let (tcp, permit) = ready!(attempt.as_mut().poll(cx))?;
-            *self = Self::Connected(Socket::from(tcp), permit);
+            *self = Self::Connected(Socket::connected(tcp), permit);
         }
         Poll::Ready(Ok(()))
     }
