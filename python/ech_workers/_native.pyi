@@ -352,7 +352,7 @@ class Engine:
         workers: int = 1,
         log_level: int = 20,
     ) -> Engine:
-        """ca_pem: trusted beside the system's roots (system_roots). open_timeout: how long a local connection waits for a session. Raises ValueError."""
+        """ca_pem: trusted beside the system's roots (system_roots). open_timeout: how long a local connection waits for a session. workers: threads that carry traffic, no more than the process has cores. Raises ValueError."""
     def listen(self, host: str, port: int, *, username: str | None = None, password: str | None = None) -> Listener:
         """Opens a SOCKS5/HTTP port. Raises OSError (EADDRINUSE, ...) with the address in it."""
     def set_plan(self, plan: DialPlan | None, upstream: int = 0) -> None:
@@ -468,10 +468,10 @@ class Server:
         memory_limit: int = 268435456,
         connect_timeout: float = 10.0,
         idle_timeout: float = 600.0,
-        workers: int = 1,
+        workers: int = 0,
         log_level: int = 20,
     ) -> Server:
-        """certificates: PEM chain and PEM key; the first is the default, the others are chosen by server name. ech_keys: RFC 9934 PEM files; all are sent as retry configurations. ticket_keys: 80 bytes each
+        """workers: threads that carry traffic, and as many that make handshakes; 0: as many as the process has cores. certificates: PEM chain and PEM key; the first is the default, the others are chosen by server name. ech_keys: RFC 9934 PEM files; all are sent as retry configurations. ticket_keys: 80 bytes each
         (16 of name, 32 for HMAC-SHA256, 32 for AES-256), the first seals; None: BoringSSL's own. path "/" accepts the
         upgrade on every path. Raises ValueError (what is wrong with which input) or OSError."""
     @property

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ech_workers import _native, waiting
+from ech_workers import _native, lanes, waiting
 from ech_workers.config import SHARED, ClientConfig, ListenAddress
 from ech_workers.ech import EchStore
 from ech_workers.errors import ConfigError, EngineClosed, ListenError
@@ -247,7 +246,7 @@ def _engine(config: ClientConfig, max_connections: int) -> _native.Engine:
             memory_limit=config.memory_limit,
             reply=config.reply,
             # A session's bytes use one core at a time, so more threads than sessions would idle.
-            workers=max(1, min(config.sessions, os.cpu_count() or 1)),
+            workers=config.sessions or lanes.MOST,
             log_level=log.getEffectiveLevel(),
         )
     except ValueError as error:

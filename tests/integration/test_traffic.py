@@ -272,7 +272,7 @@ def test_two_sessions_on_two_cores_carry_many_transfers(site: Site, targets: dic
     server = site.server("--workers", "2")
     proxy = site.proxy(server.port, "--sessions", "2")
     threads = [path.read_text() for path in Path(f"/proc/{proxy.process.pid}/task").glob("*/comm")]
-    assert sum(name.startswith("ech-client") for name in threads) == min(2, os.cpu_count() or 1), threads
+    assert sum(name.startswith("ech-client-") for name in threads) == min(2, os.cpu_count() or 1), threads
     url = f"http://localhost:{targets['http']}/bytes/{size}"
     with ThreadPoolExecutor(transfers) as pool:
         found = list(pool.map(lambda _: fetch_sha256(proxy, "socks5", url), range(transfers)))

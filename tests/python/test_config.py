@@ -519,7 +519,7 @@ def test_several_tokens_and_certificates(server_files: dict[str, Any], tmp_path:
         ({"token": "a", "ech_keys": "/dev/null/missing"}, "--ech-keys"),
         ({"token": "a", "decoy": "/dev/null/missing"}, "--decoy"),
         ({"token": "a", "drain": -1}, "--drain"),
-        ({"token": "a", "workers": 0}, "--workers"),
+        ({"token": "a", "workers": 257}, "--workers"),
         ({"token": "a", "listen": "nowhere"}, "--listen"),
     ],
 )

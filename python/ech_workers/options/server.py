@@ -51,7 +51,15 @@ class ServerTuning(LogTuning, frozen=True, kw_only=True):
             live="now",
         ),
     ] = 30.0
-    workers: Annotated[int, option("threads that carry traffic", low=1, high=256, metavar="N")] = 1
+    workers: Annotated[
+        int,
+        option(
+            "threads that carry traffic, and as many that make handshakes; 0: as many as there are cores",
+            low=0,
+            high=256,
+            metavar="N",
+        ),
+    ] = 0
 
 
 class ServerSchema(ServerTuning, frozen=True, kw_only=True):

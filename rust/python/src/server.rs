@@ -47,7 +47,7 @@ impl Drop for Server {
 #[pymethods]
 impl Server {
     #[new]
-    #[pyo3(signature = (*, host, port, certificates, tokens, path="/".to_owned(), decoy=None, ech_keys=Vec::new(), ticket_keys=None, allow_private_targets=false, max_sessions=10000, max_streams=1024, memory_limit=268_435_456, connect_timeout=10.0, idle_timeout=600.0, workers=1, log_level=20))]
+    #[pyo3(signature = (*, host, port, certificates, tokens, path="/".to_owned(), decoy=None, ech_keys=Vec::new(), ticket_keys=None, allow_private_targets=false, max_sessions=10000, max_streams=1024, memory_limit=268_435_456, connect_timeout=10.0, idle_timeout=600.0, workers=0, log_level=20))]
     #[allow(
         clippy::too_many_arguments,
         reason = "keyword arguments of the Python class"

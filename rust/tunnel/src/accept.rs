@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use crate::admission::Place;
 use crate::carrier::unpace_loopback;
 use crate::counters::Counted;
+use crate::failure::Failure;
 use crate::panics::caught;
 use crate::server::Shared;
 use crate::{sessions, web};
@@ -56,11 +57,24 @@ async fn serve(shared: Arc<Shared>, tcp: TcpStream, peer: SocketAddr, place: Pla
     };
     let counted = Counted::new(&shared.stats.sessions);
     shared.stats.sessions_total.add(1);
-    let ended = caught(sessions::run(&shared, upgraded)).await;
-    drop(counted);
-    if let Err(failure) = ended.and_then(|ended| ended) {
-        tracing::debug!("the session of {peer} ended: {failure}");
-    }
+    let begun = match sessions::begin(&shared, upgraded).await {
+        Ok(Some(begun)) => begun,
+        Ok(None) => return,
+        Err(failure) => return say_end(peer, &failure),
+    };
+    // From here on it is traffic.
+    let (thread, of_thread) = shared.threads.least_busy();
+    thread.spawn(async move {
+        let ended = caught(sessions::run(&shared, begun)).await;
+        drop((counted, of_thread));
+        if let Err(failure) = ended.and_then(|ended| ended) {
+            say_end(peer, &failure);
+        }
+    });
+}
+
+fn say_end(peer: SocketAddr, failure: &Failure) {
+    tracing::debug!("the session of {peer} ended: {failure}");
 }
 
 /// The TLS handshake, unless it fails, takes too long, or its place is needed.

@@ -126,6 +126,12 @@ impl WebSocket {
         }
     }
 
+    /// The same WebSocket, with its socket registered with the runtime that this is called in.
+    pub(crate) fn into_current_runtime(self) -> Result<Self, Failure> {
+        let tls = self.tls.into_current_runtime().map_err(broken)?;
+        Ok(Self { tls, ..self })
+    }
+
     /// Sends what fills several records as one message, up to 64 KiB.
     pub(crate) fn with_long_messages(mut self) -> Self {
         self.long_messages = true;

@@ -14,8 +14,8 @@ use ech_workers_session::{
 use ech_workers_sync::Mutex;
 use ech_workers_tls::ClientContext;
 use ech_workers_yamux as yamux;
+use futures_util::FutureExt;
 use tokio::net::TcpStream;
-use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::level_filters::LevelFilter;
@@ -24,6 +24,7 @@ use crate::addresses::Addresses;
 use crate::carrier::WebSocket;
 use crate::cause;
 use crate::counters::{Counter, Traffic};
+use crate::desk::Desk;
 use crate::dial::{self, DialPlan, Dialed, Learned, Mode};
 use crate::driver::{Driver, Handle, Owner, SessionStats, Side};
 use crate::events::Events;
@@ -37,7 +38,7 @@ use crate::pending::{Done, Pending, pending};
 use crate::pool::{Carrier, Load, Member, Pool, Purpose, Unavailable, WARM};
 use crate::program::Program;
 use crate::reply::Reply;
-use crate::runtime::runtime;
+use crate::runtime::{self, Numbers, Threads};
 use crate::sessions::seed;
 use crate::snapshot::Snapshot;
 use crate::socket::Socket;
@@ -46,6 +47,8 @@ use crate::unreached::Unreached;
 
 /// What a connection of simple mode may hold for a program that does not take it, in bytes.
 const STREAM_MEMORY: usize = 256 << 10;
+/// Local connections that wait for the thread that they were given to.
+const DESK_MAX: usize = 1 << 16;
 /// How long the end of the client waits for its sessions' goodbyes.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -72,7 +75,7 @@ pub struct ClientConfig {
     pub memory_limit: usize,
     /// The local reply waits for the server's status.
     pub confirmed: bool,
-    /// Worker threads.
+    /// Threads that carry traffic; no more than the process has cores.
     pub workers: usize,
     /// What is worth a log line.
     pub log_level: LevelFilter,
@@ -191,8 +194,7 @@ impl Listener {
 pub struct Client {
     shared: Arc<Shared>,
     /// Taken when the client is closed.
-    runtime: Mutex<Option<Runtime>>,
-    handle: tokio::runtime::Handle,
+    threads: Mutex<Option<Threads>>,
     listeners: Mutex<JoinSet<()>>,
 }
 
@@ -221,6 +223,12 @@ struct Shared {
     dials_failed: Counter,
     ech_retries: Counter,
     traffic: Arc<Traffic>,
+    /// Where dials run.
+    control: tokio::runtime::Handle,
+    /// Where sessions run.
+    threads: runtime::Traffic,
+    /// Where conversations with local programs run: one for each of these threads.
+    desks: Vec<Desk>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -236,12 +244,14 @@ impl Client {
     /// The system cannot start a thread.
     pub fn new(config: ClientConfig, tls: ClientContext) -> io::Result<Self> {
         let events = Arc::<Events<Event>>::default();
-        let runtime = runtime(
-            config.workers,
-            "ech-client",
-            log::dispatch(Arc::clone(&events), config.log_level),
-        )?;
-        let handle = runtime.handle().clone();
+        let numbers = Numbers {
+            control: 1,
+            traffic: config.workers.min(runtime::cores()),
+        };
+        let log = log::dispatch(Arc::clone(&events), config.log_level);
+        let threads = Threads::start("ech-client", numbers, &log)?;
+        let desk = |thread| Desk::open(thread, config.max_connections.min(DESK_MAX));
+        let desks = threads.traffic().iter().map(desk).collect();
         let windows = Arc::new(yamux::WindowBudget::new(config.memory_limit));
         let memory = Arc::new(Ledger::new(config.memory_limit));
         let places = Arc::new(Semaphore::new(
@@ -270,11 +280,13 @@ impl Client {
             dials_failed: Counter::default(),
             ech_retries: Counter::default(),
             traffic: Arc::default(),
+            control: threads.control().clone(),
+            threads: threads.traffic(),
+            desks,
         });
         Ok(Self {
             shared,
-            runtime: Mutex::new(Some(runtime)),
-            handle,
+            threads: Mutex::new(Some(threads)),
             listeners: Mutex::default(),
         })
     }
@@ -294,26 +306,28 @@ impl Client {
         port: u16,
         credentials: Option<Credentials>,
     ) -> io::Result<Listener> {
-        let _context = self.handle.enter();
-        let listener = bind(host, port)?;
-        let address = listener.local_addr()?;
-        let shared = Arc::clone(&self.shared);
-        let accepting = accept(listener, move |tcp| {
-            shared.connections_total.add(1);
-            match Place::take(&shared.places, &shared.connections) {
-                Some(place) => {
-                    tokio::spawn(Arc::clone(&shared).serve(tcp, place, credentials.clone()));
-                }
-                None => {
-                    shared.connections_failed.add(1);
-                    tracing::debug!("a local connection over the limit was closed");
-                }
-            }
-        });
         let mut listeners = self.listeners.lock();
         // Those that were closed.
         while listeners.try_join_next().is_some() {}
-        let accepting = listeners.spawn_on(accepting, &self.handle);
+        let threads: Vec<_> = self.shared.threads.iter().collect();
+        let thread = threads[listeners.len() % threads.len()];
+        let listener = {
+            let _context = thread.handle().enter();
+            bind(host, port)?
+        };
+        let address = listener.local_addr()?;
+        let shared = Arc::clone(&self.shared);
+        let here = thread.number;
+        let accepting = accept(listener, move |tcp| {
+            shared.connections_total.add(1);
+            let welcomed = Place::take(&shared.places, &shared.connections)
+                .is_some_and(|place| shared.welcome(here, tcp, place, credentials.clone()));
+            if !welcomed {
+                shared.connections_failed.add(1);
+                tracing::debug!("a local connection over the limit was closed");
+            }
+        });
+        let accepting = listeners.spawn_on(accepting, thread.handle());
         Ok(Listener { address, accepting })
     }
 
@@ -331,7 +345,8 @@ impl Client {
     /// Starts a dial; its outcome is reported with the number returned.
     pub fn dial(&self, plan: DialPlan) -> u64 {
         let number = self.shared.number();
-        self.handle
+        self.shared
+            .control
             .spawn(Arc::clone(&self.shared).make_session(number, plan));
         number
     }
@@ -363,7 +378,7 @@ impl Client {
     pub fn fetch(&self, plan: FetchPlan) -> u64 {
         let fetch = self.shared.number();
         let shared = Arc::clone(&self.shared);
-        self.handle.spawn(async move {
+        self.shared.control.spawn(async move {
             let fetched = caught(fetch::fetch(&plan, &shared.tls, &shared.addresses)).await;
             let event = match fetched.and_then(|fetched| fetched) {
                 Ok(fetched) => Event::Fetched { fetch, fetched },
@@ -402,9 +417,12 @@ impl Client {
         let late = deadline + Duration::from_secs(1);
         let mut open = Open::new(end, target.authority().into_bytes(), late);
         open.confirm = true;
-        self.handle
+        shared
+            .control
             .spawn(opening.run(answered, deadline, shared.closing.subscribe()));
-        self.handle.spawn(Arc::clone(shared).place(Box::new(open)));
+        shared
+            .control
+            .spawn(Arc::clone(shared).place(Box::new(open), None));
         pending
     }
 
@@ -452,7 +470,7 @@ impl Client {
     /// Ends listeners at once, and everything else when it is idle, or after `grace`.
     pub fn close(&self, grace: Duration) {
         self.stop();
-        let Some(runtime) = self.runtime.lock().take() else {
+        let Some(threads) = self.threads.lock().take() else {
             return;
         };
         let deadline = Instant::now() + grace;
@@ -461,7 +479,7 @@ impl Client {
         }
         self.part();
         self.shared.events.close();
-        runtime.shutdown_timeout(Duration::from_secs(1));
+        threads.shutdown(Duration::from_secs(1));
     }
 }
 
@@ -476,12 +494,49 @@ impl Shared {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// Gives a connection that was accepted on the thread `here` to the desk of a thread: of those with sessions, as far as there are
+    /// any, the one with the fewest connections. `false`: there is no room.
+    fn welcome(
+        self: &Arc<Self>,
+        here: usize,
+        tcp: TcpStream,
+        place: Place,
+        credentials: Option<Credentials>,
+    ) -> bool {
+        let is_here = |desk: &Desk| desk.thread.number == here;
+        let fewest = self.desks.iter().min_by_key(|desk| {
+            let is_idle = desk.thread.sessions() == 0;
+            (is_idle, desk.connections.value(), !is_here(desk))
+        });
+        let Some(desk) = fewest else {
+            return false;
+        };
+        let place = place.on_thread(&desk.connections);
+        let thread = desk.thread.number;
+        let shared = Arc::clone(self);
+        if is_here(desk) {
+            return desk.take(shared.serve(tcp, place, credentials, thread).boxed());
+        }
+        // It is registered where it is used.
+        let Ok(tcp) = tcp.into_std() else {
+            return false;
+        };
+        let served = async move {
+            match TcpStream::from_std(tcp) {
+                Ok(tcp) => shared.serve(tcp, place, credentials, thread).await,
+                Err(error) => tracing::debug!("a local connection was closed: {error}"),
+            }
+        };
+        desk.take(served.boxed())
+    }
+
     /// One local connection, up to the point where a driver owns its socket.
     async fn serve(
         self: Arc<Self>,
         mut tcp: TcpStream,
         place: Place,
         credentials: Option<Credentials>,
+        thread: usize,
     ) {
         let Some(mut request) =
             local::negotiate(&mut tcp, credentials, self.config.local_handshake_timeout).await
@@ -503,23 +558,29 @@ impl Shared {
         let mut open = Open::new(end, authority, deadline);
         open.early = early;
         open.confirm = confirm;
-        self.place(Box::new(open)).await;
+        self.place(Box::new(open), Some(thread)).await;
     }
 
-    /// Finds a session for a stream, waiting for one if need be. Gives up when nobody waits for the stream any more.
-    async fn place(self: Arc<Self>, open: Box<Open<Program>>) {
-        self.place_beside(open, &[]).await;
+    /// Finds a session for a stream, waiting for one if need be. Gives up when nobody waits for the stream any more. `near`: the
+    /// thread where its socket is.
+    async fn place(self: Arc<Self>, open: Box<Open<Program>>, near: Option<usize>) {
+        self.place_beside(open, Vec::new(), near).await;
     }
 
     /// The same, with the servers that could not take it put behind the others.
-    async fn place_beside(self: Arc<Self>, mut open: Box<Open<Program>>, failed: &[u32]) {
+    async fn place_beside(
+        self: Arc<Self>,
+        mut open: Box<Open<Program>>,
+        failed: Vec<u32>,
+        near: Option<usize>,
+    ) {
         let deadline = open.deadline;
-        let failed = &[failed, open.end.tried()].concat();
+        let failed = [failed.as_slice(), open.end.tried()].concat();
         let avoided = self.unreached.of(&open.authority, Instant::now());
         loop {
             let carrier = tokio::select! {
                 biased;
-                carrier = self.pool.carrier(deadline, failed, &avoided) => carrier,
+                carrier = self.pool.carrier(deadline, &failed, &avoided, near) => carrier,
                 () = std::future::poll_fn(|cx| open.end.poll_abandoned(cx)) => return,
             };
             match carrier {
@@ -543,19 +604,25 @@ impl Shared {
                         Err(_) => tokio::task::yield_now().await,
                     }
                 }
-                Ok(Carrier::Dial(plan)) => return self.dial_for(open, &plan, failed).await,
+                Ok(Carrier::Dial(plan)) => {
+                    let control = self.control.clone();
+                    control.spawn(self.dial_for(open, plan, failed, near));
+                    return;
+                }
                 Err(why) => return self.refuse(*open, &why),
             }
         }
     }
 
-    /// As `place_beside`, for a task of its own.
+    /// As `place_beside`, in a task of its own.
     fn place_again(
-        self: Arc<Self>,
+        self: &Arc<Self>,
         open: Box<Open<Program>>,
         failed: Vec<u32>,
-    ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(async move { self.place_beside(open, &failed).await })
+        near: Option<usize>,
+    ) {
+        let placing = Arc::clone(self).place_beside(open, failed, near);
+        self.control.spawn(placing.boxed());
     }
 
     /// Nothing carries the stream. If a server has answered for its target, that is what the program is told.
@@ -588,7 +655,7 @@ impl Shared {
             kind: refusal.status.word(),
             reason: refusal.reason,
         });
-        tokio::spawn(Arc::clone(self).place(open));
+        tokio::spawn(Arc::clone(self).place(open, None));
     }
 
     /// No server reaches the stream's target.
@@ -618,37 +685,54 @@ impl Shared {
             Mode::Yamux => Purpose::Many,
             Mode::Simple => Purpose::One(Instant::now() + WARM),
         };
-        let (running, member) = self.start_session(carrier, &dialed, &plan, purpose);
-        let session = member.session;
-        self.events.push(Event::SessionUp {
-            dial: number,
-            session,
-            upstream: plan.upstream,
-            dialed: Box::new(dialed),
-        });
-        if plan.mode == Mode::Simple {
-            let shared = Arc::clone(&self);
-            tokio::spawn(async move {
-                tokio::time::sleep(WARM).await;
-                // Unused: it would be cut soon.
-                shared.pool.discard_unused(session);
+        let (thread, counted) = self.threads.least_busy();
+        let home = thread.number;
+        thread.spawn(async move {
+            let _counted = counted;
+            let carrier = match carrier.into_current_runtime() {
+                Ok(carrier) => carrier,
+                Err(failure) => {
+                    self.events.push(Event::DialFailed {
+                        dial: number,
+                        upstream: plan.upstream,
+                        failure,
+                    });
+                    return;
+                }
+            };
+            let (running, member) = self.start_session(carrier, &dialed, &plan, purpose, home);
+            let session = member.session;
+            self.events.push(Event::SessionUp {
+                dial: number,
+                session,
+                upstream: plan.upstream,
+                dialed: Box::new(dialed),
             });
-        }
-        let Running { driver, observer } = running;
-        self.keep_session(member, &observer, driver.run(&observer))
-            .await;
+            if plan.mode == Mode::Simple {
+                let shared = Arc::clone(&self);
+                tokio::spawn(async move {
+                    tokio::time::sleep(WARM).await;
+                    // Unused: it would be cut soon.
+                    shared.pool.discard_unused(session);
+                });
+            }
+            let Running { driver, observer } = running;
+            self.keep_session(member, &observer, driver.run(&observer))
+                .await;
+        });
     }
 
-    /// Dials for one stream alone.
+    /// Dials for one stream alone, whose session runs on the thread `near`, where its socket is.
     async fn dial_for(
         self: Arc<Self>,
         mut open: Box<Open<Program>>,
-        plan: &DialPlan,
-        failed: &[u32],
+        plan: Arc<DialPlan>,
+        mut failed: Vec<u32>,
+        near: Option<usize>,
     ) {
         let made = tokio::select! {
             biased;
-            made = self.dial(0, plan) => made,
+            made = self.dial(0, &plan) => made,
             () = std::future::poll_fn(|cx| open.end.poll_abandoned(cx)) => return,
         };
         let (carrier, dialed) = match made {
@@ -659,10 +743,10 @@ impl Shared {
                     cause: cause::of(failure.code.as_str()),
                 };
                 let upstream = plan.upstream;
-                let failed = [failed, &[upstream]].concat();
+                failed.push(upstream);
                 // Nothing of it was sent: another server may carry it.
                 if self.pool.has_other(&failed) {
-                    tokio::spawn(Arc::clone(&self).place_again(open, failed));
+                    self.place_again(open, failed, near);
                 } else {
                     self.refuse(*open, &why);
                 }
@@ -674,14 +758,33 @@ impl Shared {
                 return;
             }
         };
-        let (running, member) = self.start_session(carrier, &dialed, plan, Purpose::Taken);
-        // The queue of a session that has just begun has room.
-        if let Ok(permit) = member.handle.reserve().await {
-            permit.send(open);
-        }
-        let Running { driver, observer } = running;
-        self.keep_session(member, &observer, driver.run(&observer))
-            .await;
+        let (thread, counted) = near.map_or_else(
+            || self.threads.least_busy(),
+            |near| self.threads.numbered(near),
+        );
+        let home = thread.number;
+        thread.spawn(async move {
+            let _counted = counted;
+            let carrier = match carrier.into_current_runtime() {
+                Ok(carrier) => carrier,
+                Err(failure) => {
+                    let why = Unavailable {
+                        reason: failure.message,
+                        cause: cause::of(failure.code.as_str()),
+                    };
+                    return self.refuse(*open, &why);
+                }
+            };
+            let (running, member) =
+                self.start_session(carrier, &dialed, &plan, Purpose::Taken, home);
+            // The queue of a session that has just begun has room.
+            if let Ok(permit) = member.handle.reserve().await {
+                permit.send(open);
+            }
+            let Running { driver, observer } = running;
+            self.keep_session(member, &observer, driver.run(&observer))
+                .await;
+        });
     }
 
     fn start_session(
@@ -690,6 +793,7 @@ impl Shared {
         dialed: &Dialed,
         plan: &DialPlan,
         purpose: Purpose,
+        thread: usize,
     ) -> (Running, Member) {
         let mode = plan.mode;
         let (session_mode, memory_share) = match mode {
@@ -732,6 +836,7 @@ impl Shared {
             stats: Arc::clone(&stats),
             retiring: Arc::clone(&retiring),
             load: Arc::clone(&load),
+            thread,
             told: Mutex::new(Told::Nothing),
         };
         let member = Member {
@@ -744,6 +849,7 @@ impl Shared {
             since,
             retiring,
             load,
+            thread,
         };
         (Running { driver, observer }, member)
     }
@@ -817,6 +923,8 @@ struct Observer {
     stats: Arc<SessionStats>,
     retiring: Arc<AtomicBool>,
     load: Arc<Load>,
+    /// The number of the session's thread.
+    thread: usize,
     told: Mutex<Told>,
 }
 
@@ -891,7 +999,8 @@ impl Owner<Program> for Observer {
                         self.retiring.store(true, Ordering::Relaxed);
                     }
                 }
-                tokio::spawn(Arc::clone(&self.shared).place(Box::new(open)));
+                let placing = Arc::clone(&self.shared).place(Box::new(open), Some(self.thread));
+                tokio::spawn(placing);
             }
         }
     }
@@ -958,6 +1067,7 @@ mod tests {
             since: Instant::now(),
             retiring: Arc::default(),
             load: Arc::default(),
+            thread: 0,
         }
     }
 
@@ -970,6 +1080,7 @@ mod tests {
             stats: Arc::default(),
             retiring: Arc::default(),
             load: Arc::default(),
+            thread: 0,
             told: Mutex::new(Told::Nothing),
         }
     }
@@ -995,7 +1106,7 @@ mod tests {
         let client = client();
         let observer = observer(&client, 7);
         let shared = Arc::clone(&client.shared);
-        let session = client.handle.spawn(async move {
+        let session = client.shared.control.spawn(async move {
             let running = async {
                 tokio::task::yield_now().await;
                 let nothing: [u8; 0] = [];
@@ -1004,7 +1115,7 @@ mod tests {
             };
             shared.keep_session(member(7), &observer, running).await;
         });
-        client.handle.block_on(session).unwrap();
+        client.shared.control.block_on(session).unwrap();
         let (ends, lines) = reported(&client, 1);
         assert!(
             matches!(&ends[..], [Ended::Lost(failure)] if failure.code == Code::Internal

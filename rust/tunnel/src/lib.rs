@@ -14,6 +14,7 @@ mod client;
 mod connect;
 mod counters;
 mod descriptors;
+mod desk;
 mod dial;
 mod driver;
 mod events;

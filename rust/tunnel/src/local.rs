@@ -19,6 +19,8 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(crate) struct Place {
     _counted: Counted,
     _permit: OwnedSemaphorePermit,
+    /// Among the connections of one thread.
+    _of_thread: Option<Counted>,
 }
 
 impl Place {
@@ -27,7 +29,16 @@ impl Place {
         Some(Self {
             _counted: Counted::new(counter),
             _permit: permit,
+            _of_thread: None,
         })
+    }
+
+    /// Counted among the connections of one thread, too.
+    pub(crate) fn on_thread(self, connections: &Arc<Counter>) -> Self {
+        Self {
+            _of_thread: Some(Counted::new(connections)),
+            ..self
+        }
     }
 }
 

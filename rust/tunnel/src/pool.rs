@@ -74,6 +74,8 @@ pub(crate) struct Member {
     /// It is given no new streams.
     pub(crate) retiring: Arc<AtomicBool>,
     pub(crate) load: Arc<Load>,
+    /// The number of the thread that carries it.
+    pub(crate) thread: usize,
 }
 
 /// What a session carries, and when it was full.
@@ -281,22 +283,24 @@ impl Pool {
     }
 
     /// What carries the next stream, waiting for it until `deadline`. Servers in `failed` come last, those in `avoided` before
-    /// them. An error: nothing will.
+    /// them. A session of the thread `near`, where the stream's socket is already, is taken unless another has fewer streams by
+    /// more than what moving the socket is worth: one, and an eighth. An error: nothing will.
     pub(crate) async fn carrier(
         &self,
         deadline: Instant,
         failed: &[u32],
         avoided: &[u32],
+        near: Option<usize>,
     ) -> Result<Carrier, Unavailable> {
         let mut is_full = false;
         while Instant::now() < deadline {
-            if let Some(carrier) = self.choose(failed, avoided)?.0 {
+            if let Some(carrier) = self.choose(failed, avoided, near)?.0 {
                 return Ok(carrier);
             }
             let mut changed = std::pin::pin!(self.changed.notified());
             // From here on no change is missed; one may have come since the look.
             changed.as_mut().enable();
-            let (carrier, any_full) = self.choose(failed, avoided)?;
+            let (carrier, any_full) = self.choose(failed, avoided, near)?;
             if let Some(carrier) = carrier {
                 return Ok(carrier);
             }
@@ -326,10 +330,11 @@ impl Pool {
         &self,
         failed: &[u32],
         avoided: &[u32],
+        near: Option<usize>,
     ) -> Result<(Option<Carrier>, bool), Unavailable> {
         let (carrier, full) = {
             let mut state = self.state.lock();
-            let (carrier, passed) = state.choose(failed, avoided)?;
+            let (carrier, passed) = state.choose(failed, avoided, near)?;
             (carrier, state.full_of(&passed))
         };
         let any_full = !full.is_empty();
@@ -372,6 +377,7 @@ impl State {
         &mut self,
         failed: &[u32],
         avoided: &[u32],
+        near: Option<usize>,
     ) -> Result<(Option<Carrier>, Vec<u32>), Unavailable> {
         let tiers = if self.tiers.is_empty() {
             vec![self.all_alike()]
@@ -385,7 +391,7 @@ impl State {
             for tier in &tiers {
                 let tier = tier.iter().filter(|(number, _)| !left_out.contains(number));
                 let tier = tier.copied().collect::<Vec<_>>();
-                if let Some(carrier) = self.choose_of(&tier) {
+                if let Some(carrier) = self.choose_of(&tier, near) {
                     return Ok((Some(carrier), passed));
                 }
                 passed.extend(tier.iter().map(|&(number, _)| number));
@@ -411,7 +417,7 @@ impl State {
 
     /// Of the server with the fewest streams for its weight the session with the fewest bulk transfers, then with the fewest
     /// streams, of several the one that answers fastest, or how simple mode goes at the server with the fewest.
-    fn choose_of(&mut self, tier: &[(u32, u32)]) -> Option<Carrier> {
+    fn choose_of(&mut self, tier: &[(u32, u32)], near: Option<usize>) -> Option<Carrier> {
         let best = tier
             .iter()
             .filter_map(|&(upstream, weight)| Some((self.offer_of(upstream, weight)?, upstream)))
@@ -437,7 +443,11 @@ impl State {
         // What is lost of a bulk transfer holds up everything in its connection.
         let least = open.min_by_key(|member| {
             let load = &member.load;
-            (load.bulk(), load.assigned(), member.round_trip())
+            let assigned = load.assigned();
+            let is_far = near.is_some_and(|near| near != member.thread);
+            let moving = if is_far { 1 + assigned / 8 } else { 0 };
+            let streams = (assigned + moving, is_far);
+            (load.bulk(), streams, member.round_trip())
         })?;
         Some(least.assign())
     }
@@ -549,6 +559,7 @@ mod tests {
                     since: Instant::now(),
                     retiring: Arc::default(),
                     load,
+                    thread: usize::try_from(session).unwrap(),
                 });
             }
             this
@@ -557,7 +568,7 @@ mod tests {
         /// The session that the next stream goes to, and its ticket; why there is none after a moment.
         async fn assign(&self) -> Result<(usize, Ticket), String> {
             let deadline = Instant::now() + Duration::from_millis(20);
-            match self.pool.carrier(deadline, &[], &[]).await {
+            match self.pool.carrier(deadline, &[], &[], None).await {
                 Ok(Carrier::Session(_, ticket)) => {
                     let mut loads = self.loads.iter();
                     let session = loads.position(|load| Arc::ptr_eq(load, &ticket.0));
@@ -618,7 +629,7 @@ mod tests {
             .pool
             .route(vec![vec![(0, 1)], vec![(1, 1)], vec![(2, 1)]]);
         let chosen = |failed: &[u32], avoided: &[u32]| {
-            let chosen = sessions.pool.choose(failed, avoided).unwrap();
+            let chosen = sessions.pool.choose(failed, avoided, None).unwrap();
             let Some(Carrier::Session(_, ticket)) = chosen.0 else {
                 panic!("there is no session");
             };
@@ -631,6 +642,21 @@ mod tests {
         assert_eq!(chosen(&[1, 2], &[0]), 0);
         assert_eq!(chosen(&[0], &[0, 1, 2]), 1);
         assert_eq!(chosen(&[0, 1, 2], &[]), 0);
+    }
+
+    #[tokio::test]
+    async fn a_session_on_the_streams_own_thread_is_chosen_unless_another_has_clearly_fewer() {
+        let sessions = Sessions::new(&[10_000, 80_000, 20_000]);
+        let mut held = Vec::new();
+        for expected in [1, 1, 0, 2, 1] {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let carrier = sessions.pool.carrier(deadline, &[], &[], Some(1)).await;
+            let Ok(Carrier::Session(_, ticket)) = carrier else {
+                panic!("no session");
+            };
+            assert!(Arc::ptr_eq(&sessions.loads[expected], &ticket.0));
+            held.push(ticket);
+        }
     }
 
     #[tokio::test]

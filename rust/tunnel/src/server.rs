@@ -11,7 +11,6 @@ use ech_workers_sync::Mutex;
 use ech_workers_tls::ech::EchKey;
 use ech_workers_tls::{Identity, ServerContext};
 use ech_workers_yamux as yamux;
-use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::level_filters::LevelFilter;
@@ -24,7 +23,7 @@ use crate::driver::SessionStats;
 use crate::events::Events;
 use crate::listen;
 use crate::log;
-use crate::runtime::runtime;
+use crate::runtime::{self, Numbers, Threads};
 use crate::target::{Paths, Policy};
 use crate::web::Face;
 
@@ -54,7 +53,7 @@ pub struct ServerConfig {
     pub connect_timeout: Duration,
     /// Without a byte either way for this long, a stream ends.
     pub idle_timeout: Duration,
-    /// Worker threads.
+    /// Threads that carry traffic, and as many that make handshakes; 0: as many as there are cores.
     pub workers: usize,
     /// What is worth a log line.
     pub log_level: LevelFilter,
@@ -90,7 +89,7 @@ pub struct ServerStats {
 pub struct Server {
     shared: Arc<Shared>,
     address: SocketAddr,
-    runtime: Mutex<Option<Runtime>>,
+    threads: Mutex<Option<Threads>>,
     stopping: watch::Sender<Stopping>,
     accepting: Mutex<JoinSet<()>>,
     started: Instant,
@@ -119,6 +118,8 @@ pub(crate) struct Shared {
     pub(crate) stats: ServerStats,
     pub(crate) events: Arc<Events<Infallible>>,
     pub(crate) stopping: watch::Receiver<Stopping>,
+    /// Where sessions run.
+    pub(crate) threads: runtime::Traffic,
 }
 
 impl std::fmt::Debug for Shared {
@@ -140,7 +141,15 @@ impl Server {
     ) -> io::Result<Self> {
         let events = Arc::<Events<Infallible>>::default();
         let log = log::dispatch(Arc::clone(&events), config.log_level);
-        let runtime = runtime(config.workers, "ech-server", log.clone())?;
+        let workers = match config.workers {
+            0 => runtime::cores(),
+            workers => workers,
+        };
+        let numbers = Numbers {
+            control: workers,
+            traffic: workers,
+        };
+        let threads = Threads::start("ech-server", numbers, &log)?;
         let (stopping, stop) = watch::channel(Stopping::No);
         let budget = tracing::dispatcher::with_default(&log, || budget(config.max_sessions));
         let shared = Arc::new(Shared {
@@ -160,10 +169,11 @@ impl Server {
             stats: ServerStats::default(),
             events,
             stopping: stop,
+            threads: threads.traffic(),
         });
         let mut accepting = JoinSet::new();
         let address = {
-            let _context = runtime.enter();
+            let _context = threads.control().enter();
             let listener = listen::bind(host, port)?;
             let address = listener.local_addr()?;
             let shared = Arc::clone(&shared);
@@ -175,7 +185,7 @@ impl Server {
         Ok(Self {
             shared,
             address,
-            runtime: Mutex::new(Some(runtime)),
+            threads: Mutex::new(Some(threads)),
             stopping,
             accepting: Mutex::new(accepting),
             started: Instant::now(),
@@ -231,14 +241,14 @@ impl Server {
     /// Stops accepting, tells sessions to take no new streams, and ends everything when it is idle or after `grace`.
     pub fn close(&self, grace: Duration) {
         self.drain();
-        let Some(runtime) = self.runtime.lock().take() else {
+        let Some(threads) = self.threads.lock().take() else {
             return;
         };
         self.wait_for_sessions(grace);
         let _ = self.stopping.send(Stopping::Now);
         self.wait_for_sessions(GOODBYE);
         self.shared.events.close();
-        runtime.shutdown_timeout(Duration::from_secs(1));
+        threads.shutdown(Duration::from_secs(1));
     }
 }
 

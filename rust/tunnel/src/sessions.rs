@@ -17,7 +17,7 @@ use crate::carrier::WebSocket;
 use crate::driver::{Driver, Owner, Side};
 use crate::failure::{Code, Ended, Failure, Layer};
 use crate::server::{Shared, Stopping};
-use crate::sniff::first_message;
+use crate::sniff::{First, first_message};
 use crate::target::Route;
 use crate::target_end::TargetEnd;
 use crate::web::Upgraded;
@@ -36,9 +36,19 @@ const SESSION_PART: usize = 6;
 /// What the one stream of a connection in simple mode may hold, in bytes.
 const STREAM_MEMORY: usize = 256 << 10;
 
-/// Runs the session behind an upgrade, in either mode, to its end. A client that has said nothing yet is sent away when the
-/// server begins to stop: it has nothing that could finish.
-pub(crate) async fn run(shared: &Arc<Shared>, upgraded: Upgraded) -> Result<(), Failure> {
+/// A session whose first message has come.
+pub(crate) struct Begun {
+    tls: TlsStream,
+    first: First,
+    place: Place,
+}
+
+/// Waits for the first message behind an upgrade. `None`: a client that has said nothing yet was sent away, because the server begins
+/// to stop or its place is needed: it has nothing that could finish.
+pub(crate) async fn begin(
+    shared: &Arc<Shared>,
+    upgraded: Upgraded,
+) -> Result<Option<Begun>, Failure> {
     let Upgraded {
         mut tls,
         early,
@@ -55,9 +65,18 @@ pub(crate) async fn run(shared: &Arc<Shared>, upgraded: Upgraded) -> Result<(), 
         })??,
         () = unneeded(&mut stopping, &place) => {
             send_away(tls).await;
-            return Ok(());
+            return Ok(None);
         }
     };
+    Ok(Some(Begun { tls, first, place }))
+}
+
+/// Runs a session, in either mode, to its end, on the thread that this is called on.
+pub(crate) async fn run(shared: &Arc<Shared>, begun: Begun) -> Result<(), Failure> {
+    let Begun { tls, first, place } = begun;
+    let tls = tls
+        .into_current_runtime()
+        .map_err(|error| Failure::transport(&error))?;
     let idle = shared.config.idle_timeout;
     let (mode, memory_share) = match first.kind {
         MessageKind::Binary => {
