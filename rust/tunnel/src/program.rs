@@ -53,6 +53,25 @@ struct Forwarded {
     end_told: bool,
 }
 
+/// Pieces that are written with one system call: those of a session, and our own head.
+const SLOTS: usize = 17;
+
+/// The bytes of `pieces` from `start` on, `length` at the most.
+fn range_of<'a>(
+    pieces: &'a [IoSlice<'a>],
+    mut start: usize,
+    mut length: usize,
+) -> impl Iterator<Item = &'a [u8]> {
+    pieces.iter().filter_map(move |piece| {
+        let from = start.min(piece.len());
+        start -= from;
+        let bytes = piece.get(from..)?;
+        let bytes = bytes.get(..length.min(bytes.len()))?;
+        length -= bytes.len();
+        (!bytes.is_empty()).then_some(bytes)
+    })
+}
+
 impl Program {
     pub(crate) fn new(
         socket: Socket,
@@ -206,44 +225,11 @@ impl LocalEnd for Program {
         let Some(forwarded) = &mut self.forwarded else {
             return self.socket.poll_write(cx, pieces);
         };
-        let Some(piece) = pieces.iter().find(|piece| !piece.is_empty()) else {
-            return Poll::Ready(Ok(0));
-        };
-        let mut skipped = 0;
-        if forwarded.passing == 0 && forwarded.dropping == 0 {
-            let passage = forwarded.exchange.accept_answer(piece);
-            forwarded.held.append(&mut forwarded.exchange.take_held());
-            if !forwarded.exchange.is_holding()
-                && let Some(reader) = forwarded.holding.take()
-            {
-                reader.wake();
-            }
-            forwarded.head.extend_from_slice(&passage.head);
-            skipped = passage.body.start;
-            forwarded.passing = passage.body.len();
-            forwarded.dropping = piece.len() - passage.body.end;
+        let written = forwarded.write_answer(&mut self.socket, cx, pieces);
+        if written.is_ready() {
+            forwarded.tell_end(&self.socket);
         }
-        let flushed = forwarded.write_head(&mut self.socket, cx)?;
-        let mut done = skipped;
-        if flushed.is_ready() && forwarded.passing > 0 {
-            let end = (skipped + forwarded.passing).min(piece.len());
-            let content = piece.get(skipped..end).unwrap_or_default();
-            if let Poll::Ready(written) = self.socket.poll_write(cx, &[IoSlice::new(content)]) {
-                let written = written?;
-                forwarded.passing -= written;
-                done += written;
-            }
-        }
-        if forwarded.passing == 0 {
-            let dropped = forwarded.dropping.min(piece.len() - done);
-            forwarded.dropping -= dropped;
-            done += dropped;
-        }
-        if done == 0 {
-            return Poll::Pending;
-        }
-        forwarded.tell_end(&self.socket);
-        Poll::Ready(Ok(done))
+        written
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -302,6 +288,86 @@ impl Program {
 }
 
 impl Forwarded {
+    /// Looks at what the tunnel brought, as far as that was not looked at before. Returns how many bytes at its front are for nobody,
+    /// such as the head that our own replaces.
+    fn look_at(&mut self, pieces: &[IoSlice<'_>]) -> usize {
+        let mut absorbed = 0;
+        let mut looked_at = self.passing + self.dropping;
+        for piece in pieces {
+            let Some(piece) = piece.get(looked_at..) else {
+                looked_at -= piece.len();
+                continue;
+            };
+            looked_at = 0;
+            let passage = self.exchange.accept_answer(piece);
+            self.held.append(&mut self.exchange.take_held());
+            if !self.exchange.is_holding()
+                && let Some(reader) = self.holding.take()
+            {
+                reader.wake();
+            }
+            self.head.extend_from_slice(&passage.head);
+            if self.passing == 0 && self.dropping == 0 {
+                absorbed += passage.body.start;
+            } else {
+                // The answer is over: nothing passes any more.
+                self.dropping += passage.body.start;
+            }
+            self.passing += passage.body.len();
+            self.dropping += piece.len() - passage.body.end;
+        }
+        absorbed
+    }
+
+    /// Writes what the program gets of `pieces`, behind our own head. Returns how many of their bytes are done with.
+    fn write_answer(
+        &mut self,
+        socket: &mut Socket,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let absorbed = self.look_at(pieces);
+        let mut passed = 0;
+        while !self.head.is_empty() || self.passing > 0 {
+            let mut slots = [IoSlice::new(&[]); SLOTS];
+            let mut count = 0;
+            let content = range_of(pieces, absorbed + passed, self.passing);
+            for (slot, bytes) in slots.iter_mut().zip(
+                std::iter::once(self.head.as_slice())
+                    .filter(|head| !head.is_empty())
+                    .chain(content),
+            ) {
+                *slot = IoSlice::new(bytes);
+                count += 1;
+            }
+            if count == 0 {
+                // All that came of the content has passed.
+                break;
+            }
+            match socket.poll_write(cx, slots.get(..count).unwrap_or_default()) {
+                Poll::Ready(written) => {
+                    let written = written?;
+                    let of_head = written.min(self.head.len());
+                    self.head.drain(..of_head);
+                    self.passing -= written - of_head;
+                    passed += written - of_head;
+                }
+                Poll::Pending => break,
+            }
+        }
+        let mut done = absorbed + passed;
+        if self.passing == 0 {
+            let length: usize = pieces.iter().map(|piece| piece.len()).sum();
+            let dropped = self.dropping.min(length - done);
+            self.dropping -= dropped;
+            done += dropped;
+        }
+        if done == 0 {
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(done))
+    }
+
     /// Writes our own head of the answer.
     fn write_head(&mut self, socket: &mut Socket, cx: &mut Context<'_>) -> io::Result<Poll<()>> {
         while !self.head.is_empty() {
@@ -322,5 +388,86 @@ impl Forwarded {
             self.end_told = true;
             socket.finish();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use ech_workers_proxy::{Negotiation, Progress};
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    const ANSWER: &[u8] =
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n0123456789and what is not asked for";
+
+    /// A program that has asked for a page, and its own end of the connection.
+    async fn asked() -> (Program, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let theirs = TcpStream::connect(listener.local_addr().unwrap());
+        let (ours, theirs) = tokio::join!(listener.accept(), theirs);
+        let request = b"GET http://a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n";
+        let Progress::Request(mut request) = Negotiation::new(None).advance(request) else {
+            panic!("it is a whole request");
+        };
+        let exchange = request.exchange.take();
+        let socket = Socket::from(ours.unwrap().0);
+        let mut program = Program::new(socket, Reply::Local(request), exchange, None);
+        assert!(program.opened().is_empty());
+        (program, theirs.unwrap())
+    }
+
+    /// Writes all pieces; in how many calls, and what arrived.
+    async fn written(pieces: &[&[u8]]) -> (usize, Vec<u8>) {
+        let (mut program, mut theirs) = asked().await;
+        let mut calls = 0;
+        let mut left: Vec<u8> = pieces.concat();
+        let mut slices: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        loop {
+            let taken = poll_fn(|cx| program.poll_write(cx, &slices)).await.unwrap();
+            calls += 1;
+            left.drain(..taken);
+            if left.is_empty() {
+                break;
+            }
+            slices = vec![IoSlice::new(&left)];
+        }
+        poll_fn(|cx| program.poll_flush(cx)).await.unwrap();
+        program.close();
+        let mut arrived = Vec::new();
+        theirs.read_to_end(&mut arrived).await.unwrap();
+        (calls, arrived)
+    }
+
+    #[tokio::test]
+    async fn all_pieces_of_an_answer_are_written_at_once_wherever_they_are_split() {
+        let (_, whole) = written(&[ANSWER]).await;
+        assert!(whole.starts_with(b"HTTP/1.1 200 OK\r\n"));
+        assert!(whole.ends_with(b"\r\n\r\n0123456789"), "{whole:?}");
+        for first in (0..ANSWER.len()).step_by(3) {
+            for second in (first..ANSWER.len()).step_by(5) {
+                let pieces = [&ANSWER[..first], &ANSWER[first..second], &ANSWER[second..]];
+                let (calls, arrived) = written(&pieces).await;
+                assert_eq!(arrived, whole, "split at {first} and {second}");
+                assert_eq!(calls, 1, "split at {first} and {second}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_comes_in_many_calls_arrives_whole() {
+        let (_, whole) = written(&[ANSWER]).await;
+        let (mut program, mut theirs) = asked().await;
+        for byte in ANSWER {
+            let taken = poll_fn(|cx| program.poll_write(cx, &[IoSlice::new(&[*byte])])).await;
+            assert_eq!(taken.unwrap(), 1);
+        }
+        program.close();
+        let mut arrived = Vec::new();
+        theirs.read_to_end(&mut arrived).await.unwrap();
+        assert_eq!(arrived, whole);
     }
 }
