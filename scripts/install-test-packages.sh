@@ -14,6 +14,7 @@ need tmux tmux
 need c++ g++
 need named bind9
 need valgrind valgrind
+need strace strace
 need certutil libnss3-tools
 need npm npm
 # The browsers take 12 to 15 seconds each. Ubuntu has neither as a package: there their tests are skipped.

@@ -2,7 +2,7 @@
 # Runs a command as on the machine of a user who has only what the build needs: without the programs that some tests need,
 # whatever is installed, and not as CI. Everything else of PATH is there.
 set -eu
-hidden="go gofmt node npm npx corepack chromium firefox-esr firefox valgrind certutil named curl tmux actionlint systemd-analyze"
+hidden="go gofmt node npm npx corepack chromium firefox-esr firefox valgrind strace certutil named curl tmux actionlint systemd-analyze"
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 old_ifs=$IFS

@@ -132,10 +132,11 @@ class Site:
         resolver: bool = True,
         trust: bool = True,
         wait: bool = True,
+        prefix: Sequence[str] = (),
     ) -> "ProxyProgram":
-        """Starts a proxy; with `wait` its first session is up on return."""
+        """Starts a proxy; with `wait` its first session is up on return. `prefix` is a command that runs it."""
         arguments = self.proxy_arguments(port, *options, token=token, path=path, resolver=resolver, trust=trust)
-        process = self.processes.start(*arguments, env=self.environment)
+        process = self.processes.start(*prefix, *arguments, env=self.environment)
         found = process.wait_line(r"listening on (\S*):(\d+)\b")
         program = ProxyProgram(process, int(found.group(2)))
         if wait:
