@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use ech_workers_yamux::{self as yamux, GoAwayCode, StreamId};
+use ech_workers_yamux::{self as yamux, GoAwayCode, IdHash, StreamId};
 
 use crate::end::{Abort, Connector, LocalEnd, Refusal, Status};
 use crate::ledger::Share;
@@ -61,7 +61,7 @@ pub struct Traffic {
 pub(crate) struct Streams<L> {
     pub(crate) wire: Wire,
     pub(crate) role: Role<L>,
-    map: HashMap<StreamId, Stream<L>>,
+    map: HashMap<StreamId, Stream<L>, IdHash>,
     readiness: Arc<Readiness<StreamId>>,
     ready: Vec<StreamId>,
     /// Streams that may have something to send since the last time somebody asked.
@@ -96,7 +96,7 @@ impl<L: LocalEnd> Streams<L> {
         Self {
             wire,
             role,
-            map: HashMap::new(),
+            map: HashMap::default(),
             readiness: Readiness::new(),
             ready: Vec::new(),
             woken: Vec::new(),

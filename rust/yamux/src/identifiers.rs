@@ -63,7 +63,7 @@ impl UsedIds {
 
 /// Hashes a stream id in a few cycles; keyed, because the peer chooses its ids and must not choose collisions.
 #[derive(Clone, Debug)]
-pub(crate) struct IdHash {
+pub struct IdHash {
     key: u64,
 }
 
@@ -83,7 +83,9 @@ impl BuildHasher for IdHash {
     }
 }
 
-pub(crate) struct IdHasher(u64);
+/// See [`IdHash`].
+#[derive(Debug)]
+pub struct IdHasher(u64);
 
 impl Hasher for IdHasher {
     fn write_u32(&mut self, id: u32) {

@@ -31,4 +31,5 @@ pub use config::{Config, Side};
 pub use connection::{Connection, Event, Stats};
 pub use error::{Error, OpenError};
 pub use frame::{GoAwayCode, HEADER_LEN, INITIAL_WINDOW, StreamId};
+pub use identifiers::IdHash;
 pub use window::WindowBudget;
