@@ -6,7 +6,21 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from . import ROOT, api, handshakes, latency, live_table, long_path, memory, sing_box, stopped, throughput, worker
+from . import (
+    ROOT,
+    api,
+    handshakes,
+    latency,
+    live_table,
+    long_path,
+    memory,
+    sessions,
+    shares,
+    sing_box,
+    stopped,
+    throughput,
+    worker,
+)
 from .report import preface
 from .subjects import Bench
 
@@ -16,13 +30,17 @@ WRITTEN = ROOT / "docs" / "benchmarks.md"
 TABLES = {
     "throughput": throughput.table,
     "requests": latency.requests,
+    "other-sessions": sessions.beside_others,
     "connections": latency.connections,
     "stopped-reader": stopped.table,
     "proxy-memory": memory.proxy,
     "server-memory": memory.server,
+    "idle-sessions": sessions.idle,
     "long-path": long_path.throughput,
     "round-trips": long_path.round_trips,
     "handshakes": handshakes.table,
+    "handshakes-beside": sessions.handshakes,
+    "shares": shares.table,
     "live-table": live_table.table,
     "api": api.table,
     "worker": worker.table,

@@ -1,14 +1,15 @@
 //! Many sessions with idle streams, for what each costs the server:
-//! `sessions SERVER:PORT NAME PATH TOKEN ECH.bin CA.pem TARGET SESSIONS STREAMS`.
+//! `sessions SERVER:PORT NAME PATH TOKEN ECH.bin CA.pem TARGET SESSIONS STREAMS [REQUESTS]`.
 //!
 //! They are dialed and opened by the tunnel's own client and stay until the program is ended. Prints a JSON line when all
-//! sessions are up, and one when all streams are open.
+//! sessions are up, and one when all streams are open. With REQUESTS, the streams make so many small requests then, in turn, and a
+//! third line says how long these took, in ms.
 
 use std::error::Error;
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ech_workers_proxy::Target;
 use ech_workers_tls::{ClientContext, Profile, Trust};
@@ -16,6 +17,8 @@ use ech_workers_tunnel::{Client, ClientConfig, DialPlan, Event, Mode, Next};
 use tracing::level_filters::LevelFilter;
 
 const LIMIT: Duration = Duration::from_secs(60);
+/// Between two requests, so that each meets the tunnel at rest.
+const PAUSE: Duration = Duration::from_millis(2);
 const FOR_EVER: Duration = Duration::from_secs(86_400);
 /// Handshakes under way at a time.
 const AT_A_TIME: usize = 32;
@@ -33,6 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         target,
         sessions,
         streams,
+        ref requests @ ..,
     ] = words[..]
     else {
         return Err("usage: see the source".into());
@@ -84,9 +88,35 @@ fn main() -> Result<(), Box<dyn Error>> {
         open.push(stream);
     }
     println!(r#"{{"event":"streams","count":{}}}"#, open.len());
+    if let [requests] = requests {
+        ask(&mut open, requests.parse()?)?;
+    }
     loop {
         std::thread::sleep(FOR_EVER);
     }
+}
+
+/// Small requests, one stream after the other.
+fn ask(open: &mut [UnixStream], requests: usize) -> Result<(), Box<dyn Error>> {
+    let mut taken = Vec::with_capacity(requests);
+    let mut message = [0; 64];
+    let count = open.len();
+    for number in 0..requests {
+        let stream = &mut open[number % count];
+        let start = Instant::now();
+        stream.write_all(&message)?;
+        stream.read_exact(&mut message)?;
+        taken.push(start.elapsed());
+        std::thread::sleep(PAUSE);
+    }
+    taken.sort();
+    let quantile = |part: usize| taken[(taken.len() - 1) * part / 100].as_secs_f64() * 1e3;
+    println!(
+        r#"{{"event":"requests","p50":{},"p99":{}}}"#,
+        quantile(50),
+        quantile(99)
+    );
+    Ok(())
 }
 
 fn wait_sessions(client: &Client, mut wanted: usize) -> Result<(), Box<dyn Error>> {

@@ -1,0 +1,130 @@
+"""Many sessions: small requests beside the bulk of others, handshakes beside traffic, and how many may be idle."""
+
+import re
+import resource
+import time
+from pathlib import Path
+
+from harness.tunnel import PATH, SERVER_NAME, TOKEN
+
+from .memory import raise_descriptor_limit
+from .report import Table, median, with_ratio
+from .subjects import Bench, cpu_seconds, local, memory_kib
+
+SESSIONS = 8
+AT_A_TIME = 8
+# Descriptors that a process needs beside those of its sessions and streams.
+RESERVE = 500
+# More take minutes to set up on two cores.
+IDLE_MAX = 10_000
+IDLE_SECONDS = 5.0
+
+
+def beside_others(bench: Bench) -> Table:
+    """Small requests on one session, while every other session of the same processes carries a bulk stream."""
+    _, port = bench.target()
+    server, proxy = bench.ends("--sessions", str(SESSIONS))
+    wait_connections(server.port, SESSIONS)
+    count = 200 if bench.quick else 1000
+    taken: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(bench.rounds):
+        for name, beside in (("alone", ()), (f"beside {SESSIONS - 1} bulk streams", ("beside", SESSIONS - 1))):
+            found = bench.load("requests", local(proxy.port), local(port), count, *beside)
+            taken.setdefault(name, []).append((found["p50"], found["p99"]))
+    made = Table(f"Small requests on one of {SESSIONS} sessions", ("64 bytes there and back", "p50 ms", "p99 ms"))
+    for name, pairs in taken.items():
+        made.rows.append((name, *(f"{median(pair[which] for pair in pairs):.2f}" for which in (0, 1))))
+    made.notes.append(
+        "One every 2 ms. The bulk streams go down, each on a session of its own; all sessions are of one proxy and one"
+        " server."
+    )
+    return made
+
+
+def wait_connections(port: int, count: int) -> None:
+    """Until the server on this port has so many connections, and a moment for the sessions on them."""
+    wanted = re.compile(rf" 0100007F:{port:04X} \S+ 01 ")
+    deadline = time.monotonic() + 30
+    while len(wanted.findall(Path("/proc/net/tcp").read_text())) < count:
+        assert time.monotonic() < deadline, f"not {count} sessions"
+        time.sleep(0.05)
+    time.sleep(0.5)
+
+
+def handshakes(bench: Bench) -> Table:
+    """Full and resumed handshakes with a server that carries a bulk stream at the same time."""
+    _, port = bench.target()
+    server, proxy = bench.ends()
+    ech = ech_file(bench)
+    seconds = 2 if bench.quick else 5
+    taken: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(bench.rounds):
+        alone = bench.load("bulk", local(proxy.port), local(port), "down", seconds)
+        taken.setdefault("", []).append((0, rate(alone)))
+        for kind in ("full", "resumed"):
+            load = bench.processes.start(
+                *(bench.programs["hellos"], local(server.port), SERVER_NAME, ech, bench.site.authority.path),
+                *(kind, str(AT_A_TIME), str(seconds + 1)),
+            )
+            bulk = bench.load("bulk", local(proxy.port), local(port), "down", seconds)
+            found = load.wait_event("result", 60)
+            assert found["failed"] == 0, found
+            if kind == "resumed":
+                # All but the first few, which had no ticket yet.
+                assert found["resumed"] >= found["done"] * 0.8, found
+            taken.setdefault(kind, []).append((found["done"] / found["seconds"], rate(bulk)))
+    made = Table(
+        f"Handshakes beside a bulk stream, {AT_A_TIME} at a time",
+        ("", "handshakes a second", "the bulk stream, MB/s"),
+    )
+    yardstick = median(bulk for _, bulk in taken[""])
+    for kind, pairs in taken.items():
+        carried = with_ratio(median(pair[1] for pair in pairs), yardstick, 0)
+        made.rows.append((kind or "none", f"{median(pair[0] for pair in pairs):.0f}" if kind else "", carried))
+    made.notes.append(
+        "Each with ECH and a small HTTP answer behind it. The clients that make them run on the same cores; in brackets the"
+        " ratio to the stream alone."
+    )
+    return made
+
+
+def rate(found: dict[str, float]) -> float:
+    return found["bytes"] / found["seconds"] / 1e6
+
+
+def ech_file(bench: Bench) -> Path:
+    file = bench.folder / "ech.bin"
+    file.write_bytes(bench.site.key.config_list)
+    return file
+
+
+def idle(bench: Bench) -> Table:
+    """As many sessions as descriptors allow, of which one in a hundred makes requests. One round, like the memory of a server."""
+    raise_descriptor_limit()
+    available = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    count = 400 if bench.quick else min(IDLE_MAX, available - available // 100 - RESERVE)
+    active = count // 100
+    server = bench.site.server("--max-sessions", str(count + 100))
+    _, port = bench.target()
+    start = memory_kib(server.process)
+    load = bench.processes.start(
+        *(bench.programs["sessions"], local(server.port), SERVER_NAME, PATH, TOKEN, ech_file(bench)),
+        *(bench.site.authority.path, local(port), str(count), str(active), "200" if bench.quick else "2000"),
+    )
+    load.wait_event("sessions", 600)
+    load.wait_event("streams", 60)
+    settled = memory_kib(server.process)
+    found = load.wait_event("requests", 120)
+    before = cpu_seconds(server.process)
+    time.sleep(IDLE_SECONDS)
+    share = (cpu_seconds(server.process) - before) / IDLE_SECONDS
+    made = Table(f"A server with {count:,} sessions, {active} of them active", ("", ""))
+    made.rows += [
+        ("a request of an active one, p50 ms", f"{found['p50']:.2f}"),
+        ("p99 ms", f"{found['p99']:.2f}"),
+        ("memory of a session, KiB", f"{(settled - start) / count:.1f}"),
+        ("CPU of the server when all are idle, % of a core", f"{share * 100:.1f}"),
+    ]
+    limit = f"{IDLE_MAX:,}, which take long enough to set up" if count == IDLE_MAX else f"{available:,} descriptors"
+    made.notes.append(f"One process has all the client's ends. The limit was {'--quick' if bench.quick else limit}.")
+    return made
