@@ -12,9 +12,11 @@ __all__ = ["commit", "told"]
 
 def commit() -> str | None:
     """The commit that a release was built of, or that of the clone that this runs from; None: it is not known."""
-    if _native.COMMIT is not None:
-        return _native.COMMIT
-    clone = Path(__file__).resolve().parents[2]
+    return _native.COMMIT or commit_of(Path(__file__).resolve().parents[2])
+
+
+def commit_of(clone: Path) -> str | None:
+    """What git says of a folder; None: it is no clone, or there is no git."""
     if not (clone / ".git").exists():
         return None
     try:
