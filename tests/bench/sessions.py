@@ -12,6 +12,8 @@ from .report import Table, median, with_ratio
 from .subjects import Bench, cpu_seconds, local, memory_kib
 
 SESSIONS = 8
+# Seconds after which a bulk stream ends by itself.
+LONG = 120
 AT_A_TIME = 8
 # Descriptors that a process needs beside those of its sessions and streams.
 RESERVE = 500
@@ -21,16 +23,30 @@ IDLE_SECONDS = 5.0
 
 
 def beside_others(bench: Bench) -> Table:
-    """Small requests on one session, while every other session of the same processes carries a bulk stream."""
-    _, port = bench.target()
+    """Small requests on one session, while every other session of the same processes carries a bulk stream.
+
+    Each load is a process of its own, with a target of its own: the requests wait for nothing but the tunnel.
+    """
     server, proxy = bench.ends("--sessions", str(SESSIONS))
     wait_connections(server.port, SESSIONS)
+    _, port = bench.target()
     count = 200 if bench.quick else 1000
     taken: dict[str, list[tuple[float, float]]] = {}
     for _ in range(bench.rounds):
-        for name, beside in (("alone", ()), (f"beside {SESSIONS - 1} bulk streams", ("beside", SESSIONS - 1))):
-            found = bench.load("requests", local(proxy.port), local(port), count, *beside)
+        for name, beside in (("alone", 0), (f"beside {SESSIONS - 1} bulk streams", SESSIONS - 1)):
+            bulk = []
+            for _ in range(beside):
+                target, to = bench.target()
+                load = ("bulk", local(proxy.port), local(to), "down", str(LONG))
+                bulk += [bench.processes.start(bench.programs["load"], *load), target]
+                # One after the other: each goes to a session without one.
+                time.sleep(0.2)
+            # So these go to the only one that is left without.
+            found = bench.load("requests", local(proxy.port), local(port), count)
             taken.setdefault(name, []).append((found["p50"], found["p99"]))
+            assert all(process.running for process in bulk)
+            for process in bulk:
+                process.stop()
     made = Table(f"Small requests on one of {SESSIONS} sessions", ("64 bytes there and back", "p50 ms", "p99 ms"))
     for name, pairs in taken.items():
         made.rows.append((name, *(f"{median(pair[which] for pair in pairs):.2f}" for which in (0, 1))))

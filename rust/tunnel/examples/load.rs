@@ -3,7 +3,6 @@
 //! ```text
 //! load target LISTEN
 //! load requests PROXY TARGET COUNT [beside]     echoes on one connection; beside: while a bulk stream runs
-//! load requests PROXY TARGET COUNT beside N     the same beside N bulk streams that begin after that connection
 //! load new PROXY TARGET COUNT                   a connection for each echo, one after the other
 //! load connections PROXY TARGET WORKERS SECONDS a connection for each echo, many at a time
 //! load idle PROXY TARGET COUNT                  connections that stay open until the program is ended
@@ -49,26 +48,6 @@ async fn main() -> Result {
             requests(way.echo().await?, count.parse()?).await?;
             if bulk.is_finished() || moved.load(Ordering::Relaxed) == 0 {
                 return Err("the bulk stream did not run".into());
-            }
-            Ok(())
-        }
-        ["requests", proxy, to, count, "beside", bulk] => {
-            let way = Way::new(proxy, to)?;
-            let first = way.echo().await?;
-            let mut streams = Vec::new();
-            for _ in 0..bulk.parse::<usize>()? {
-                let moved = Arc::new(AtomicU64::new(0));
-                let stream = tokio::spawn(down(way.clone(), Arc::clone(&moved)));
-                streams.push((stream, moved));
-                // One after the other: each goes to the session with the fewest.
-                sleep(Duration::from_millis(100)).await;
-            }
-            requests(first, count.parse()?).await?;
-            let runs = |(stream, moved): &(tokio::task::JoinHandle<_>, Arc<AtomicU64>)| {
-                !stream.is_finished() && moved.load(Ordering::Relaxed) > 0
-            };
-            if !streams.iter().all(runs) {
-                return Err("not every bulk stream ran".into());
             }
             Ok(())
         }
