@@ -132,7 +132,7 @@ fuzz_target!(|run: Run| {
                 let mut open = Open::new(end, authority.clone(), deadline);
                 open.early.clone_from(early);
                 open.confirm = *confirm;
-                session.open(open);
+                session.open(open, clock.get());
             }
             Step::Wait(milliseconds) => {
                 clock.set(clock.get() + Duration::from_millis(u64::from(*milliseconds)));

@@ -230,7 +230,9 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
     // ------------------------------------------------------------------ what its owner says and asks
 
     /// Opens a stream. A request that cannot be begun comes back as an event. To be followed by [`poll`](Self::poll).
-    pub fn open(&mut self, open: Open<L>) {
+    pub fn open(&mut self, open: Open<L>, now: Instant) {
+        // The time of the last turn may be long ago, and the stream would be taken for an idle one.
+        self.streams.now = now;
         self.streams.open(open);
     }
 
@@ -454,10 +456,15 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
         let Some(closed) = arrived.closed else {
             return Ok(());
         };
+        let untaken = self.streams.has_untaken();
         let Wire::Simple(simple) = &mut self.streams.wire else {
             return Err(Lost::Closed(closed));
         };
         if simple.is_unused() {
+            return Err(Lost::Closed(closed));
+        }
+        if closed.code == Some(CloseCode::GoingAway as u16) && untaken {
+            // It stopped before it had looked at the request.
             return Err(Lost::Closed(closed));
         }
         // The end of the connection is the end of its stream, which may still have to take what came before.
@@ -513,6 +520,11 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
     /// [`poll_close`](Self::poll_close) sends that.
     pub fn say_goodbye(&mut self, ended: &Ended<C::Error>) {
         self.streams.return_waiting(Returned::Ended);
+        if let Ended::Lost(Lost::Closed(closed)) = ended
+            && closed.code == Some(CloseCode::GoingAway as u16)
+        {
+            self.streams.return_untaken();
+        }
         self.streams.cut_all(Abort::SessionLost);
         let code = match ended {
             Ended::Retired => CloseCode::Normal,

@@ -252,6 +252,14 @@ impl<L: LocalEnd> Stream<L> {
         })
     }
 
+    /// A client's stream that has no answer, and of whose payload nothing was sent.
+    pub(crate) fn is_unsent(&self) -> bool {
+        matches!(
+            &self.state,
+            State::Client(ClientState::Unanswered(request)) if request.sent.is_empty()
+        )
+    }
+
     /// Nobody waits for it to be opened any more.
     pub(crate) fn is_abandoned(&mut self) -> bool {
         let State::Client(ClientState::Unanswered(request)) = &self.state else {

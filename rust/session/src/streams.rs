@@ -326,7 +326,7 @@ impl<L: LocalEnd> Streams<L> {
                 }
             }
             wire::Event::Reset(id) => self.reset_by_peer(id),
-            wire::Event::Refused(id) => self.refused_by_peer(id),
+            wire::Event::Refused(id) => self.return_begun(id, Returned::Refused, Abort::Reset),
             wire::Event::Writable(id) => self.wake(id),
             wire::Event::GoAway(code) => {
                 self.retiring = true;
@@ -631,17 +631,44 @@ impl<L: LocalEnd> Streams<L> {
         self.traffic.sent -= (open.early.len() as u64).min(self.traffic.sent);
     }
 
-    fn refused_by_peer(&mut self, id: StreamId) {
+    /// Gives back a stream that was begun, to be placed elsewhere, or cuts it off if that cannot be.
+    fn return_begun(&mut self, id: StreamId, why: Returned, otherwise: Abort) {
         let Some(mut stream) = self.take(id) else {
             return;
         };
         match stream.take_open() {
             Some(open) => {
                 self.forget_sent(&open);
-                self.events
-                    .push_back(Event::Returned(open, Returned::Refused));
+                self.events.push_back(Event::Returned(open, why));
             }
-            None => stream.abort(Abort::Reset),
+            None => stream.abort(otherwise),
+        }
+    }
+
+    /// Whether the peer has done nothing for a stream yet, as far as its end in good order means that.
+    fn is_untaken(&self, id: StreamId, stream: &Stream<L>) -> bool {
+        match &self.wire {
+            Wire::Yamux(yamux) => !yamux.is_acknowledged(id),
+            // What was sent may have reached the target, although no answer has come.
+            Wire::Simple(_) => stream.is_unsent(),
+        }
+    }
+
+    /// Whether there is a stream that could be begun anew elsewhere.
+    pub(crate) fn has_untaken(&self) -> bool {
+        let mut streams = self.map.iter();
+        streams.any(|(&id, stream)| self.is_untaken(id, stream))
+    }
+
+    /// Gives back the streams that the peer has not taken, because it has ended the session in good order.
+    pub(crate) fn return_untaken(&mut self) {
+        let untaken = self.map.iter();
+        let untaken: Vec<StreamId> = untaken
+            .filter(|&(&id, stream)| self.is_untaken(id, stream))
+            .map(|(&id, _)| id)
+            .collect();
+        for id in untaken {
+            self.return_begun(id, Returned::Ended, Abort::SessionLost);
         }
     }
 

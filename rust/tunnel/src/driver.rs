@@ -255,7 +255,7 @@ impl<L: LocalEnd> Driver<L> {
             && self.session.has_queue_room()
             && let Poll::Ready(Some(open)) = self.opens.poll_recv(cx)
         {
-            self.session.open(*open);
+            self.session.open(*open, Instant::now());
             taken += 1;
         }
         if taken == TURN_OPENS {

@@ -322,6 +322,14 @@ impl Connection {
             .map_or(0, |stream| stream.send_window as usize)
     }
 
+    /// Whether the peer has taken a stream that we opened. It has not begun one that it has not acknowledged, if it ends the
+    /// session in good order.
+    pub fn is_acknowledged(&self, id: StreamId) -> bool {
+        self.streams
+            .get(&id.value())
+            .is_none_or(|stream| !stream.unacknowledged)
+    }
+
     /// How many bytes may be sent on the stream before a frame has to end. 0: none until [`Event::Writable`] or
     /// [`Self::poll_rested`] says so.
     ///

@@ -378,7 +378,7 @@ impl World {
             open.confirm = confirm;
             match &mut self.client.session {
                 Some(session) if self.client.ended.is_none() => {
-                    session.open(open);
+                    session.open(open, now);
                     self.client.flag.0.store(true, Ordering::SeqCst);
                 }
                 _ => self.client.returned.push((open, Returned::Ended)),
@@ -657,8 +657,9 @@ impl Alone {
         let state = EndState::new(script, &self.clock, Random(1));
         let deadline = self.clock.now() + Duration::from_secs(8);
         let end = End::new(&self.clock, &state);
+        let now = self.clock.now();
         self.session
-            .open(Open::new(end, b"0.test:1".to_vec(), deadline));
+            .open(Open::new(end, b"0.test:1".to_vec(), deadline), now);
         state
     }
 }
@@ -689,6 +690,29 @@ fn a_program_that_waits_for_its_server_does_not_wait_for_long() {
     let messages = alone.messages();
     assert_eq!(messages.len(), 1, "{messages:?}");
     assert_eq!(messages[0].1.len(), 12 + 6 + 8);
+}
+
+#[test]
+fn a_stream_that_is_opened_after_a_quiet_time_is_not_taken_for_an_idle_one() {
+    for mode in [Mode::Yamux(yamux::Config::default()), Mode::Simple] {
+        let mut alone = Alone::new(mode);
+        alone.messages();
+        // Longer than a stream may wait for its answer.
+        alone.wait(Duration::from_secs(35));
+        let program = alone.open(100);
+        alone.messages();
+        assert_eq!(alone.session.streams(), 1);
+        drop(program);
+    }
+}
+
+#[test]
+fn a_preamble_waits_for_the_first_bytes_after_a_quiet_time_as_well() {
+    let mut alone = Alone::new(Mode::Yamux(yamux::Config::default()));
+    alone.messages();
+    alone.wait(Duration::from_secs(10));
+    alone.open(0);
+    assert_eq!(alone.messages(), []);
 }
 
 #[test]
