@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use crate::addresses::Addresses;
 use crate::carrier::unpace_loopback;
+use crate::descriptors;
 use crate::failure::{Code, Failure, Layer};
 use crate::race::{HEAD_START, race};
 
@@ -183,9 +184,10 @@ pub(crate) async fn connect_to(
         tcp.set_nodelay(true)?;
         Ok(tcp)
     };
-    let tcp = connect
-        .await
-        .map_err(|error: io::Error| Failure::tcp(&address.to_string(), &error))?;
+    let tcp = connect.await.map_err(|error: io::Error| {
+        descriptors::note("connecting to the server", &error);
+        Failure::tcp(&address.to_string(), &error)
+    })?;
     unpace_loopback(&tcp, address);
     Ok(Connection {
         tcp,

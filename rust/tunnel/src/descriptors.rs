@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::os;
+use crate::seldom::{Seldom, times};
 
 /// For everything that is not counted: standard streams, listeners, event queues, files that are read, the program around us.
 const RESERVE: u64 = 64;
@@ -28,6 +29,21 @@ pub(crate) fn exhausted(error: &io::Error) -> bool {
     error
         .raw_os_error()
         .is_some_and(|code| os::EXHAUSTED.contains(&code))
+}
+
+/// Says once a minute, with a count, that there is no descriptor left, if that is why `what` failed. Whatever had no
+/// descriptor: they are the process's.
+pub(crate) fn note(what: &str, error: &io::Error) {
+    static TOLD: Seldom = Seldom::new();
+    if exhausted(error)
+        && let Some(count) = TOLD.happened()
+    {
+        tracing::warn!(
+            "{what}: {error}: this process has no file descriptor left{}; raise its limit (ulimit -n, LimitNOFILE= in a \
+             systemd unit)",
+            times(count)
+        );
+    }
 }
 
 /// How many connections of each kind a server may have, so that together they have a descriptor each.

@@ -82,16 +82,10 @@ pub(crate) async fn accept(listener: TcpListener, mut accepted: impl FnMut(TcpSt
                 if error.kind() == io::ErrorKind::ConnectionAborted {
                     continue;
                 }
-                if let Some(count) = failed.happened() {
-                    tracing::warn!(
-                        "accepting a connection: {error}{}{}",
-                        if descriptors::exhausted(&error) {
-                            ": this process has no file descriptor left, new connections wait; raise its limit"
-                        } else {
-                            ""
-                        },
-                        times(count)
-                    );
+                if descriptors::exhausted(&error) {
+                    descriptors::note("accepting a connection", &error);
+                } else if let Some(count) = failed.happened() {
+                    tracing::warn!("accepting a connection: {error}{}", times(count));
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }

@@ -1,44 +1,101 @@
-//! Permits for work that takes something there is little of, with a share of them for each holder.
+//! Permits for work that takes something there is little of, with a fair share of them for each holder.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use ech_workers_sync::Mutex;
 
-/// So many permits in the whole process, and at most a share of them for each holder (a session). Those who wait are served so
-/// that the holder with the fewest permits comes first: one that takes all it can get does not make the others wait.
+/// What a permit is for, as far as that is bounded within a holder: the address of a target, for example.
+pub(crate) trait Purpose: Clone + Ord + Hash + Unpin {}
+
+impl<P: Clone + Ord + Hash + Unpin> Purpose for P {}
+
+/// So many permits in the whole process, divided among holders (sessions) by what is free.
+///
+/// A holder may always have its share, and beyond that as many permits as are left for the others: one that is alone gets half of
+/// all, two get a third each, and a newcomer finds some that are free. Of a holder's permits no more than a certain number are for
+/// the same purpose, so that many attempts to reach one silent target do not hold up an attempt to reach another one.
+///
+/// Those who wait are served so that the holder with the fewest permits comes first.
 #[derive(Debug, Clone)]
-pub(crate) struct Permits(Arc<Mutex<State>>);
+pub(crate) struct Permits<P: Purpose = ()>(Arc<Mutex<State<P>>>);
 
 #[derive(Debug)]
-struct State {
+struct State<P> {
     free: usize,
-    /// The most that one holder may have.
+    /// What one holder may have in any case.
     share: usize,
+    /// The most that one holder may have for one purpose.
+    each: usize,
     next: u64,
-    holders: HashMap<u64, Holder>,
-    /// Holders that wait and have less than their share: permits held, the number of their first waiter, who they are.
+    holders: HashMap<u64, Holder<P>>,
+    /// Holders with a request that may be granted: permits held, the number of that request, who they are.
     queue: BTreeSet<(usize, u64, u64)>,
 }
 
-#[derive(Debug, Default)]
-struct Holder {
+#[derive(Debug)]
+struct Holder<P> {
     held: usize,
-    /// Their requests by number, oldest first.
-    waiting: BTreeMap<u64, Waker>,
+    lines: HashMap<P, Line>,
+    /// The first request of each line that has not all its permits.
+    ready: BTreeSet<(u64, P)>,
     /// Requests that were granted and not looked at yet; they count as held.
     granted: BTreeSet<u64>,
     /// The [`Share`] is gone; the rest goes with the last permit.
     left: bool,
 }
 
-impl Permits {
-    pub(crate) fn new(total: usize, share: usize) -> Self {
+impl<P> Default for Holder<P> {
+    fn default() -> Self {
+        Self {
+            held: 0,
+            lines: HashMap::new(),
+            ready: BTreeSet::new(),
+            granted: BTreeSet::new(),
+            left: false,
+        }
+    }
+}
+
+/// A holder's permits and requests for one purpose.
+#[derive(Debug, Default)]
+struct Line {
+    held: usize,
+    /// Requests by number, oldest first.
+    waiting: BTreeMap<u64, Waker>,
+}
+
+impl<P: Purpose> Holder<P> {
+    /// Changes one line and keeps what depends on it right.
+    fn change<R>(&mut self, purpose: &P, each: usize, change: impl FnOnce(&mut Line) -> R) -> R {
+        let line = self.lines.entry(purpose.clone()).or_default();
+        if let Some((&first, _)) = line.waiting.first_key_value() {
+            self.ready.remove(&(first, purpose.clone()));
+        }
+        let outcome = change(line);
+        match line.waiting.first_key_value() {
+            Some((&first, _)) if line.held < each => {
+                self.ready.insert((first, purpose.clone()));
+            }
+            None if line.held == 0 => {
+                self.lines.remove(purpose);
+            }
+            _ => {}
+        }
+        outcome
+    }
+}
+
+impl<P: Purpose> Permits<P> {
+    /// total: in the process. share: what a holder may have in any case. each: what one may have at most for one purpose.
+    pub(crate) fn new(total: usize, share: usize, each: usize) -> Self {
         Self(Arc::new(Mutex::new(State {
             free: total.max(1),
             share: share.max(1),
+            each: each.max(1),
             next: 0,
             holders: HashMap::new(),
             queue: BTreeSet::new(),
@@ -46,7 +103,7 @@ impl Permits {
     }
 
     /// A holder with a share of its own.
-    pub(crate) fn share(&self) -> Share {
+    pub(crate) fn share(&self) -> Share<P> {
         let mut state = self.0.lock();
         let holder = state.number();
         state.holders.insert(holder, Holder::default());
@@ -57,7 +114,7 @@ impl Permits {
     }
 }
 
-impl State {
+impl<P: Purpose> State<P> {
     const fn number(&mut self) -> u64 {
         let number = self.next;
         self.next += 1;
@@ -67,7 +124,7 @@ impl State {
     /// Takes a holder out of the queue before it changes; [`State::enqueue`] puts it back.
     fn dequeue(&mut self, id: u64) {
         if let Some(holder) = self.holders.get(&id)
-            && let Some((&first, _)) = holder.waiting.first_key_value()
+            && let Some(&(first, _)) = holder.ready.first()
         {
             self.queue.remove(&(holder.held, first, id));
         }
@@ -79,34 +136,44 @@ impl State {
         };
         if holder.left && holder.held == 0 {
             self.holders.remove(&id);
-        } else if let Some((&first, _)) = holder.waiting.first_key_value()
-            && holder.held < self.share
-        {
+        } else if let Some(&(first, _)) = holder.ready.first() {
             self.queue.insert((holder.held, first, id));
         }
     }
 
     /// Grants what is free to those who wait.
     fn grant(&mut self) {
+        // If the one with the fewest may have no more, none of the others may.
         while self.free > 0
-            && let Some((_, request, id)) = self.queue.pop_first()
+            && let Some(&(held, _, id)) = self.queue.first()
+            && held < self.share.max(self.free)
         {
+            self.dequeue(id);
+            let each = self.each;
             if let Some(holder) = self.holders.get_mut(&id)
-                && let Some(waker) = holder.waiting.remove(&request)
+                && let Some((request, purpose)) = holder.ready.first().cloned()
             {
+                let waker = holder.change(&purpose, each, |line| {
+                    line.held += 1;
+                    line.waiting.remove(&request)
+                });
                 holder.held += 1;
                 holder.granted.insert(request);
                 self.free -= 1;
-                waker.wake();
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
             }
             self.enqueue(id);
         }
     }
 
-    fn give_back(&mut self, id: u64) {
+    fn give_back(&mut self, id: u64, purpose: &P) {
         self.dequeue(id);
+        let each = self.each;
         if let Some(holder) = self.holders.get_mut(&id) {
             holder.held -= 1;
+            holder.change(purpose, each, |line| line.held -= 1);
         }
         self.free += 1;
         self.enqueue(id);
@@ -116,22 +183,23 @@ impl State {
 
 /// One holder's right to permits.
 #[derive(Debug)]
-pub(crate) struct Share {
-    permits: Permits,
+pub(crate) struct Share<P: Purpose = ()> {
+    permits: Permits<P>,
     holder: u64,
 }
 
-impl Share {
+impl<P: Purpose> Share<P> {
     /// Waits for a permit.
-    pub(crate) const fn acquire(&self) -> Acquire<'_> {
+    pub(crate) const fn acquire(&self, purpose: P) -> Acquire<'_, P> {
         Acquire {
             share: self,
+            purpose,
             request: None,
         }
     }
 }
 
-impl Drop for Share {
+impl<P: Purpose> Drop for Share<P> {
     fn drop(&mut self) {
         let mut state = self.permits.0.lock();
         state.dequeue(self.holder);
@@ -144,15 +212,27 @@ impl Drop for Share {
 
 /// Waits for a permit; dropping it gives up the place in the queue.
 #[derive(Debug)]
-pub(crate) struct Acquire<'a> {
-    share: &'a Share,
+pub(crate) struct Acquire<'a, P: Purpose = ()> {
+    share: &'a Share<P>,
+    purpose: P,
     request: Option<u64>,
 }
 
-impl Future for Acquire<'_> {
-    type Output = Permit;
+impl<P: Purpose> Acquire<'_, P> {
+    fn permit(&mut self) -> Permit<P> {
+        self.request = None;
+        Permit {
+            permits: self.share.permits.clone(),
+            holder: self.share.holder,
+            purpose: self.purpose.clone(),
+        }
+    }
+}
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Permit> {
+impl<P: Purpose> Future for Acquire<'_, P> {
+    type Output = Permit<P>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Permit<P>> {
         let id = self.share.holder;
         let mut state = self.share.permits.0.lock();
         let request = match self.request {
@@ -164,35 +244,33 @@ impl Future for Acquire<'_> {
             }
         };
         state.dequeue(id);
+        let each = state.each;
+        let mut granted = false;
         if let Some(holder) = state.holders.get_mut(&id) {
-            if holder.granted.remove(&request) {
-                state.enqueue(id);
-                self.request = None;
-                return Poll::Ready(Permit {
-                    permits: self.share.permits.clone(),
-                    holder: id,
+            granted = holder.granted.remove(&request);
+            if !granted {
+                let waker = cx.waker().clone();
+                holder.change(&self.purpose, each, |line| {
+                    line.waiting.insert(request, waker)
                 });
             }
-            holder.waiting.insert(request, cx.waker().clone());
         }
         state.enqueue(id);
-        state.grant();
-        let granted = state
-            .holders
-            .get_mut(&id)
-            .is_some_and(|holder| holder.granted.remove(&request));
         if !granted {
-            return Poll::Pending;
+            state.grant();
+            let holder = state.holders.get_mut(&id);
+            granted = holder.is_some_and(|holder| holder.granted.remove(&request));
         }
-        self.request = None;
-        Poll::Ready(Permit {
-            permits: self.share.permits.clone(),
-            holder: id,
-        })
+        drop(state);
+        if granted {
+            Poll::Ready(self.permit())
+        } else {
+            Poll::Pending
+        }
     }
 }
 
-impl Drop for Acquire<'_> {
+impl<P: Purpose> Drop for Acquire<'_, P> {
     fn drop(&mut self) {
         let Some(request) = self.request else {
             return;
@@ -200,27 +278,29 @@ impl Drop for Acquire<'_> {
         let id = self.share.holder;
         let mut state = self.share.permits.0.lock();
         state.dequeue(id);
+        let each = state.each;
         let granted = state.holders.get_mut(&id).is_some_and(|holder| {
-            holder.waiting.remove(&request);
+            holder.change(&self.purpose, each, |line| line.waiting.remove(&request));
             holder.granted.remove(&request)
         });
         state.enqueue(id);
         if granted {
-            state.give_back(id);
+            state.give_back(id, &self.purpose);
         }
     }
 }
 
 /// Leave to do one piece of work, given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Permit {
-    permits: Permits,
+pub(crate) struct Permit<P: Purpose = ()> {
+    permits: Permits<P>,
     holder: u64,
+    purpose: P,
 }
 
-impl Drop for Permit {
+impl<P: Purpose> Drop for Permit<P> {
     fn drop(&mut self) {
-        self.permits.0.lock().give_back(self.holder);
+        self.permits.0.lock().give_back(self.holder, &self.purpose);
     }
 }
 
@@ -231,29 +311,62 @@ mod tests {
 
     use super::*;
 
-    fn now(share: &Share) -> Option<Permit> {
-        share.acquire().now_or_never()
+    fn now(share: &Share<u8>) -> Option<Permit<u8>> {
+        to(share, 0)
+    }
+
+    fn to(share: &Share<u8>, purpose: u8) -> Option<Permit<u8>> {
+        share.acquire(purpose).now_or_never()
     }
 
     #[test]
-    fn a_holder_gets_its_share_and_leaves_the_rest_to_others() {
-        let permits = Permits::new(5, 3);
+    fn a_holder_that_is_alone_gets_half_and_leaves_the_rest_to_others() {
+        let permits = Permits::new(12, 3, usize::MAX);
         let (greedy, other) = (permits.share(), permits.share());
-        let taken: Vec<_> = (0..10).filter_map(|_| now(&greedy)).collect();
-        assert_eq!(taken.len(), 3);
-        let others: Vec<_> = (0..10).filter_map(|_| now(&other)).collect();
-        assert_eq!(others.len(), 2);
+        let taken: Vec<_> = (0..20).map_while(|_| now(&greedy)).collect();
+        assert_eq!(taken.len(), 6);
+        // The next one gets a share that is its own, whatever the first has.
+        let others: Vec<_> = (0..20).map_while(|_| now(&other)).collect();
+        assert_eq!(others.len(), 3);
+        let third = permits.share();
+        assert!(now(&third).is_some());
         drop(taken);
         assert!(now(&other).is_some());
     }
 
+    #[test]
+    fn every_holder_gets_its_share_while_there_are_permits() {
+        let permits = Permits::new(6, 3, usize::MAX);
+        let (first, second) = (permits.share(), permits.share());
+        let held: Vec<_> = (0..9).map_while(|_| now(&first)).collect();
+        assert_eq!(held.len(), 3);
+        let others: Vec<_> = (0..9).map_while(|_| now(&second)).collect();
+        assert_eq!(others.len(), 3);
+    }
+
+    #[test]
+    fn requests_for_one_purpose_do_not_hold_up_those_for_another() {
+        let permits = Permits::new(100, 10, 4);
+        let share = permits.share();
+        let silent: Vec<_> = (0..9).map_while(|_| to(&share, 1)).collect();
+        assert_eq!(silent.len(), 4);
+        let mut waiting: Vec<_> = (0..50).map(|_| Box::pin(share.acquire(1))).collect();
+        for request in &mut waiting {
+            assert!(request.now_or_never().is_none());
+        }
+        assert!(to(&share, 2).is_some());
+        drop(silent);
+        let served = waiting.iter_mut().filter_map(FutureExt::now_or_never);
+        assert_eq!(served.count(), 50);
+    }
+
     #[tokio::test]
     async fn the_holder_with_the_fewest_permits_is_served_first() {
-        let permits = Permits::new(4, 4);
+        let permits = Permits::new(4, 4, usize::MAX);
         let (greedy, other) = (permits.share(), permits.share());
         let mut taken: Vec<_> = (0..4).filter_map(|_| now(&greedy)).collect();
-        let mut more = Box::pin(greedy.acquire());
-        let mut first = Box::pin(other.acquire());
+        let mut more = Box::pin(greedy.acquire(0));
+        let mut first = Box::pin(other.acquire(0));
         assert!((&mut more).now_or_never().is_none());
         assert!((&mut first).now_or_never().is_none());
         taken.pop();
@@ -263,10 +376,10 @@ mod tests {
 
     #[test]
     fn a_request_that_is_given_up_takes_nothing_with_it() {
-        let permits = Permits::new(1, 1);
+        let permits = Permits::new(1, 1, usize::MAX);
         let share = permits.share();
         let held = now(&share);
-        let mut waiting = Box::pin(share.acquire());
+        let mut waiting = Box::pin(share.acquire(0));
         assert!((&mut waiting).now_or_never().is_none());
         drop(held);
         // It was granted and never looked at.
@@ -277,7 +390,7 @@ mod tests {
 
     #[test]
     fn a_holder_that_has_left_is_forgotten_with_its_last_permit() {
-        let permits = Permits::new(2, 2);
+        let permits = Permits::new(2, 2, usize::MAX);
         let share = permits.share();
         let held = now(&share);
         drop(share);
@@ -290,41 +403,42 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Step {
-        Ask(usize),
+        Ask(usize, u8),
         Look(usize),
         GiveUp(usize),
         GiveBack(usize),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = (0_usize..4, 0_usize..64).prop_map(|(kind, number)| match kind {
-            0 => Step::Ask(number),
-            1 => Step::Look(number),
-            2 => Step::GiveUp(number),
-            _ => Step::GiveBack(number),
-        });
+        let step =
+            (0_usize..5, 0_usize..64, 0_u8..3).prop_map(|(kind, number, purpose)| match kind {
+                0 | 1 => Step::Ask(number, purpose),
+                2 => Step::Look(number),
+                3 => Step::GiveUp(number),
+                _ => Step::GiveBack(number),
+            });
         proptest::collection::vec(step, 1..200)
     }
 
     proptest! {
-        /// Whatever is asked, given up and given back in whatever order: no permit is lost, none is made, no share is passed,
-        /// and no one waits while there is a permit for them.
+        /// Whatever is asked, given up and given back in whatever order: no permit is lost, none is made, none is for a purpose
+        /// that has all its permits, and no one waits while there is a permit for them.
         #[test]
-        fn permits_are_neither_lost_nor_made(total in 1_usize..8, each in 1_usize..5, steps in steps()) {
-            let permits = Permits::new(total, each);
-            let shares: Vec<Share> = (0..3).map(|_| permits.share()).collect();
-            let mut waiting: Vec<(usize, Pin<Box<Acquire<'_>>>)> = Vec::new();
-            let mut held: Vec<(usize, Permit)> = Vec::new();
+        fn permits_are_neither_lost_nor_made(
+            total in 1_usize..12, share in 1_usize..5, each in 1_usize..5, steps in steps()
+        ) {
+            let permits = Permits::new(total, share, each);
+            let shares: Vec<Share<u8>> = (0..3).map(|_| permits.share()).collect();
+            let mut waiting: Vec<Pin<Box<Acquire<'_, u8>>>> = Vec::new();
+            let mut held: Vec<Permit<u8>> = Vec::new();
             for step in steps {
                 match step {
-                    Step::Ask(n) => {
-                        let who = n % shares.len();
-                        waiting.push((who, Box::pin(shares[who].acquire())));
-                    }
+                    Step::Ask(n, purpose) => waiting.push(Box::pin(shares[n % shares.len()].acquire(purpose))),
                     Step::Look(n) if !waiting.is_empty() => {
                         let at = n % waiting.len();
-                        if let Some(permit) = (&mut waiting[at].1).now_or_never() {
-                            held.push((waiting.swap_remove(at).0, permit));
+                        if let Some(permit) = (&mut waiting[at]).now_or_never() {
+                            held.push(permit);
+                            drop(waiting.swap_remove(at));
                         }
                     }
                     Step::GiveUp(n) if !waiting.is_empty() => {
@@ -341,12 +455,12 @@ mod tests {
                 let granted: usize = state.holders.values().map(|holder| holder.granted.len()).sum();
                 prop_assert_eq!(state.free + granted + held.len(), total);
                 for holder in state.holders.values() {
-                    prop_assert!(holder.held <= each);
-                    prop_assert!(state.free == 0 || holder.held == each || holder.waiting.is_empty());
-                }
-                drop(state);
-                for (who, _) in &held {
-                    prop_assert!(held.iter().filter(|(other, _)| other == who).count() <= each);
+                    prop_assert_eq!(holder.held, holder.lines.values().map(|line| line.held).sum::<usize>());
+                    let may_have_more = state.free > 0 && holder.held < state.share.max(state.free);
+                    for line in holder.lines.values() {
+                        prop_assert!(line.held <= each);
+                        prop_assert!(line.waiting.is_empty() || line.held == each || !may_have_more);
+                    }
                 }
             }
             drop(waiting);
@@ -354,6 +468,7 @@ mod tests {
             let state = permits.0.lock();
             prop_assert_eq!(state.free, total);
             prop_assert!(state.queue.is_empty());
+            prop_assert!(state.holders.values().all(|holder| holder.lines.is_empty() && holder.ready.is_empty()));
         }
     }
 }

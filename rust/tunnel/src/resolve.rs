@@ -92,7 +92,7 @@ impl Resolver {
                 stamps: [None; 2],
                 sources: Arc::default(),
             }),
-            permits: Permits::new(lookups, share),
+            permits: Permits::new(lookups, share, usize::MAX),
             said: AtomicBool::new(false),
         }
     }
@@ -119,7 +119,7 @@ impl Resolver {
         let Some(servers) = sources.servers.clone() else {
             return Lookup::failed(LookupFailure::NoServers);
         };
-        let permit = share.acquire().await;
+        let permit = share.acquire(()).await;
         let ask = |kind| {
             let (servers, name) = (servers.clone(), parsed.clone());
             async move { addresses(servers.lookup(name, kind).await) }.boxed()

@@ -18,6 +18,13 @@ struct State {
 }
 
 impl Seldom {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(State {
+            said: None,
+            count: 0,
+        }))
+    }
+
     /// It has happened. `Some`: a line is due; the number is how often it has happened since the last line.
     pub(crate) fn happened(&self) -> Option<u64> {
         self.happened_at(Instant::now())

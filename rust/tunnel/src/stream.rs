@@ -17,6 +17,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
+use crate::descriptors;
 use crate::failure::{Code, Failure, Layer};
 use crate::os::{self, OwnedLocal, Peer};
 
@@ -153,6 +154,7 @@ impl LocalStream {
                 Ok(())
             }
             Err(error) => {
+                descriptors::note("a stream's socket", &error);
                 let message = format!("the stream's socket: {error}");
                 let _ = answer.send(Err(Failure::new(Layer::Local, Code::Local, message)));
                 Err(error)

@@ -18,15 +18,17 @@ use crate::descriptors::{self, Budget};
 use crate::permits::{Permit, Permits, Share};
 use crate::race::{HEAD_START, race};
 use crate::resolve::{Resolver, SystemFiles};
-use crate::seldom::{Seldom, times};
 
 /// Addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 8;
 /// Addresses of one name that are tried at a time.
 const AT_ONCE: usize = 3;
-/// Look-ups and connection attempts of one session at a time; the rest of them wait.
+/// Look-ups and connection attempts that one session may always have at a time. It may have more while as many are left for
+/// others.
 const LOOKUPS_OF_SESSION: usize = 64;
 const ATTEMPTS_OF_SESSION: usize = 256;
+/// Connection attempts of one session to one address at a time: many that are not answered hold up no attempt to reach another.
+const ATTEMPTS_AT_ADDRESS: usize = 256;
 
 /// Which targets a server connects to.
 #[derive(Debug, Clone)]
@@ -43,11 +45,9 @@ pub(crate) struct Paths {
     pub(crate) policy: Policy,
     pub(crate) resolver: Resolver,
     /// Connection attempts at a time.
-    pub(crate) attempts: Permits,
+    pub(crate) attempts: Permits<SocketAddr>,
     /// Sockets of targets at a time, connected or not yet.
     pub(crate) sockets: Permits,
-    /// Connections that the system refused because there is no descriptor.
-    exhausted: Seldom,
 }
 
 impl Paths {
@@ -60,9 +60,16 @@ impl Paths {
                 budget.lookups,
                 share(budget.lookups, LOOKUPS_OF_SESSION),
             ),
-            attempts: Permits::new(budget.attempts, share(budget.attempts, ATTEMPTS_OF_SESSION)),
-            sockets: Permits::new(budget.targets, share(budget.targets, usize::MAX)),
-            exhausted: Seldom::default(),
+            attempts: Permits::new(
+                budget.attempts,
+                share(budget.attempts, ATTEMPTS_OF_SESSION),
+                share(budget.attempts, ATTEMPTS_AT_ADDRESS),
+            ),
+            sockets: Permits::new(
+                budget.targets,
+                share(budget.targets, usize::MAX),
+                usize::MAX,
+            ),
         }
     }
 }
@@ -72,7 +79,7 @@ impl Paths {
 pub(crate) struct Route {
     paths: Arc<Paths>,
     lookups: Share,
-    attempts: Share,
+    attempts: Share<SocketAddr>,
     sockets: Share,
 }
 
@@ -155,17 +162,13 @@ impl Route {
                 "private addresses are not allowed".to_owned(),
             ));
         }
-        let _attempt = self.attempts.acquire().await;
-        let permit = self.sockets.acquire().await;
+        let _attempt = self.attempts.acquire(address).await;
+        let permit = self.sockets.acquire(()).await;
         begun.store(true, Ordering::Relaxed);
         match connect(address).await {
             Ok(tcp) => Ok((tcp, permit)),
             Err(error) => {
-                if descriptors::exhausted(&error)
-                    && let Some(count) = self.paths.exhausted.happened()
-                {
-                    tracing::warn!("connecting to a target: {error}{}", times(count));
-                }
+                descriptors::note("connecting to a target", &error);
                 Err((status(&error), words(&error)))
             }
         }
