@@ -31,7 +31,7 @@ class Failure:
         certificate-invalid, websocket-status, websocket-redirect, websocket-busy (429 or 503), cdn-challenge, cdn-refused, cdn-origin (a CDN does not reach the
         server), websocket-protocol, websocket-closed, websocket-timeout, token-rejected, yamux-ping-timeout, yamux-go-away,
         yamux-protocol, closed (clean end by the peer), retired, internal (an error in this program; the log says where), http-status, http-failed, http-too-large, shutdown,
-        target-refused, target-unreachable, target-not-found, target-timeout, target-not-allowed, target-failed (the server answered ERROR:..., the text is in message), no-session."""
+        target-refused, target-unreachable, target-not-found, target-timeout, target-not-allowed, target-blocked (by a rule of this side), target-failed (the server answered ERROR:..., the text is in message), no-session."""
     @property
     def message(self) -> str:
         """One line: what failed and why, without advice."""
@@ -239,6 +239,14 @@ class FetchFailed:
     def failure(self) -> Failure: ...
 
 @final
+class NameWanted:
+    """The addresses of this name (lower case, no final dot) are wanted for connections that go straight to it: answer with
+    Engine.resolved. Asked again after 3 s without an answer."""
+
+    @property
+    def name(self) -> str: ...
+
+@final
 class Woken:
     """Engine.wake was called: another thread wants the loop's attention."""
 
@@ -264,6 +272,7 @@ type Event = (
     | Unreached
     | Fetched
     | FetchFailed
+    | NameWanted
     | Woken
     | LogLine
 )
@@ -318,6 +327,12 @@ class Snapshot:
     @property
     def connections_waiting(self) -> int: ...
     @property
+    def direct_total(self) -> int:
+        """Connections so far that went straight to their target, by a rule."""
+    @property
+    def blocked_total(self) -> int:
+        """Connections so far that a rule has blocked."""
+    @property
     def bytes_up(self) -> int: ...
     @property
     def bytes_down(self) -> int: ...
@@ -329,6 +344,51 @@ class Snapshot:
     def ech_retries(self) -> int: ...
     @property
     def sessions(self) -> tuple[SessionSnapshot, ...]: ...
+
+@final
+class ConnectionSnapshot:
+    """One local connection, or stream of the API, at one moment."""
+
+    @property
+    def id(self) -> int:
+        """Never used twice."""
+    @property
+    def target(self) -> str:
+        """host:port."""
+    @property
+    def protocol(self) -> Literal["socks5", "connect", "http", "api"]: ...
+    @property
+    def way(self) -> Literal["waiting", "tunnel", "direct"]: ...
+    @property
+    def session(self) -> int | None: ...
+    @property
+    def upstream(self) -> int | None: ...
+    @property
+    def bytes_up(self) -> int: ...
+    @property
+    def bytes_down(self) -> int: ...
+    @property
+    def age(self) -> float: ...
+
+@final
+class Rule:
+    """Conditions, and the way of the connections that meet them: one on the host, if there are any, and one on the port, if there are any."""
+
+    def __new__(
+        cls,
+        to: Literal["tunnel", "direct", "block", "server"],
+        *,
+        server: int = 0,
+        domains: Sequence[str] = ...,  # ()
+        exact_domains: Sequence[str] = ...,  # ()
+        keywords: Sequence[str] = ...,  # ()
+        domain_lists: Sequence[bytes] = ...,  # ()
+        networks: Sequence[str] = ...,  # ()
+        network_lists: Sequence[bytes] = ...,  # ()
+        ports: Sequence[str] = ...,  # ()
+    ) -> Rule:
+        """server: the number of the only server that may carry it, with to="server". domains: with all below them. Lists have an entry a line, `#` begins a
+        comment. ports: numbers, or ranges (8000-8099). Raises ValueError(message, argument, index in it)."""
 
 @final
 class Engine:
@@ -376,6 +436,14 @@ class Engine:
     ) -> Opening:
         """Begins to open a stream to host:port. timeout: seconds for all of it, the wait for a session and the server's answer; None is open_timeout.
         done: called once when that has ended, in a thread of its own, unless it was cancelled. Raises ValueError for a target that cannot be."""
+    def set_rules(self, rules: Sequence[Rule]) -> None:
+        """Which way connections go from now on: the first rule that matches decides; without one through the tunnel."""
+    def resolved(self, name: str, addresses: Sequence[str] | None, ttl: float) -> None:
+        """The answer to NameWanted, which holds for ttl seconds: the addresses, the best first; none: the name has none; None: nobody answers for it."""
+    def connections(self) -> tuple[ConnectionSnapshot, ...]:
+        """Those that are open, the oldest first."""
+    def cut(self, connection: int) -> bool:
+        """Ends a connection, which both of its sides see as a reset. False: there is none of this number."""
     def next_event(self, timeout: float | None) -> Event | None:
         """The next event; None when timeout passed. Raises EngineClosed after close()."""
     def wake(self) -> None:
@@ -457,9 +525,10 @@ class Server:
         host: str,
         port: int,
         certificates: Sequence[tuple[bytes, bytes]],
-        tokens: Sequence[str],
+        tokens: Sequence[tuple[str, str]],
         path: str = ...,  # "/"
         decoy: bytes | None = None,
+        healthz: bool = False,
         ech_keys: Sequence[bytes] = ...,  # ()
         ticket_keys: Sequence[bytes] | None = None,
         allow_private_targets: bool = False,
@@ -471,7 +540,7 @@ class Server:
         workers: int = 0,
         log_level: int = 20,
     ) -> Server:
-        """workers: threads that carry traffic, and as many that make handshakes; 0: as many as the process has cores. certificates: PEM chain and PEM key; the first is the default, the others are chosen by server name. ech_keys: RFC 9934 PEM files; all are sent as retry configurations. ticket_keys: 80 bytes each
+        """tokens: each with what the operator calls it. healthz: /healthz is answered on the public port. workers: threads that carry traffic, and as many that make handshakes; 0: as many as the process has cores. certificates: PEM chain and PEM key; the first is the default, the others are chosen by server name. ech_keys: RFC 9934 PEM files; all are sent as retry configurations. ticket_keys: 80 bytes each
         (16 of name, 32 for HMAC-SHA256, 32 for AES-256), the first seals; None: BoringSSL's own. path "/" accepts the
         upgrade on every path. Raises ValueError (what is wrong with which input) or OSError."""
     @property
@@ -482,6 +551,14 @@ class Server:
         """Swaps the ECH keys: PEM, and whether it is sent as a retry configuration (at least one must be). Running connections keep theirs."""
     def set_ticket_keys(self, keys: Sequence[bytes]) -> None:
         """Swaps the session ticket keys, the first of which seals. Raises ValueError: one has not 80 bytes, or the server was made without any."""
+    def set_face(self, *, tokens: Sequence[tuple[str, str]], decoy: bytes | None = None, healthz: bool = False) -> None:
+        """Swaps tokens and decoy. Sessions whose token is not there any more end with their last stream. Raises ValueError: nothing has changed then."""
+    def set_limits(
+        self, *, allow_private_targets: bool, max_streams: int, connect_timeout: float, idle_timeout: float
+    ) -> None:
+        """Other limits, for the sessions and targets that come from now on."""
+    def tokens(self) -> list[tuple[str, int, int, int, int]]:
+        """Of each token: its label, sessions now and so far, bytes up and down."""
     def next_event(self, timeout: float | None) -> LogLine | Woken | None: ...
     def wake(self) -> None: ...
     def snapshot(self) -> ServerSnapshot: ...

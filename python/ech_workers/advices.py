@@ -89,6 +89,7 @@ OF_CODES: dict[str, str] = {
     "target-not-allowed": (
         "the server refuses private addresses; its operator can allow them with --allow-private-targets"
     ),
+    "target-blocked": "a [[rule]] of the configuration says so",
     "target-not-found": "check the spelling of the target's name",
     "listen-in-use": "stop the program that has it, or choose another port with --listen",
     "listen-denied": "choose a port above 1023 with --listen",

@@ -15,7 +15,15 @@ import msgspec
 from ech_workers import files
 from ech_workers.addresses import is_address
 from ech_workers.certificates import CertificatePair
-from ech_workers.credentials import authorities, check_token, credential, ech_config_list, token_of, tokens_of
+from ech_workers.credentials import (
+    authorities,
+    check_token,
+    credential,
+    ech_config_list,
+    labelled_tokens,
+    token_labels,
+    token_of,
+)
 from ech_workers.endpoints import (
     DEFAULT_RESOLVERS,
     ListenAddress,
@@ -34,6 +42,7 @@ from ech_workers.options.schema import options_of
 from ech_workers.options.server import SERVER, ServerTuning
 from ech_workers.options.typed import ClientOptions, ServerOptions
 from ech_workers.options.values import Values
+from ech_workers.rules import RuleConfig, read_all
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -119,6 +128,9 @@ class ClientConfig(ClientTuning, frozen=True, kw_only=True):
     """Where ECH configurations are kept between runs; None keeps them in memory alone."""
     servers: tuple[UpstreamConfig, ...] = ()
     """Several servers; ``server`` and what belongs to it are those of the first then."""
+    rules: tuple[RuleConfig, ...] = ()
+    """Which way connections go: the first rule that one meets decides, and without one it goes through the tunnel. They
+    hold for local ports and for streams of Python programs alike."""
 
     @property
     def upstreams(self) -> tuple[UpstreamConfig, ...]:
@@ -139,6 +151,11 @@ class ClientConfig(ClientTuning, frozen=True, kw_only=True):
             ),
         )
 
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The servers' numbers by their names."""
+        return {upstream.name: number for number, upstream in enumerate(self.upstreams)}
+
     def __repr__(self) -> str:
         return f"ClientConfig({self.server}, {self.mode}, {'ECH' if self.ech else 'no ECH'})"  # no secrets in logs
 
@@ -148,9 +165,12 @@ class ClientConfig(ClientTuning, frozen=True, kw_only=True):
 
         ech_config: base64 or ``@FILE`` as text, an ECHConfigList as bytes. cache_dir: None is the user's cache
         directory, an empty string keeps nothing on disk. listen, status_listen: None or empty opens no port. What may be
-        given several times is one value or a sequence. Raises ConfigError.
+        given several times is one value or a sequence. rule: each a mapping with the keys of a ``[[rule]]``. Raises
+        ConfigError.
         """
-        return cls.of({"server": server, **options})
+        rules = options.pop("rule", None) or ()
+        made = cls.of({"server": server, **options})
+        return msgspec.structs.replace(made, rules=read_all(rules, made.numbers)) if rules else made
 
     @classmethod
     def of(cls, values: Mapping[str, Any], tables: Sequence[Mapping[str, Any]] = ()) -> ClientConfig:
@@ -292,12 +312,15 @@ class ServerConfig(ServerTuning, frozen=True, kw_only=True):
     certificates: tuple[CertificatePair, ...]
     """The first pair is the default, the others are chosen by server name."""
     tokens: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    """What the status calls each token, in the same order: what the token file says, else ``token 1`` and so on."""
     ech_keys: Path | None = None
     """The directory of RFC 9934 files; None serves without ECH."""
     ticket_keys: Path | None = None
     """The directory of session ticket keys that servers share; None: keys of this process alone."""
     path: str = "/"
     decoy: bytes | None = None
+    public_healthz: bool = False
     status_listen: tuple[ListenAddress, ...] = ()
     status_hosts: tuple[str, ...] = ()
     status_token: str | None = None
@@ -329,10 +352,11 @@ class ServerConfig(ServerTuning, frozen=True, kw_only=True):
         listen = options.text("listen")
         if not listen:
             raise ConfigError("is missing", option="--listen", advice="write ADDR:PORT, for example [::]:443")
-        tokens = tuple(check_token(text, "--token") for text in options.several("token"))
+        given = [(check_token(text, "--token"), "") for text in options.several("token")]
         token_file = options.path("token_file")
         if token_file:
-            tokens += tokens_of(token_file)
+            given += labelled_tokens(token_file)
+        tokens = tuple(dict.fromkeys(token for token, _ in given))
         if not tokens:
             raise ConfigError(
                 "a server without a token would be open to everyone",
@@ -358,7 +382,9 @@ class ServerConfig(ServerTuning, frozen=True, kw_only=True):
             certificates=tuple(
                 CertificatePair.read(chain, private) for chain, private in zip(chains, keys, strict=True)
             ),
-            tokens=tuple(dict.fromkeys(tokens)),
+            tokens=tokens,
+            labels=token_labels(tokens, dict(reversed(given))),
+            public_healthz=options.checked("public_healthz"),
             ech_keys=directory,
             ticket_keys=options.path("ticket_keys"),
             path=url_path(options.text("path") or "/", "--path"),

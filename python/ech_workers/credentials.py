@@ -8,11 +8,23 @@ from __future__ import annotations
 import base64
 import binascii
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ech_workers import files
 from ech_workers.errors import ConfigError
 
-__all__ = ["authorities", "check_token", "credential", "ech_config_list", "token_of", "tokens_of"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = [
+    "authorities",
+    "check_token",
+    "credential",
+    "ech_config_list",
+    "labelled_tokens",
+    "token_labels",
+    "token_of",
+]
 
 
 def check_token(text: str, option: str, where: str = "") -> str:
@@ -31,16 +43,31 @@ def check_token(text: str, option: str, where: str = "") -> str:
     return token
 
 
-def tokens_of(file: Path) -> tuple[str, ...]:
+def labelled_tokens(file: Path) -> list[tuple[str, str]]:
+    """The tokens of a file, each with its label: what stands behind it as a comment."""
     option = "--token-file"
-    return tuple(check_token(line, option, f"{file}, line {number}: ") for number, line in files.lines(file, option))
+    found = []
+    for number, line in files.lines(file, option):
+        # A token has no space in it, but may have a #.
+        token, _, label = line.partition(" #")
+        found.append((check_token(token, option, f"{file}, line {number}: "), " ".join(label.split())))
+    return found
+
+
+def token_labels(tokens: Sequence[str], given: Mapping[str, str]) -> tuple[str, ...]:
+    """One for each token, and no two alike: the metrics are by them."""
+    labels: dict[str, None] = {}
+    for number, token in enumerate(tokens, 1):
+        label = given.get(token) or f"token {number}"
+        labels[label if label not in labels else f"{label} ({number})"] = None
+    return tuple(labels)
 
 
 def token_of(token: str | None, file: Path | None) -> str | None:
     if token and file:
         raise ConfigError("--token is given too", option="--token-file", advice="leave one of them out")
     if file:
-        tokens = tokens_of(file)
+        tokens = [token for token, _ in labelled_tokens(file)]
         if len(tokens) != 1:
             raise ConfigError(f"{file} has {len(tokens)} tokens", option="--token-file", advice="put one token in it")
         return tokens[0]

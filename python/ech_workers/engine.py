@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ech_workers import _native
     from ech_workers.routing import Tiers
 
-__all__ = ["EngineLike", "FetchEngine", "ProbeEngine", "SelectionEngine", "UpstreamEngine"]
+__all__ = ["EngineLike", "FetchEngine", "NamesEngine", "ProbeEngine", "SelectionEngine", "UpstreamEngine"]
 
 
 class UpstreamEngine(Protocol):
@@ -39,7 +41,13 @@ class FetchEngine(Protocol):
     def fetch(self, plan: _native.FetchPlan) -> int: ...
 
 
-class EngineLike(UpstreamEngine, SelectionEngine, FetchEngine, Protocol):
+class NamesEngine(Protocol):
+    """For the names of targets that are connected to directly."""
+
+    def resolved(self, name: str, addresses: Sequence[str] | None, ttl: float) -> None: ...
+
+
+class EngineLike(UpstreamEngine, SelectionEngine, FetchEngine, NamesEngine, Protocol):
     """All that the supervisor and its parts use."""
 
     def unavailable(self, reason: str | None, code: str = "") -> None: ...

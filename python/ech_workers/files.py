@@ -36,17 +36,17 @@ def expand(path: str | Path, option: str) -> Path:
         ) from None
 
 
-def read(file: Path, option: str) -> bytes:
-    """The bytes of a file. Raises ConfigError."""
+def read(file: Path, option: str, limit: int = LIMIT) -> bytes:
+    """The bytes of a file, ``limit`` at most. Raises ConfigError."""
     try:
         with file.open("rb") as stream:
-            data = stream.read(LIMIT + 1)
+            data = stream.read(limit + 1)
     except (OSError, ValueError) as error:
         # ValueError: a path with a NUL in it.
         why = (error.strerror or os.strerror(error.errno or 0)) if isinstance(error, OSError) else str(error)
         raise ConfigError(f"cannot read {file}: {why}", option=option) from None
-    if len(data) > LIMIT:
-        raise ConfigError(f"{file} is larger than {LIMIT >> 20} MiB", option=option)
+    if len(data) > limit:
+        raise ConfigError(f"{file} is larger than {limit >> 20} MiB", option=option)
     return data
 
 

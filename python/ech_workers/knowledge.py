@@ -25,6 +25,7 @@ from ech_workers.errors import (
     ResolverError,
     TunnelError,
 )
+from ech_workers.families import Found, address_questions
 from ech_workers.lookup import LookUp
 from ech_workers.nat64 import Translation
 from ech_workers.ranges import Ranges
@@ -79,7 +80,7 @@ class Knowledge:
         self._names = LookUp(due=0.0)
         self._names_of: str | None = None
         self._questions: list[Question] = []
-        self._resolved: dict[str, dict[doh.Type, doh.AddressAnswer | TunnelError]] = {}
+        self._resolved: dict[str, Found] = {}
         self._preferred: str | None = None
         self._bad_configs: bytes | None = None
         self._turns = Turns()
@@ -209,21 +210,12 @@ class Knowledge:
             self._records.mention(f"{error.line()} ({instead})")
 
     def _ask_addresses(self, name: str) -> None:
-        found: dict[doh.Type, doh.AddressAnswer | TunnelError] = {}
+        found: Found = {}
         # Each family is used as soon as it is there.
         self._resolved[name] = found
-        families: tuple[doh.Type, ...] = ("AAAA", "A")
-        for family in families:
+        self._questions += address_questions(name, found, lambda now: self._addresses_found(name, found, now))
 
-            def answered(answer: Answer | TunnelError, now: Moment, family: doh.Type = family) -> None:
-                if isinstance(answer, doh.AddressAnswer | TunnelError):
-                    found[family] = answer
-                if len(found) == len(families):
-                    self._addresses_found(name, found, now)
-
-            self._questions.append(Question(doh.Question(name, family), 443, 0, answered))
-
-    def _addresses_found(self, name: str, found: dict[doh.Type, doh.AddressAnswer | TunnelError], now: Moment) -> None:
+    def _addresses_found(self, name: str, found: Found, now: Moment) -> None:
         look_up = self._names if name == self._names_of else LookUp(due=0.0)
         answers = [answer for answer in found.values() if isinstance(answer, doh.AddressAnswer)]
         positive = [answer for answer in answers if answer.addresses]

@@ -51,6 +51,7 @@ _OPTIONS = {
     "status_hosts": "status_host",
     "certificates": "cert",
     "tokens": "token",
+    "labels": "token",
 }
 
 
@@ -61,6 +62,9 @@ def difference(schema: Schema, old: msgspec.Struct, new: msgspec.Struct) -> Diff
     found: dict[str, list[str]] = {"now": [], "drains": [], "restart": []}
     for name in old.__struct_fields__:
         if _meaning(name, old) == _meaning(name, new):
+            continue
+        if name == "rules":
+            found["drains"].append("rule")
             continue
         option = _OPTIONS.get(name, name)
         if option in declared and option not in found[declared[option].live]:

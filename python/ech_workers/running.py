@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ech_workers import _native, lanes, waiting
+from ech_workers import _native, lanes, rules, waiting
 from ech_workers.config import SHARED, ClientConfig, ListenAddress
 from ech_workers.ech import EchStore
 from ech_workers.errors import ConfigError, EngineClosed, ListenError
@@ -87,8 +87,10 @@ class Running:
         self.listeners: list[Listener] = []
         self.status_port: StatusPort | None = None
         self._forgotten = False
+        compiled = rules.compiled(config.rules)
         self.engine = _engine(config, max_connections or config.max_connections)
         try:
+            self.engine.set_rules(compiled)
             self._configured = {
                 address: self.listen(address, config.username, config.password) for address in config.listen
             }
@@ -115,6 +117,7 @@ class Running:
     def apply(self, config: ClientConfig) -> None:
         """See ``Tunnel.apply``."""
         old = self.config
+        compiled = rules.compiled(config.rules) if config.rules != old.rules else None
         credentials = (config.username, config.password)
         if credentials != (old.username, old.password):
             # A port knows its own, so each is opened anew.
@@ -134,13 +137,16 @@ class Running:
                 if address not in self._configured:
                     self._configured[address] = self.listen(address, old.username, old.password)
             raise
+        if compiled is not None:
+            self.engine.set_rules(compiled)
         self._configured |= added
         for address in self._configured.keys() - set(config.listen):
             # It takes no new connections; those that came by it go on.
             self._configured.pop(address).close()
         live = {name: getattr(config, name) for name in LIVE}
         self.config = msgspec.structs.replace(old, **live)
-        if any(getattr(old, name) != getattr(config, name) for name in _OF_SUPERVISOR):
+        named = rules.servers_of(old.rules) != rules.servers_of(config.rules)
+        if named or any(getattr(old, name) != getattr(config, name) for name in _OF_SUPERVISOR):
             self._replace_supervisor()
 
     def _move_status_port(self, config: ClientConfig) -> None:
@@ -198,6 +204,9 @@ class Running:
             raise ListenError.from_os_error(str(address), error) from None
         return Listener(native, self.listeners)
 
+    def connections(self) -> tuple[_native.ConnectionSnapshot, ...]:
+        return self.engine.connections()
+
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
         return tuple(listener.address for listener in self.listeners)
@@ -230,7 +239,7 @@ _OF_SUPERVISOR = (*SHARED, "servers", "resolvers", "sessions")
 # What can be changed while the tunnel runs; the last line has its effect in the command that runs it.
 LIVE = (
     *_OF_SUPERVISOR,
-    *("listen", "username", "password"),
+    *("listen", "username", "password", "rules"),
     *("status_listen", "status_hosts", "status_token"),
     *("log_file", *LogTuning.__struct_fields__),
 )

@@ -12,7 +12,7 @@ from ech_workers.stalls import Stalls, amount
 from ech_workers.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from ech_workers._native import SessionSnapshot
     from ech_workers.engine import SelectionEngine
@@ -32,8 +32,15 @@ class Selection:
     """
 
     def __init__(
-        self, policy: Policy, standby: Standby, upstreams: Sequence[Upstream], engine: SelectionEngine
+        self,
+        policy: Policy,
+        standby: Standby,
+        upstreams: Sequence[Upstream],
+        engine: SelectionEngine,
+        named: Collection[int] = (),
     ) -> None:
+        """named: the servers that rules send connections to, which are kept connected for that."""
+        self._named = named
         self._upstreams = upstreams
         self._engine = engine
         self._routing = Routing(policy)
@@ -71,7 +78,7 @@ class Selection:
         for priority in sorted({upstream.server.priority for upstream in self._upstreams}):
             tier = [upstream for upstream in self._upstreams if upstream.server.priority == priority]
             for upstream in tier:
-                upstream.is_needed = is_needed
+                upstream.is_needed = is_needed or upstream.number in self._named
             roles = [self.role(upstream, now) for upstream in tier]
             is_under_way = any(upstream.settled is None and not upstream.is_ready for upstream in tier)
             if is_under_way and not self._was_ready.intersection(upstream.number for upstream in tier):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -14,17 +14,17 @@ from ech_workers._logging import forward
 from ech_workers.certificates import CertificatePair, validity_problem
 from ech_workers.config import authority
 from ech_workers.errors import ConfigError, EngineClosed, ListenError
+from ech_workers.keys import KeyDirectory, KeyFile, Stamp
 from ech_workers.options.client import LogTuning
 from ech_workers.ticket_keys import TicketKeyDirectory
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import TracebackType
 
     from ech_workers.config import ServerConfig
     from ech_workers.status.port import ServerPort
 
-__all__ = ["KeyDirectory", "KeyFile", "TunnelServer"]
+__all__ = ["KeyDirectory", "KeyFile", "TokenStatus", "TunnelServer"]
 
 log = logging.getLogger("ech_workers.server")
 
@@ -34,102 +34,19 @@ WATCH_INTERVAL = 1.0
 # How often the counters go to the log, if they changed.
 STATUS_INTERVAL = 3600.0
 
-# A key file holds one key and its configuration, a few hundred bytes.
-KEY_FILE_LIMIT = 65536
-
 # How often certificates are looked at for their end.
 VALIDITY_INTERVAL = 86400.0
 
-Stamp = tuple[int, int, int, int]
 
+class TokenStatus(msgspec.Struct, frozen=True):
+    """What one token carries; up is from clients to targets."""
 
-class KeyFile(NamedTuple):
-    """One usable RFC 9934 file."""
-
-    path: Path
-    pem: bytes
-    config_ids: tuple[int, ...]
-    public_names: tuple[str, ...]
-    modified: int
-    retry: bool = True
-    """Handed out as a retry configuration; otherwise the key only decrypts."""
-
-
-class KeyDirectory:
-    """The ECH keys in a directory: every ``*.pem`` file that holds a private key and its configuration.
-
-    The newest file (by its time of modification) of each public name is handed out as the retry configuration of that
-    name; the older ones only decrypt, for clients that still remember them. RFC 9934 files have no mark for this, so
-    the rule goes by what every maker's file has. A file that cannot be used is said once and left out; one that could not
-    be read is tried again at every look, until it can be.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.keys: tuple[KeyFile, ...] = ()
-        self._seen: dict[str, tuple[Stamp, KeyFile | None]] = {}
-        """What each file was found to be, None: of no use."""
-        self._unread: dict[str, str] = {}
-        """Files that could not be read the last time, and why."""
-        self._clashes: dict[Path, Path] = {}
-
-    def refresh(self) -> bool:
-        """Looks for changes; True when ``keys`` changed. Raises OSError when the directory cannot be read."""
-        stamps = self._look()
-        if not self._unread and stamps == {name: stamp for name, (stamp, _) in self._seen.items()}:
-            return False
-        seen: dict[str, tuple[Stamp, KeyFile | None]] = {}
-        unread: dict[str, str] = {}
-        for name, stamp in stamps.items():
-            before = self._seen.get(name)
-            if before is not None and before[0] == stamp and name not in self._unread:
-                seen[name] = before
-                continue
-            try:
-                seen[name] = stamp, _read_key(self.path / name)
-            except OSError as error:
-                # Often not for good: a key before its chown, a process that is out of descriptors.
-                why = error.strerror or str(error)
-                if self._unread.get(name) != why:
-                    log.warning("%s cannot be read: %s; it is tried again", self.path / name, why)
-                unread[name] = why
-                if before is not None:
-                    seen[name] = before
-            except ValueError as error:
-                log.warning("%s is left out: %s", self.path / name, error)
-                seen[name] = stamp, None
-        self._seen, self._unread = seen, unread
-        found = [key for _, key in seen.values() if key is not None]
-        found.sort(key=lambda key: (-key.modified, key.path.name))
-        keys: list[KeyFile] = []
-        owners: dict[int, KeyFile] = {}
-        names: set[str] = set()
-        clashes: dict[Path, Path] = {}
-        for key in found:
-            other = next((owners[number] for number in key.config_ids if number in owners), None)
-            if other is not None:
-                # The config_id is how the server finds the key (RFC 9849 section 7.1): two of a kind cannot be told apart.
-                if self._clashes.get(key.path) != other.path:
-                    log.warning("%s is left out: its config id is that of %s", key.path, other.path.name)
-                clashes[key.path] = other.path
-                continue
-            owners.update(dict.fromkeys(key.config_ids, key))
-            keys.append(key._replace(retry=not names.issuperset(key.public_names)))
-            names.update(key.public_names)
-        self._clashes = clashes
-        changed = [(key.pem, key.retry) for key in keys] != [(key.pem, key.retry) for key in self.keys]
-        self.keys = tuple(keys)
-        return changed
-
-    def _look(self) -> dict[str, Stamp]:
-        stamps = {}
-        for file in self.path.glob("*.pem"):
-            try:
-                status = file.stat()
-            except OSError:
-                continue  # gone in between, or a dangling link
-            stamps[file.name] = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
-        return dict(sorted(stamps.items()))
+    label: str
+    """Never the token itself."""
+    sessions: int
+    sessions_total: int
+    bytes_up: int
+    bytes_down: int
 
 
 class TunnelServer:
@@ -154,9 +71,10 @@ class TunnelServer:
                 host=config.listen.host,
                 port=config.listen.port,
                 certificates=[(pair.chain, pair.key) for pair in config.certificates],
-                tokens=config.tokens,
+                tokens=_labelled(config),
                 path=config.path,
                 decoy=config.decoy,
+                healthz=config.public_healthz,
                 ech_keys=[key.pem for key in self._keys.keys] if self._keys else [],
                 ticket_keys=self._tickets.keys if self._tickets else None,
                 allow_private_targets=config.allow_private_targets,
@@ -244,8 +162,13 @@ class TunnelServer:
             **{name: getattr(now, name) for name in _COUNTERS},
             "ech_by_config": {str(number): count for number, count in now.ech_by_config.items()},
             "ech_keys": [key.path.name for key in keys],
+            "tokens": [msgspec.structs.asdict(token) for token in self.tokens()],
             "certificates": [validity_problem(pair) or f"{pair.name} is valid" for pair in self.config.certificates],
         }
+
+    def tokens(self) -> list[TokenStatus]:
+        """What each token carries, in the configured order."""
+        return [TokenStatus(*token) for token in self._native.tokens()]
 
     def apply(self, config: ServerConfig) -> None:
         """Takes what can be changed while the server runs from another configuration; the rest keeps its value. Raises
@@ -253,6 +176,16 @@ class TunnelServer:
         with self._changing:
             if config.certificates != self.config.certificates:
                 self._set_certificates(config.certificates)
+            try:
+                self._native.set_face(tokens=_labelled(config), decoy=config.decoy, healthz=config.public_healthz)
+            except ValueError as error:
+                raise ConfigError(str(error), option="--token") from None
+            self._native.set_limits(
+                allow_private_targets=config.allow_private_targets,
+                max_streams=config.max_streams,
+                connect_timeout=config.connect_timeout,
+                idle_timeout=config.idle_timeout,
+            )
             live = {name: getattr(config, name) for name in _LIVE}
             self.config = msgspec.structs.replace(self.config, **live)
 
@@ -358,8 +291,15 @@ class TunnelServer:
 # What can be changed while it runs, beside the certificates; the last line has its effect in the command.
 _LIVE = (
     *("drain", "status_hosts", "status_token"),
+    *("tokens", "labels", "decoy", "public_healthz"),
+    *("allow_private_targets", "max_streams", "connect_timeout", "idle_timeout"),
     *("log_file", *LogTuning.__struct_fields__),
 )
+
+
+def _labelled(config: ServerConfig) -> list[tuple[str, str]]:
+    labels = config.labels or tuple(f"token {number}" for number in range(1, len(config.tokens) + 1))
+    return list(zip(config.tokens, labels, strict=True))
 
 
 def _stamps(pairs: tuple[CertificatePair, ...]) -> list[Stamp | None]:
@@ -387,26 +327,6 @@ def _first_look(directory: KeyDirectory) -> None:
             option="--ech-keys",
             advice=f"make one with `ech-workers keygen --public-name NAME --out {directory.path}`",
         )
-
-
-def _read_key(file: Path) -> KeyFile:
-    """Raises OSError, or ValueError for a file that is no key."""
-    with file.open("rb") as stream:
-        modified = file.stat().st_mtime_ns
-        pem = stream.read(KEY_FILE_LIMIT + 1)
-    if len(pem) > KEY_FILE_LIMIT:
-        raise ValueError(f"it is larger than {KEY_FILE_LIMIT >> 10} KiB")
-    has_key, configs = _native.read_ech_pem(pem)
-    if not has_key:
-        raise ValueError("it has no private key")
-    entries = _native.parse_ech_config_list(configs)
-    return KeyFile(
-        file,
-        pem,
-        tuple(entry.config_id for entry in entries if entry.config_id is not None),
-        tuple(dict.fromkeys(entry.public_name for entry in entries if entry.public_name is not None)),
-        modified,
-    )
 
 
 def _names(keys: tuple[KeyFile, ...]) -> str:

@@ -27,8 +27,10 @@ from ech_workers.nat64 import Nat64, Translation
 from ech_workers.network import NetworkWatch
 from ech_workers.overview import EchStatus, SessionStatus, SupervisorStatus, UpstreamStatus, overview
 from ech_workers.questions import LookUps
+from ech_workers.rules import servers_of
 from ech_workers.selection import Selection
 from ech_workers.steps import Step, ignore
+from ech_workers.target_names import TargetNames
 from ech_workers.timing import Moment, Timing
 from ech_workers.upstream import Upstream
 
@@ -92,7 +94,9 @@ class Supervisor:
         for upstream in self._upstreams:
             upstream.knowledge.translation = translation
         self._liveness = Liveness(engine)
-        self._selection = Selection(config.policy, config.standby, self._upstreams, engine)
+        named = servers_of(config.rules)
+        self._selection = Selection(config.policy, config.standby, self._upstreams, engine, named)
+        self._target_names = TargetNames(engine)
 
     # ------------------------------------------------------------ for every thread
 
@@ -238,6 +242,7 @@ class Supervisor:
                 for upstream in self._upstreams:
                     upstream.turn(now)
                     self._look_ups.ask_all(upstream.questions(now))
+                self._look_ups.ask_all(self._target_names.questions())
                 following = self._look_ups.advance()
                 deadlines = [now.clock + self._timing.tick]
                 for upstream in self._upstreams:
@@ -293,6 +298,8 @@ class Supervisor:
                 self._look_ups.fetched(event)
             case _native.FetchFailed():
                 self._look_ups.failed(event)
+            case _native.NameWanted():
+                self._target_names.wanted(event.name)
             case _native.LogLine():
                 forward(event)
             case _native.Woken():

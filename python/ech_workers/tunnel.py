@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 import sys
@@ -23,13 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
+    from ech_workers import _native
     from ech_workers.config import ClientOptions
     from ech_workers.errors import Cause
     from ech_workers.supervisor import Supervisor, SupervisorStatus
 
 __all__ = ["Connect", "Listener", "StreamSocket", "Tunnel"]
-
-log = logging.getLogger("ech_workers")
 
 Connect = Literal["wait", "lazy"]
 
@@ -203,9 +201,18 @@ class Tunnel:
         """The engine's counters at this moment: connections, bytes, sessions with their round trips."""
         return self._started().snapshot()
 
+    def connections(self) -> tuple[_native.ConnectionSnapshot, ...]:
+        """The local connections, and the streams of Python programs, that are open: where they go, what carries them, and
+        how much they have carried. The oldest first."""
+        return self._started().engine.connections()
+
+    def cut(self, connection: int) -> bool:
+        """Ends one of the ``connections`` by its id; both of its sides see a reset. False: it is not open."""
+        return self._started().engine.cut(connection)
+
     def apply(self, config: ClientConfig) -> None:
         """Takes from another configuration what can be changed in a running tunnel: servers and all that is said of them,
-        resolvers, the number of sessions, local ports and their password, status ports. What else is different needs a new
+        resolvers, the number of sessions, local ports and their password, status ports, rules. What else is different needs a new
         tunnel.
 
         Nothing that is open is cut: sessions by the new configuration are made first, then those that were there take no

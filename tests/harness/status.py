@@ -87,6 +87,8 @@ def snapshot(**changes: Any) -> Any:
         "connections_waiting": 0,
         "connections_total": 120,
         "connections_failed": 1,
+        "direct_total": 4,
+        "blocked_total": 5,
         "targets_failed": 1,
         "last_target_failure": "192.0.2.7:25: connection refused",
         "bytes_up": 2048,
@@ -114,6 +116,21 @@ def resolver_status(**changes: Any) -> ResolverStatus:
     return ResolverStatus(**{**fields, **changes})
 
 
+CONNECTIONS = (
+    SimpleNamespace(
+        id=7,
+        target="b.example:443",
+        protocol="connect",
+        way="tunnel",
+        upstream=0,
+        session=1,
+        bytes_up=1024,
+        bytes_down=2048,
+        age=61.0,
+    ),
+)
+
+
 class Made:
     """A tunnel that is what a test says, and counts how often it is looked at."""
 
@@ -131,6 +148,9 @@ class Made:
             raise EngineClosed
         self.looks += 1
         return self.now
+
+    def connections(self) -> Any:
+        return CONNECTIONS
 
     def snapshot(self) -> Any:
         return snapshot(**{"bytes_down": self.looks * 1000, **self.counters})

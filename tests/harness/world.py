@@ -47,6 +47,7 @@ EchLearned = stand_in("EchLearned")
 H2Chosen = stand_in("H2Chosen")
 Fetched = stand_in("Fetched")
 FetchFailed = stand_in("FetchFailed")
+NameWanted = stand_in("NameWanted")
 Woken = stand_in("Woken")
 LogLine = stand_in("LogLine")
 FetchPlan = stand_in("FetchPlan")
@@ -154,6 +155,8 @@ class World:
         """Connections that wait for a session."""
         self.mute: set[int] = set()
         """Servers that take everything and answer nothing."""
+        self.resolved_names: dict[str, tuple[tuple[str, ...], float] | None] = {}
+        """What was found out about names that the engine wanted; None: nobody answered."""
         self.supervisor: Supervisor | None = None
         self.thread: threading.Thread | None = None
 
@@ -222,6 +225,10 @@ class World:
                 )
             )
         return stand_in("Snapshot")(sessions=tuple(sessions), connections_waiting=self.waiting)
+
+    def resolved(self, name: str, addresses: Any, ttl: float) -> None:
+        self.resolved_names[name] = None if addresses is None else (tuple(addresses), ttl)
+        self.verbs.append(("resolved", name))
 
     def unavailable(self, reason: str | None, code: str = "") -> None:
         self.reason = reason

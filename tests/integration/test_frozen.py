@@ -33,7 +33,7 @@ def frozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_command_is_there(frozen: Path) -> None:
     assert ech_workers.__version__ in run(frozen, "--version").stdout
-    for command in ("proxy", "server", "check", "config", "keygen", "worker", "demo", "share"):
+    for command in ("proxy", "server", "check", "connections", "config", "keygen", "worker", "demo", "share"):
         done = run(frozen, command, "--help")
         assert done.returncode == 0, done.stderr
 

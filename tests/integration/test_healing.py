@@ -57,7 +57,7 @@ class Rig:
             host="127.0.0.1",
             port=port,
             certificates=self._certificates,
-            tokens=[TOKEN],
+            tokens=[(TOKEN, "the token")],
             path=PATH,
             ech_keys=[pem],
             allow_private_targets=True,

@@ -114,8 +114,13 @@ def test_protocol_that_nobody_speaks_is_refused_with_the_alert(site: Site, offer
                 context.wrap_socket(plain, server_hostname=PUBLIC_NAME)
 
 
-def test_health(site: Site) -> None:
-    assert request(site, site.server().port, "GET", "/healthz")[0] == 200
+def test_health_is_shown_to_strangers_only_where_that_is_asked_for(site: Site) -> None:
+    """`ok` there tells this server from any other web server."""
+    answers = [
+        request(site, site.server(*options).port, "GET", "/healthz")[2] for options in ((), ("--public-healthz",))
+    ]
+    assert answers[0].startswith(b"<!doctype html>")
+    assert answers[1] == b"ok\n"
 
 
 @pytest.mark.parametrize("name", [PUBLIC_NAME, SERVER_NAME])

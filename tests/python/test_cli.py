@@ -308,6 +308,13 @@ def test_every_line_that_config_init_comments_out_can_be_taken_in(tmp_path: Path
     written = load.client({}, config=str(path), variables={"ECH_WORKERS_CACHE_DIR": ""}).config
     plain = load.client({"server": Given("a.test", "--server")}, config="", variables={"ECH_WORKERS_CACHE_DIR": ""})
     assert written == plain.config
+    # The rule at the end is behind a space, as prose is.
+    head, mark, rule = text.partition("# [[rule]]\n")
+    assert mark
+    path.write_text(head + mark.removeprefix("# ") + rule.replace("# ", ""))
+    private = load.client({}, config=str(path), variables={"ECH_WORKERS_CACHE_DIR": ""}).config
+    assert [one.to for one in private.rules] == ["direct"]
+    assert "192.168.0.0/16" in private.rules[0].networks
 
 
 def test_config_show_says_where_a_value_comes_from_and_no_secret(

@@ -8,6 +8,7 @@ import logging
 import tomllib
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -487,10 +488,11 @@ SERVER_ARRIVALS: dict[str, tuple[Any, Callable[[dict[str, Any]], object], object
     "key": (None, lambda made: b"PRIVATE KEY" in made["certificates"][0][1], True),
     "ech_keys": ("KEYS", lambda made: b"ECHCONFIG" in made["ech_keys"][0], True),
     "ticket_keys": ("KEYS", lambda made: made["ticket_keys"], (b"k" * 80,)),
-    "token": (["a", "b"], lambda made: made["tokens"], ("a", "b")),
-    "token_file": ("TOKENS", lambda made: made["tokens"], ("x", "from-a-file")),
+    "token": (["a", "b"], lambda made: made["tokens"], [("a", "token 1"), ("b", "token 2")]),
+    "token_file": ("TOKENS", lambda made: made["tokens"], [("x", "token 1"), ("from-a-file", "Ann's laptop")]),
     "path": ("/ws", lambda made: made["path"], "/ws"),
-    "decoy": ("TOKENS", lambda made: made["decoy"], b"from-a-file"),
+    "decoy": ("TOKENS", lambda made: made["decoy"][:11], b"from-a-file"),
+    "public_healthz": (True, lambda made: made["healthz"], True),
     "allow_private_targets": (True, lambda made: made["allow_private_targets"], True),
     "max_sessions": (5, lambda made: made["max_sessions"], 5),
     "max_streams": (6, lambda made: made["max_streams"], 6),
@@ -511,7 +513,7 @@ def test_every_option_of_the_server_arrives(name: str, native: Calls, tmp_path: 
     chain, key = _native.CertificateAuthority().issue(["tunnel.test"], not_after=30 * 86400)
     (tmp_path / "cert.pem").write_bytes(chain)
     (tmp_path / "cert.key").write_bytes(key)
-    (tmp_path / "tokens").write_text("from-a-file")
+    (tmp_path / "tokens").write_text("from-a-file # Ann's  laptop")
     keys = tmp_path / "keys"
     keys.mkdir()
     (keys / "1.pem").write_bytes(_native.generate_ech_key(1, "tunnel.test")[0])
@@ -547,6 +549,7 @@ def test_the_options_of_the_log_arrive(tmp_path: Path) -> None:
         "log_max_size": 50,
         "log_max_age": 1000.0,
         "log_keep": 1,
+        "log_targets": False,
     }
     config = load.client(command_line(server="a.test", **options, cache_dir=""), config="", variables={}).config
     logs.configure(config, config.log_file)
@@ -554,8 +557,11 @@ def test_the_options_of_the_log_arrive(tmp_path: Path) -> None:
     for number in range(4):
         log.warning("line %d", number)
         log.info("not this")
+        logging.getLogger("ech_workers.tunnel.targets").error("nor this: www.example.org")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "log.1"]
     assert json.loads((tmp_path / "log").read_text())["message"] == "line 3"
     handler = logging.getLogger("ech_workers").handlers[0]
     assert isinstance(handler, logs.LogFile)
     assert handler._max_age == 1000.0
+    logs.configure(msgspec.structs.replace(config, log_targets=True), None)
+    assert not logging.getLogger("ech_workers.tunnel.targets").disabled

@@ -22,7 +22,8 @@ from ech_workers import Tunnel, _native
 from ech_workers.cli import main
 from ech_workers.config import ServerConfig
 from ech_workers.demo import Demo
-from ech_workers.server import KeyDirectory, TunnelServer
+from ech_workers.keys import KeyDirectory
+from ech_workers.server import TunnelServer
 from harness.waiting import wait_until
 
 if TYPE_CHECKING:

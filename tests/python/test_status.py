@@ -16,6 +16,7 @@ from rich.console import Console
 from ech_workers.config import ClientConfig
 from ech_workers.errors import ConnectError, TokenError
 from ech_workers.status import facts, feed, lines, metrics, table
+from ech_workers.status.carried import carried
 from ech_workers.supervisor import EchStatus, SessionStatus, SupervisorStatus, UpstreamStatus
 from harness.status import CONFIG, SESSION, Made, resolver_status, snapshot, status
 
@@ -202,7 +203,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_a_frame_of_the_feed_is_what_its_schema_says() -> None:
-    found = feed.frame(seen(status(resolvers=(resolver_status(),)), snapshot(), public=True))
+    found = feed.frame(seen(status(resolvers=(resolver_status(),)), snapshot(), public=True), carried(Made()))
     frame = msgspec.json.decode(found, type=feed.Frame)
     assert frame.version == 1
     assert frame.facts.sessions[0].tls_ms == 20.0
@@ -210,6 +211,8 @@ def test_a_frame_of_the_feed_is_what_its_schema_says() -> None:
     assert frame.facts.rates == facts.Rates(10.0, 2e6)
     assert frame.words.headings[-4:] == ["ECH", "TCP", "TLS", "WebSocket"]
     assert frame.words.sessions[0][-4:] == ["accepted", "10.0 ms", "20.0 ms", "12.4 ms"]
+    assert frame.carried[0].target == "b.example:443"
+    assert frame.words.carried == [["7", "b.example:443", "connect", "hidden.test:443", "1.0 KiB", "2.0 KiB", "1 min"]]
     said = {row.label: row.text for row in frame.words.rows}
     assert said["traffic"] == "up 10 B/s, down 1.9 MiB/s"
     assert said["uptime"] == "1 h 1 min"
@@ -264,7 +267,7 @@ def test_nothing_secret_reaches_the_feed_or_the_metrics_even_when_a_message_has_
         snapshot(last_target_failure=leaking),
         public=True,
     )
-    said = feed.frame(worst).decode() + metrics.exposition(worst)
+    said = feed.frame(worst, []).decode() + metrics.exposition(worst)
     assert "hidden.test:443" in said
     for secret in secrets:
         assert secret not in said

@@ -17,6 +17,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from ech_workers.config import ListenAddress
 from ech_workers.errors import ListenError, TokenError
+from ech_workers.status import connection as one_connection
 from ech_workers.status import feed, port
 from ech_workers.status.page import page, policy
 from ech_workers.status.port import StatusPort
@@ -347,7 +348,7 @@ def test_only_so_many_may_be_connected_and_the_port_recovers(
 
 
 def test_a_connection_that_asks_nothing_is_closed(serving: StatusPort, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(port, "REQUEST_TIMEOUT", 0.3)
+    monkeypatch.setattr(one_connection, "REQUEST_TIMEOUT", 0.3)
     with socket.create_connection(serving.addresses[0], timeout=5) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\n")
         started = time.monotonic()
@@ -356,7 +357,7 @@ def test_a_connection_that_asks_nothing_is_closed(serving: StatusPort, monkeypat
 
 
 def test_an_answer_that_nobody_takes_is_given_up(serving: StatusPort, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(port, "LINGER", 0.3)
+    monkeypatch.setattr(one_connection, "LINGER", 0.3)
     with socket.create_connection(serving.addresses[0], timeout=5) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         wait_until(lambda: serving._connections, "it is served")
@@ -365,9 +366,9 @@ def test_an_answer_that_nobody_takes_is_given_up(serving: StatusPort, monkeypatc
 
 def test_a_slow_reader_misses_frames_and_is_let_go(serving: StatusPort, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits for it stays small, and who reads gets every frame."""
-    monkeypatch.setattr(port, "STALL_TIMEOUT", 0.5)
+    monkeypatch.setattr(one_connection, "STALL_TIMEOUT", 0.5)
     monkeypatch.setattr(feed, "INTERVAL", 0.02)
-    monkeypatch.setattr(feed, "frame", lambda facts: b"x" * 200_000)
+    monkeypatch.setattr(feed, "frame", lambda facts, carried: b"x" * 200_000)
     stuck = socket.socket()
     stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     with stuck, watch(serving) as watching:
@@ -388,7 +389,7 @@ def test_a_slow_reader_misses_frames_and_is_let_go(serving: StatusPort, monkeypa
 
 
 def test_a_watcher_that_pings_and_never_reads_is_let_go(serving: StatusPort, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(port, "BACKLOG", 1 << 12)
+    monkeypatch.setattr(one_connection, "BACKLOG", 1 << 12)
     stuck = socket.socket()
     stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     with stuck:

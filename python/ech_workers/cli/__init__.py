@@ -22,6 +22,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "server": ("ech_workers.cli.server", "The other end of the tunnel."),
     "check": ("ech_workers.cli.check", "Say layer by layer what works, and what to try."),
     "status": ("ech_workers.cli.ask", "What a running proxy or server is doing, and why."),
+    "connections": ("ech_workers.cli.ask", "List the open connections of a running proxy, or end some."),
     "reload": ("ech_workers.cli.ask", "Have it read its configuration again."),
     "logs": ("ech_workers.cli.ask", "Show its last log lines, and follow them."),
     "stop": ("ech_workers.cli.ask", "End it in order."),

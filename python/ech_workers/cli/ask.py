@@ -77,7 +77,9 @@ def status(role: str, path: str | None, as_json: bool, watch: bool) -> int:
 
 
 def _in_words(role: str, found: dict[str, Any]) -> str:
+    tokens: list[dict[str, Any]] = []
     if role == "server":
+        tokens = found.pop("tokens")
         rows = [(label.replace("_", " "), str(value)) for label, value in found.items()]
     else:
         rows = [
@@ -85,6 +87,27 @@ def _in_words(role: str, found: dict[str, Any]) -> str:
             for row in found["words"]["rows"]
         ]
     lines = [f"{label:<{max(len(label) for label, _ in rows)}}  {text}" for label, text in rows]
+    if tokens:
+        from ech_workers.status.lines import size
+
+        lines += [
+            "",
+            *_table(
+                [
+                    ["token", "sessions", "in all", "up", "down"],
+                    *(
+                        [
+                            one["label"],
+                            str(one["sessions"]),
+                            str(one["sessions_total"]),
+                            size(one["bytes_up"]),
+                            size(one["bytes_down"]),
+                        ]
+                        for one in tokens
+                    ),
+                ]
+            ),
+        ]
     if role == "proxy" and found["words"]["sessions"]:
         lines += ["", *_table([found["words"]["headings"], *found["words"]["sessions"]])]
     return "\n".join(lines)
@@ -93,6 +116,37 @@ def _in_words(role: str, found: dict[str, Any]) -> str:
 def _table(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+@click.command()
+@click.option("--control", "path", type=click.Path(), metavar="FILE", help="Its control socket, if it is another one.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object a line.")
+@click.option(
+    "--kill", multiple=True, type=click.IntRange(0), metavar="ID", help="End this one; may be given several times."
+)
+def connections(path: str | None, as_json: bool, kill: tuple[int, ...]) -> int:
+    """List the open connections of a running proxy, or end some of them.
+
+    With --kill it ends with 1 if one of them was not open.
+    """
+    with _connection("proxy", path) as client:
+        if kill:
+            missing = [number for number in kill if not next(iter(list(client.ask("cut", id=number))), False)]
+            for number in missing:
+                click.echo(f"{number} is not open", err=True)
+            return 1 if missing else 0
+        found = list(client.ask("connections"))
+    if as_json:
+        for one in found:
+            click.echo(json.dumps(one))
+        return 0
+    from ech_workers.status.carried import Carried
+    from ech_workers.status.lines import CARRIED_COLUMNS
+
+    shown = [Carried(**one) for one in found]
+    rows = [list(CARRIED_COLUMNS), *([cell(one) for cell in CARRIED_COLUMNS.values()] for one in shown)]
+    click.echo("\n".join(_table(rows)) if found else "no connection is open")
+    return 0
 
 
 @click.command()

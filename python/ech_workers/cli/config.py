@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ech_workers import files
+from ech_workers import files, rules
 from ech_workers.cli.options import client_options, given
 from ech_workers.errors import ConfigError
 from ech_workers.options import file, load, reference
@@ -52,6 +52,8 @@ def check(side: str, path: str | None) -> None:
     Ends with 0 if nothing is.
     """
     loaded = _load(side, path)
+    if side == "proxy":
+        rules.compiled(loaded.config.rules)
     for warning in loaded.warnings:
         click.echo(f"warning: {warning}", err=True)
     click.echo(f"{loaded.path or 'there is no file: the environment alone'}: all right")
@@ -72,6 +74,10 @@ def show(side: str, path: str | None) -> None:
         click.echo("\n[[server]]")
         for name in options_of(SERVER_TABLE):
             click.echo(_line(table, name, "address" if name == "server" else name))
+    for rule in loaded.rules:
+        click.echo("\n[[rule]]")
+        for name in rule.given:
+            click.echo(_line(rule, name))
 
 
 @config.command()
@@ -196,7 +202,17 @@ def _commented(values: dict[str, Any], tables: Sequence[Settings] = ()) -> str:
             for name, entry in table.given.items()
         ]
         parts.append("\n".join(["[[server]]", *lines]) + "\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, _RULE])
+
+
+# A table comes after everything that stands outside of tables.
+_RULE = """\
+# Rules say which way connections go; the first one that a connection meets decides, and without one it goes through the
+# tunnel. This one sends private networks direct, for targets that a program names by their address.
+# [[rule]]
+# network = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"]
+# to = "direct"
+"""
 
 
 def _whole(declared: Option, value: Any) -> Any:

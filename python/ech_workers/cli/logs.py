@@ -61,6 +61,8 @@ def configure(
         other.close()
     logger.setLevel(logging.DEBUG if verbose else _LEVELS[level or tuning.log_level])
     logger.propagate = False
+    # Where the engine logs what happened to single targets.
+    logging.getLogger("ech_workers.tunnel.targets").disabled = not tuning.log_targets
 
 
 # What is shorter is no secret, and may be a part of any word.

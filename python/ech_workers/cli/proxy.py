@@ -23,11 +23,12 @@ from ech_workers.options.client import CLIENT
 from ech_workers.options.load import CLIENT_PREFIX
 from ech_workers.options.sources import Given
 from ech_workers.reload import Difference, difference
+from ech_workers.status.carried import carried
 from ech_workers.status.facts import Observer
 from ech_workers.tunnel import Tunnel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ech_workers._native import Event
 
@@ -89,8 +90,11 @@ def run(
             "the port is open to the network without a password: anyone there can use it (--username, --password)"
         )
     descriptors.raise_limit()
-    # In simple mode each connection has a session of its own.
-    each = 2 if any(upstream.mode == "simple" for upstream in config.upstreams) else 1
+    # In simple mode each connection has a session of its own, and a direct one a connection to its target.
+    takes_two = any(upstream.mode == "simple" for upstream in config.upstreams) or any(
+        rule.to == "direct" for rule in config.rules
+    )
+    each = 2 if takes_two else 1
     tunnel = Tunnel.from_config(
         config,
         on_event=_say if plain and not _is_logged(config) else None,
@@ -110,8 +114,9 @@ def run(
         try:
             tunnel.start()
             observer = Observer(tunnel)
+            verbs = {"connections": lambda request: _connections(tunnel), "cut": lambda request: _cut(tunnel, request)}
             with (
-                controlled("proxy", config.control, lambda: _status(observer), stopping, reloader),
+                controlled("proxy", config.control, lambda: _status(tunnel, observer), stopping, reloader, verbs),
                 Service(tunnel.status),
             ):
                 below = [f"status page on http://{authority(*address)}/" for address in tunnel.status_addresses]
@@ -132,10 +137,20 @@ def run(
     log.info("stopped")
 
 
-def _status(observer: Observer) -> msgspec.Raw:
+def _status(tunnel: Tunnel, observer: Observer) -> msgspec.Raw:
     from ech_workers.status.feed import frame
 
-    return msgspec.Raw(frame(observer.look()))
+    return msgspec.Raw(frame(observer.look(), carried(tunnel)))
+
+
+def _connections(tunnel: Tunnel) -> Iterator[object]:
+    """Each of them; there may be thousands."""
+    yield from carried(tunnel, None)
+
+
+def _cut(tunnel: Tunnel, request: Mapping[str, Any]) -> Iterator[object]:
+    number = request.get("id")
+    yield isinstance(number, int) and number >= 0 and tunnel.cut(number)
 
 
 def shows_table() -> bool:

@@ -193,6 +193,14 @@ class LogTuning(msgspec.Struct, frozen=True, kw_only=True):
             live="now",
         ),
     ] = "auto"
+    log_targets: Annotated[
+        bool,
+        option(
+            "whether log lines may name targets; without, lines about single targets are left out",
+            live="now",
+            off="no-log-targets",
+        ),
+    ] = True
     log_max_size: Annotated[
         int,
         option(

@@ -146,7 +146,9 @@ def _value(declared: Option, value: Any, folder: Path) -> Any:
     """The value as the command line would have it. Raises ValueError that says what was expected."""
     if declared.several:
         values = value if isinstance(value, list) else [value]
-        if not all(isinstance(one, str) or (type(one) is int and declared.name.endswith("listen")) for one in values):
+        if not all(
+            isinstance(one, str) or (type(one) is int and declared.name.endswith(("listen", "port"))) for one in values
+        ):
             raise ValueError(f"expected a list of texts, not {_toml(value)}")
         return tuple(_path(declared, str(one), folder) for one in values)
     if declared.kind == "switch":

@@ -6,13 +6,17 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
+import msgspec
+
 from ech_workers.config import ClientConfig, ServerConfig
 from ech_workers.errors import ConfigError
 from ech_workers.options import file, several
 from ech_workers.options.client import CLIENT, SERVER_TABLE
+from ech_workers.options.rules import RULE_TABLE
 from ech_workers.options.schema import options_of
 from ech_workers.options.server import SERVER
 from ech_workers.options.sources import Given, Layer, Settings, environment, merge
+from ech_workers.rules import RULES_MAX, RuleConfig, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,6 +46,8 @@ class Loaded(NamedTuple, Generic[C]):
     settings: Settings
     tables: tuple[Settings, ...]
     """What counts for each ``[[server]]``."""
+    rules: tuple[Settings, ...]
+    """Each ``[[rule]]``."""
     path: Path | None
     """The configuration file; None: there is none."""
     warnings: tuple[str, ...]
@@ -90,7 +96,9 @@ def client(
         made = ClientConfig.of(values, [table.values for table in tables])
     except ConfigError as error:
         raise _missing(settings.blame(error)) from None
-    return Loaded(made, settings, tables, found.path if found else None, tuple(found.warnings) if found else ())
+    rules = tuple(Settings(table, RULE_TABLE) for table in (found.tables.get("rule", []) if found else []))
+    made = msgspec.structs.replace(made, rules=_rules(rules, found, made))
+    return Loaded(made, settings, tables, rules, found.path if found else None, tuple(found.warnings) if found else ())
 
 
 _ONE_CA = "put all of them into one file, and leave the links' ca out"
@@ -119,7 +127,7 @@ def server(
         made = ServerConfig.of(settings.values)
     except ConfigError as error:
         raise settings.blame(error) from None
-    return Loaded(made, settings, (), found.path if found else None, tuple(found.warnings) if found else ())
+    return Loaded(made, settings, (), (), found.path if found else None, tuple(found.warnings) if found else ())
 
 
 def _file(
@@ -136,7 +144,7 @@ def _file(
     return file.read(
         path,
         schema,
-        {"server": SERVER_TABLE} if is_client else {},
+        {"server": SERVER_TABLE, "rule": RULE_TABLE} if is_client else {},
         others={
             f"that is an option of `ech-workers {command}`": [key for key in options_of(other) if key not in mine],
         },
@@ -193,6 +201,26 @@ def _tables(found: file.ConfigFile | None, own: Layer, outer: Layer) -> tuple[Se
                 )
     common = {name: given for name, given in own.items() if name in of_server and name != "server"}
     return tuple(merge(SERVER_TABLE, [common, table, outer]) for table in tables)
+
+
+def _rules(rules: tuple[Settings, ...], found: file.ConfigFile | None, made: ClientConfig) -> tuple[RuleConfig, ...]:
+    if len(rules) > RULES_MAX:
+        raise ConfigError(
+            f"there are {len(rules)} rules, and at most {RULES_MAX} are taken",
+            option=str(found.path) if found else "rule",
+            advice="put domains and networks into lists",
+        )
+    # One that is not in use now may be named all the same.
+    tables = found.tables.get("server", []) if found else []
+    servers: dict[str, int | None] = {table["name"].value: None for table in tables if "name" in table}
+    servers |= made.numbers
+    read_ones = []
+    for number, rule in enumerate(rules, 1):
+        try:
+            read_ones.append(read(rule.values, servers, f"{found.path if found else ''}, [[rule]] {number}"))
+        except ConfigError as error:
+            raise rule.blame(error) from None
+    return tuple(read_ones)
 
 
 def _missing(error: ConfigError) -> ConfigError:

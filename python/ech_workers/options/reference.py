@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ech_workers.options.client import CLIENT, SERVER_TABLE
+from ech_workers.options.rules import RULE_TABLE
 from ech_workers.options.schema import Option, Schema, options_of
 from ech_workers.options.server import SERVER
 
@@ -49,6 +50,7 @@ CLIENT_ORDER = [
     "log_level",
     "log_file",
     "log_format",
+    "log_targets",
     "log_max_size",
     "log_max_age",
     "log_keep",
@@ -65,6 +67,7 @@ SERVER_ORDER = [
     "token_file",
     "path",
     "decoy",
+    "public_healthz",
     "allow_private_targets",
     "max_sessions",
     "max_streams",
@@ -80,6 +83,7 @@ SERVER_ORDER = [
     "log_level",
     "log_file",
     "log_format",
+    "log_targets",
     "log_max_size",
     "log_max_age",
     "log_keep",
@@ -95,6 +99,7 @@ def generated(root: Path) -> dict[Path, str]:
     for name, block in (
         ("proxy", table(CLIENT, CLIENT_ORDER)),
         ("server table", table(SERVER_TABLE, ["name", "priority", "weight"])),
+        ("rule table", table(RULE_TABLE, options_of(RULE_TABLE))),
         ("server", table(SERVER, SERVER_ORDER)),
     ):
         begin, end = f"<!-- generated: {name} -->\n", "<!-- end -->"
@@ -131,6 +136,8 @@ def metavar(declared: Option) -> str | None:
 
 
 def _spelled(declared: Option) -> str:
+    if declared.file_only:
+        return f"`{declared.name} = {metavar(declared)}`"
     if declared.kind == "switch":
         return f"`{declared.flag}` / `--{declared.off}`" if declared.off else f"`{declared.flag}`"
     return f"`{declared.flag} {(metavar(declared) or '').replace('|', chr(92) + '|')}`"
@@ -152,7 +159,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import timedelta
     from ipaddress import IPv4Address, IPv6Address
     from pathlib import Path
@@ -171,6 +178,8 @@ def typed_module() -> str:
         known = options_of(schema)
         parts.append(f'\n\nclass {name}(TypedDict, total=False):\n    """{about}"""\n\n')
         parts += [f"    {option}: {_type(known[option])}\n" for option in order if option != "server"]
+        if schema is CLIENT:
+            parts.append("    rule: Sequence[Mapping[str, object]] | None\n")
     return "".join(parts)
 
 
@@ -189,6 +198,11 @@ def json_schema() -> dict[str, Any]:
     client["properties"]["server"] = {
         "description": client["properties"]["server"]["description"],
         "oneOf": [{"type": "string"}, servers],
+    }
+    client["properties"]["rule"] = {
+        "description": "which way connections go; the first rule that one meets decides",
+        "type": "array",
+        "items": {**_object(RULE_TABLE), "required": ["to"]},
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "ech-workers proxy", **client}
 
@@ -212,8 +226,8 @@ def _property(declared: Option) -> dict[str, Any]:
     if declared.default is not None and not declared.secret:
         about["default"] = list(declared.default) if declared.several else declared.default
     if declared.several:
-        texts = {"type": "array", "items": {"type": "string"}}
-        return {**about, "oneOf": [{"type": "string"}, texts]}
+        one = {"type": ["string", "integer"]} if declared.name == "port" else {"type": "string"}
+        return {**about, "oneOf": [one, {"type": "array", "items": one}]}
     if declared.kind == "choice":
         return {**about, "enum": list(declared.choices)}
     if declared.kind == "switch":

@@ -23,10 +23,13 @@ class ServerTuning(LogTuning, frozen=True, kw_only=True):
         option(
             "whether loopback, private and link-local targets may be reached",
             off="refuse-private-targets",
+            live="drains",
         ),
     ] = False
     max_sessions: Annotated[int, option("sessions at a time", low=1, high=10_000_000, metavar="N")] = 10000
-    max_streams: Annotated[int, option("streams of one session", low=1, high=1_000_000, metavar="N")] = 1024
+    max_streams: Annotated[int, option("streams of one session", low=1, high=1_000_000, metavar="N", live="drains")] = (
+        1024
+    )
     memory_limit: Annotated[
         int,
         option(
@@ -37,9 +40,11 @@ class ServerTuning(LogTuning, frozen=True, kw_only=True):
             metavar="SIZE",
         ),
     ] = 256 << 20
-    connect_timeout: Annotated[float, option("for reaching a target", kind="seconds", low=0.001, high=_DAY)] = 10.0
+    connect_timeout: Annotated[
+        float, option("for reaching a target", kind="seconds", low=0.001, high=_DAY, live="drains")
+    ] = 10.0
     idle_timeout: Annotated[
-        float, option("when a stream without traffic ends", kind="seconds", low=0.001, high=_DAY)
+        float, option("when a stream without traffic ends", kind="seconds", low=0.001, high=_DAY, live="drains")
     ] = 600.0
     drain: Annotated[
         float,
@@ -141,22 +146,41 @@ class ServerSchema(ServerTuning, frozen=True, kw_only=True):
         tuple[str, ...],
         option(
             "a token that clients may use; may be given several times; other users of this machine see command lines, so"
-            " better by a file",
+            " better by a file. Of one that a reload takes away, sessions end with their last stream",
             metavar="TEXT",
             secret=True,
+            live="now",
             shown_default="required",
             api="str | Sequence[str] | None",
         ),
     ] = ()
     token_file: Annotated[
         str | None,
-        option("tokens, one a line", metavar="FILE", path=True, shown_default="required", api=_PATH),
+        option(
+            "tokens, one a line; what stands behind ` # ` is what the status and the metrics call it",
+            metavar="FILE",
+            path=True,
+            live="now",
+            shown_default="required",
+            api=_PATH,
+        ),
     ] = None
     path: Annotated[str, option("the path of the upgrade; `/` takes every path", metavar="PATH")] = "/"
     decoy: Annotated[
         str | None,
-        option("the page for everyone else", metavar="HTML", path=True, shown_default="a plain page", api=_PATH),
+        option(
+            "the page for everyone else", metavar="HTML", path=True, live="now", shown_default="a plain page", api=_PATH
+        ),
     ] = None
+    public_healthz: Annotated[
+        bool,
+        option(
+            "whether `/healthz` is answered with `ok` on the public port, for load balancers that look there: it tells this"
+            " server from a web server",
+            live="now",
+            off="no-public-healthz",
+        ),
+    ] = False
 
 
 SERVER: Schema = (ServerSchema,)

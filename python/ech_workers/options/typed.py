@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import timedelta
     from ipaddress import IPv4Address, IPv6Address
     from pathlib import Path
@@ -51,9 +51,11 @@ class ClientOptions(TypedDict, total=False):
     log_level: str
     log_file: str | Path | None
     log_format: str
+    log_targets: bool
     log_max_size: int | str
     log_max_age: float | timedelta
     log_keep: int
+    rule: Sequence[Mapping[str, object]] | None
 
 
 class ServerOptions(TypedDict, total=False):
@@ -68,6 +70,7 @@ class ServerOptions(TypedDict, total=False):
     token_file: str | Path | None
     path: str
     decoy: str | Path | None
+    public_healthz: bool
     allow_private_targets: bool
     max_sessions: int
     max_streams: int
@@ -83,6 +86,7 @@ class ServerOptions(TypedDict, total=False):
     log_level: str
     log_file: str | Path | None
     log_format: str
+    log_targets: bool
     log_max_size: int | str
     log_max_age: float | timedelta
     log_keep: int

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ech_workers import errors
-    from ech_workers._native import SessionSnapshot, Snapshot
+    from ech_workers._native import ConnectionSnapshot, SessionSnapshot, Snapshot
     from ech_workers.config import ClientConfig
     from ech_workers.supervisor import SessionStatus
 
@@ -36,6 +36,7 @@ class Observed(Protocol):
     def addresses(self) -> Sequence[tuple[str, int]]: ...
     def status(self) -> SupervisorStatus: ...
     def snapshot(self) -> Snapshot: ...
+    def connections(self) -> Sequence[ConnectionSnapshot]: ...
 
 
 class Rates(msgspec.Struct, frozen=True):
@@ -77,6 +78,10 @@ class Connections(msgspec.Struct, frozen=True):
     """For a session."""
     total: int
     failed: int
+    direct: int = 0
+    """So far, by a rule: straight to their target."""
+    blocked: int = 0
+    """So far, by a rule."""
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,6 +255,8 @@ class Observer:
                 snapshot.connections_waiting,
                 snapshot.connections_total,
                 snapshot.connections_failed,
+                snapshot.direct_total,
+                snapshot.blocked_total,
             ),
             targets_failed=snapshot.targets_failed,
             last_target_failure=failure and self._hide(failure),

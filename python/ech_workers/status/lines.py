@@ -13,9 +13,20 @@ if TYPE_CHECKING:
 
     from ech_workers import _native
     from ech_workers.resolvers import ResolverStatus
+    from ech_workers.status.carried import Carried
     from ech_workers.status.facts import Facts, Server, Session
 
-__all__ = ["HANDSHAKE_COLUMNS", "SESSION_COLUMNS", "Row", "Tone", "duration", "rows", "session_up", "size"]
+__all__ = [
+    "CARRIED_COLUMNS",
+    "HANDSHAKE_COLUMNS",
+    "SESSION_COLUMNS",
+    "Row",
+    "Tone",
+    "duration",
+    "rows",
+    "session_up",
+    "size",
+]
 
 Tone = Literal["", "good", "working", "warning", "bad"]
 
@@ -105,6 +116,17 @@ SESSION_COLUMNS: dict[str, Callable[[Session], str]] = {
     "age": lambda session: duration(session.age),
 }
 """What is shown of a session: heading, and how its cell is written."""
+
+CARRIED_COLUMNS: dict[str, Callable[[Carried], str]] = {
+    "id": lambda one: str(one.id),
+    "target": lambda one: one.target,
+    "by": lambda one: one.protocol,
+    "way": lambda one: one.way if one.server is None else one.server,
+    "up": lambda one: size(one.bytes_up),
+    "down": lambda one: size(one.bytes_down),
+    "age": lambda one: duration(one.age),
+}
+"""What is shown of an open connection."""
 
 HANDSHAKE_COLUMNS: dict[str, Callable[[Session], str]] = {
     "ECH": lambda session: session.ech or "-",

@@ -116,6 +116,10 @@ def _metrics(facts: Facts) -> Iterator[Metric]:
     yield gauge("connections_waiting", "Local connections that wait for a session.", connections.waiting)
     yield counter("connections_total", "Local connections so far.", connections.total)
     yield counter("connections_failed_total", "Local connections that failed.", connections.failed)
+    yield counter(
+        "connections_direct_total", "Local connections that went straight to their target.", connections.direct
+    )
+    yield counter("connections_blocked_total", "Local connections that a rule has blocked.", connections.blocked)
     yield counter("targets_failed_total", "Those whose target the server could not reach.", facts.targets_failed)
     yield counter("dials_total", "Attempts to make a session.", facts.dials_total)
     yield counter("dials_failed_total", "Attempts that failed.", facts.dials_failed)
@@ -149,6 +153,14 @@ def _metrics(facts: Facts) -> Iterator[Metric]:
     )
 
 
+_TOKEN_METRICS: tuple[tuple[str, str, Literal["counter", "gauge"], str], ...] = (
+    ("sessions", "token_sessions", "gauge", "Sessions by token, which goes by its label."),
+    ("sessions_total", "token_sessions_total", "counter", "The same so far."),
+    ("bytes_up", "token_bytes_up_total", "counter", "Payload from clients to targets by token."),
+    ("bytes_down", "token_bytes_down_total", "counter", "Payload from targets to clients by token."),
+)
+
+
 def _server_metrics(server: TunnelServer) -> Iterator[Metric]:
     now = server.snapshot()
 
@@ -169,6 +181,12 @@ def _server_metrics(server: TunnelServer) -> Iterator[Metric]:
         "Payload by direction; up is from clients to targets.",
         {("direction", "up"): now.bytes_up, ("direction", "down"): now.bytes_down},
     )
+    tokens = server.tokens()
+    for field, name, kind, about in _TOKEN_METRICS:
+        samples: dict[tuple[str, str] | None, float] = {
+            ("token", token.label): getattr(token, field) for token in tokens
+        }
+        yield Metric(f"server_{name}", kind, about, samples)
     yield one("handshakes_failed_total", "counter", "TLS handshakes that failed.", now.handshakes_failed)
     yield Metric(
         "server_handshakes_total",

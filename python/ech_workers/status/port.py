@@ -12,7 +12,6 @@ must be this port's.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import hmac
 import ipaddress
@@ -26,19 +25,19 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Protocol
 from urllib.parse import parse_qs
 
-from websockets.datastructures import Headers, MultipleValuesError
-from websockets.frames import CloseCode, Frame, Opcode
-from websockets.http11 import Request, Response
-from websockets.protocol import State
-from websockets.server import ServerProtocol
+from websockets.datastructures import MultipleValuesError
 
-from ech_workers.errors import EngineClosed, ListenError
-from ech_workers.status import feed, metrics
+from ech_workers.errors import ConfigError, EngineClosed, ListenError
+from ech_workers.status import feed, metrics, pac
+from ech_workers.status.carried import carried
+from ech_workers.status.connection import Connection, not_allowed, response
 from ech_workers.status.facts import Observer
 from ech_workers.status.page import page, policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from websockets.http11 import Request, Response
 
     from ech_workers.config import ListenAddress
     from ech_workers.server import TunnelServer
@@ -52,26 +51,10 @@ WATCHERS = 16
 CONNECTIONS = 64
 """At a time, watchers among them; more are closed at once."""
 
-REQUEST_TIMEOUT = 10.0
-"""Seconds from the connection to the end of its request."""
-
-STALL_TIMEOUT = 10.0
-"""Seconds after which a watcher that takes nothing is let go; until then it misses frames."""
-
-LINGER = 2.0
-"""Seconds for the other side to take an answer and to close."""
-
-BACKLOG = 1 << 18
-"""Bytes that may wait for one connection; a frame has a few thousand."""
-
 # Seconds without accepting when the process has no descriptor left.
 _RESPITE = 1.0
 
 _log = logging.getLogger("ech_workers")
-
-# The library's own lines, among them one for each connection, are not this program's.
-_silent = logging.getLogger("ech_workers.status.websockets")
-_silent.disabled = True
 
 
 class Guarded(Protocol):
@@ -93,7 +76,7 @@ class Port(ABC):
         """Opens the ports; served from ``start`` on. Raises ListenError."""
         self._selector = selectors.DefaultSelector()
         self._listeners: list[socket.socket] = []
-        self._connections: set[_Connection] = set()
+        self._connections: set[Connection] = set()
         self._frame = b""
         self._frame_due = 0.0
         self._accept_from: float | None = None
@@ -131,7 +114,7 @@ class Port(ABC):
             self._listen(True)
             while not self._stopping:
                 for key, _ in self._selector.select(self._pause()):
-                    if isinstance(key.data, _Connection):
+                    if isinstance(key.data, Connection):
                         self._guard(key.data, key.data.serve)
                     elif key.data is not None:
                         self._accept(key.data)
@@ -174,7 +157,7 @@ class Port(ABC):
                 else:
                     connection.close()
 
-    def _guard(self, connection: _Connection, work: Callable[..., None], *arguments: object) -> None:
+    def _guard(self, connection: Connection, work: Callable[..., None], *arguments: object) -> None:
         """A defect in one connection's service ends that connection alone."""
         try:
             work(*arguments)
@@ -203,7 +186,7 @@ class Port(ABC):
             return
         accepted.setblocking(False)
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        _Connection(accepted, self._selector, self._connections, self._answer)
+        Connection(accepted, self._selector, self._connections, self._answer)
 
     def _close_sockets(self) -> None:
         for closing in (*self._listeners, self._wake_reader, self._wake_writer):
@@ -217,7 +200,7 @@ class Port(ABC):
         """The configuration."""
 
     @abstractmethod
-    def _answer_path(self, connection: _Connection, request: Request, path: str) -> Response:
+    def _answer_path(self, connection: Connection, request: Request, path: str) -> Response:
         """The answer to a GET (or HEAD) of one of ``paths`` by somebody who may ask."""
 
     def _look(self, now: float) -> bool:
@@ -227,28 +210,28 @@ class Port(ABC):
     def _is_watched(self) -> bool:
         return any(connection.is_watching for connection in self._connections)
 
-    def _answer(self, connection: _Connection, request: Request) -> Response:
+    def _answer(self, connection: Connection, request: Request) -> Response:
         reject = connection.protocol.reject
         config = self._guard_by()
         refusal = _refusal(request, config.status_hosts)
         if refusal is not None:
             return reject(403, refusal)
         if not connection.is_local and not _has_token(request, config.status_token):
-            response = reject(401, "give the token: Authorization: Bearer TOKEN, or ?token=TOKEN\n")
-            response.headers["WWW-Authenticate"] = "Bearer"
-            return response
+            refused = reject(401, "give the token: Authorization: Bearer TOKEN, or ?token=TOKEN\n")
+            refused.headers["WWW-Authenticate"] = "Bearer"
+            return refused
         path = request.path.partition("?")[0]
         if path not in self.paths:
             return reject(404, f"there are {', '.join(self.paths[:-1])} and {self.paths[-1]} here\n")
         if request.method != "GET":
-            return _not_allowed(connection.protocol)
+            return not_allowed(connection.protocol)
         return self._answer_path(connection, request, path)
 
 
 class StatusPort(Port):
-    """What there is to see of a tunnel: the page, its feed, /healthz and /metrics."""
+    """What there is to see of a tunnel: the page, its feed, /healthz, /metrics and /proxy.pac."""
 
-    paths = ("/", "/feed", "/healthz", "/metrics")
+    paths = ("/", "/feed", "/healthz", "/metrics", "/proxy.pac")
 
     def __init__(self, addresses: Sequence[ListenAddress], tunnel: Observed) -> None:
         """Raises ListenError."""
@@ -265,35 +248,47 @@ class StatusPort(Port):
         # In step, unless the machine slept.
         self._frame_due = max(self._frame_due + feed.INTERVAL, now + feed.INTERVAL / 2)
         try:
-            self._frame = feed.frame(self._observer.look())
+            self._frame = feed.frame(self._observer.look(), carried(self._tunnel))
         except EngineClosed:
             return False
         return True
 
-    def _answer_path(self, connection: _Connection, request: Request, path: str) -> Response:
+    def _answer_path(self, connection: Connection, request: Request, path: str) -> Response:
         reject = connection.protocol.reject
         if path == "/":
-            return _response(
+            return response(
                 200, "OK", "text/html; charset=utf-8", self._page, ("Content-Security-Policy", self._policy)
             )
         if path == "/feed":
             return self._watch(connection, request)
+        if path == "/proxy.pac":
+            return self._pac(connection)
         try:
             facts = self._observer.glance()
         except EngineClosed:
             return reject(503, "stopped\n")
         if path == "/metrics":
-            return _response(200, "OK", metrics.CONTENT_TYPE, metrics.exposition(facts).encode())
+            return response(200, "OK", metrics.CONTENT_TYPE, metrics.exposition(facts).encode())
         if facts.is_up:
             return reject(200, "ok\n")
         return reject(503, f"{facts.phase if facts.cause is None else facts.cause.line}\n")
 
-    def _watch(self, connection: _Connection, request: Request) -> Response:
+    def _pac(self, connection: Connection) -> Response:
+        try:
+            script = pac.script(self._tunnel.config.rules, self._tunnel.addresses, connection.reached)
+        except ConfigError as error:
+            # A list has gone since it was read.
+            return connection.protocol.reject(503, f"{error.line()}\n")
+        if script is None:
+            return connection.protocol.reject(503, "no proxy port is open\n")
+        return response(200, "OK", pac.CONTENT_TYPE, script.encode())
+
+    def _watch(self, connection: Connection, request: Request) -> Response:
         watching = sum(other.is_watching for other in self._connections)
         if watching >= WATCHERS:
             return connection.protocol.reject(503, f"{WATCHERS} are watching already\n")
-        response = connection.protocol.accept(request)
-        if response.status_code == 101:
+        accepted = connection.protocol.accept(request)
+        if accepted.status_code == 101:
             now = time.monotonic()
             # Whoever comes while others watch gets what they got last: nobody's coming costs a look.
             if not watching:
@@ -301,7 +296,7 @@ class StatusPort(Port):
                 if not self._look(now):
                     return connection.protocol.reject(503, "stopped\n")
             connection.first = self._frame
-        return response
+        return accepted
 
 
 class ServerPort(Port):
@@ -317,186 +312,11 @@ class ServerPort(Port):
     def _guard_by(self) -> Guarded:
         return self._server.config
 
-    def _answer_path(self, connection: _Connection, request: Request, path: str) -> Response:
+    def _answer_path(self, connection: Connection, request: Request, path: str) -> Response:
         if path == "/metrics":
-            return _response(200, "OK", metrics.CONTENT_TYPE, metrics.server_exposition(self._server).encode())
+            return response(200, "OK", metrics.CONTENT_TYPE, metrics.server_exposition(self._server).encode())
         problem = self._server.unready() if path == "/readyz" else None
         return connection.protocol.reject(503 if problem else 200, f"{problem or 'ok'}\n")
-
-
-class _Connection:
-    """One connection: a request, then its answer, or a WebSocket that only we speak on."""
-
-    def __init__(
-        self,
-        accepted: socket.socket,
-        selector: selectors.BaseSelector,
-        all_connections: set[_Connection],
-        answer: Callable[[_Connection, Request], Response],
-    ) -> None:
-        # The feed takes no messages; whoever sends one is let go.
-        self.protocol = ServerProtocol(max_size=1024, logger=_silent)
-        self.first = b""
-        """The frame that a new watcher gets at once."""
-        self.deadline: float | None = time.monotonic() + REQUEST_TIMEOUT
-        self._socket = accepted
-        self._selector = selector
-        self._all = all_connections
-        self._answer = answer
-        self.is_local = ipaddress.ip_address(accepted.getsockname()[0].removeprefix("::ffff:")).is_loopback
-        """Whether it came by a loopback address of this machine."""
-        self._head = b""
-        self._is_begun = False
-        self._is_head = False
-        self._answered = False
-        self._out = bytearray()
-        self._ends = False
-        self._took_at = 0.0
-        all_connections.add(self)
-        selector.register(accepted, selectors.EVENT_READ, self)
-
-    @property
-    def is_watching(self) -> bool:
-        return self.protocol.state is State.OPEN
-
-    def serve(self) -> None:
-        """The socket is readable, or writable."""
-        if not self._receive():
-            self.close()
-            return
-        self._flush()
-
-    def show(self, frame: bytes) -> None:
-        """Sends a frame, unless the last one is still not taken."""
-        if self._out:
-            if time.monotonic() - self._took_at > STALL_TIMEOUT:
-                self.close()
-            return
-        self.protocol.send_text(frame)
-        self._flush()
-
-    def say_goodbye(self) -> None:
-        if self.is_watching and not self._out:
-            self.protocol.send_close(CloseCode.GOING_AWAY)
-            self._flush()
-
-    def close(self) -> None:
-        if self in self._all:
-            self._all.remove(self)
-            self._selector.unregister(self._socket)
-            self._socket.close()
-
-    def _receive(self) -> bool:
-        """False at the end of the connection."""
-        try:
-            data = self._socket.recv(1 << 14)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        if not data:
-            return False
-        if not self._is_begun:
-            data = self._head + data
-            if len(data) < len(_HEAD) and _HEAD.startswith(data):
-                # Not enough to say which method it is.
-                self._head = data
-                return True
-            self._is_begun = True
-            self._is_head = data.startswith(_HEAD)
-            if self._is_head:
-                # The library knows GET alone, and the two answers differ by their body alone.
-                data = b"GET " + data.removeprefix(_HEAD)
-            self._head = data[:16]
-        self.protocol.receive_data(data)
-        for event in self.protocol.events_received():
-            if isinstance(event, Request):
-                self._respond(self._answer(self, event))
-            elif isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY) and self.is_watching:
-                self.protocol.fail(CloseCode.POLICY_VIOLATION, "only the proxy speaks here")
-        if not self._answered and self.protocol.handshake_exc is not None:
-            self._refuse_unreadable()
-        return True
-
-    def _respond(self, response: Response) -> None:
-        self._answered = True
-        for name, value in _HEADERS:
-            if name not in response.headers:
-                response.headers[name] = value
-        if self._is_head and not self.is_watching:
-            # Its length is that of the body which GET would have had (RFC 9110 section 9.3.2).
-            response = dataclasses.replace(response, body=b"")
-        self.protocol.send_response(response)
-        self.deadline = None
-        if self.is_watching:
-            self._took_at = time.monotonic()
-            self.protocol.send_text(self.first)
-
-    def _refuse_unreadable(self) -> None:
-        """What the library cannot read, a body for example, it mostly has no answer to, and ends the connection."""
-        self._answered, self._ends = True, True
-        self.deadline = None
-        self._out += b"".join(self.protocol.data_to_send())
-        if not self._out:
-            answer = (
-                self.protocol.reject(400, "that is no request for this port\n")
-                if self._head.startswith(b"GET ")
-                else _not_allowed(self.protocol)
-            )
-            self._out += answer.serialize()
-
-    def _flush(self) -> None:
-        for data in self.protocol.data_to_send():
-            if data:
-                self._out += data
-            else:
-                # How the protocol says that it has no more to send.
-                self._ends = True
-        if len(self._out) > BACKLOG:
-            self.close()
-            return
-        try:
-            while self._out:
-                del self._out[: self._socket.send(self._out)]
-                self._took_at = time.monotonic()
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.close()
-            return
-        if self._ends and not self._out:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_WR)
-        if self._answered and not self.is_watching and self.deadline is None:
-            # Answered, or a WebSocket that is closing: the other side has its turn.
-            self.deadline = time.monotonic() + LINGER
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0)
-        if self._selector.get_key(self._socket).events != events:
-            self._selector.modify(self._socket, events, self)
-
-
-_HEAD = b"HEAD "
-
-# For every answer: nothing here is to be kept, shown inside another site's page, or taken for a script by one.
-_HEADERS = (
-    ("Cache-Control", "no-store"),
-    ("X-Content-Type-Options", "nosniff"),
-    ("Referrer-Policy", "no-referrer"),
-    ("Cross-Origin-Resource-Policy", "same-origin"),
-    ("Cross-Origin-Opener-Policy", "same-origin"),
-    ("X-Frame-Options", "DENY"),
-)
-
-
-def _response(status: int, reason: str, kind: str, body: bytes, *headers: tuple[str, str]) -> Response:
-    fields = (("Connection", "close"), ("Content-Length", str(len(body))), ("Content-Type", kind), *headers)
-    return Response(status, reason, Headers(fields), body)
-
-
-def _not_allowed(protocol: ServerProtocol) -> Response:
-    response = protocol.reject(405, "only GET and HEAD are answered here\n")
-    response.headers["Allow"] = "GET, HEAD"
-    return response
 
 
 def _has_token(request: Request, token: str | None) -> bool:

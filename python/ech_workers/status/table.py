@@ -19,8 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ech_workers.errors import EngineClosed
+from ech_workers.status.carried import Carried, carried
 from ech_workers.status.facts import Observer
-from ech_workers.status.lines import SESSION_COLUMNS, Row, Tone, duration, rows, size
+from ech_workers.status.lines import CARRIED_COLUMNS, SESSION_COLUMNS, Row, Tone, duration, rows, size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -40,10 +41,11 @@ _STYLES: dict[Tone, str] = {"": "", "good": "green", "working": "cyan", "warning
 # On a small screen the first of these go first.
 _LEAST_FIRST = ("resolver", "TLS", "last failure", "so far", "ECH", "server", "traffic")
 
-_KEYS = "q quit   s servers   ? help"
+_KEYS = "q quit  c connections  s servers  ? help"
 
 _HELP = """Keys
   q        end the proxy
+  c        the open connections, the youngest first
   s        the servers, one a line
   ?        this text
   any other key goes back to the table
@@ -75,7 +77,7 @@ class View:
         """True when it asks for the end."""
         if key in ("q", "Q"):
             return True
-        wanted = {"?": "help", "h": "help", "s": "servers"}.get(key.lower(), "table")
+        wanted = {"?": "help", "h": "help", "s": "servers", "c": "connections"}.get(key.lower(), "table")
         self.name = "table" if wanted == self.name else wanted
         return False
 
@@ -225,7 +227,23 @@ def _drawn(
         return Text(_HELP)
     if view.name == "servers":
         return _servers(tunnel)
+    if view.name == "connections":
+        return _connections(tunnel, console.height - 5)
     return fitted(facts, notes, console, lines)
+
+
+def _connections(tunnel: Tunnel, room: int) -> RenderableType:
+    table = Table(box=None, padding=(0, 1), header_style="dim", pad_edge=False)
+    for heading in CARRIED_COLUMNS:
+        right = heading in ("up", "down", "age")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
+    found: list[Carried] = []
+    with contextlib.suppress(EngineClosed):
+        found = carried(tunnel, None)
+    for one in found[: -max(1, room) - 1 : -1]:
+        table.add_row(*(cell(one) for cell in CARRIED_COLUMNS.values()))
+    more = f"and {len(found) - table.row_count} more; " if len(found) > table.row_count else ""
+    return Group(table, "", Text(f"{more}any key goes back", style="dim"))
 
 
 def _servers(tunnel: Tunnel) -> RenderableType:

@@ -111,6 +111,8 @@ pub enum Failure {
     NameNotFound,
     /// There is no session to a server.
     TunnelDown,
+    /// Forbidden by this proxy's own rules.
+    Blocked,
 }
 
 impl Failure {
@@ -120,7 +122,7 @@ impl Failure {
     pub fn socks5_reply(self) -> u8 {
         match self {
             Self::General | Self::TunnelDown => socks5::GENERAL_FAILURE,
-            Self::NotAllowed => 2,
+            Self::NotAllowed | Self::Blocked => 2,
             Self::NetworkUnreachable => 3,
             Self::HostUnreachable | Self::NameNotFound => 4,
             Self::ConnectionRefused => 5,
@@ -145,6 +147,7 @@ impl Failure {
             Self::TimedOut => ("504 Gateway Timeout", "connection_timeout"),
             Self::NameNotFound => ("502 Bad Gateway", "dns_error"),
             Self::TunnelDown => ("503 Service Unavailable", "proxy_internal_error"),
+            Self::Blocked => ("403 Forbidden", "http_request_denied"),
         }
     }
 }
@@ -163,6 +166,7 @@ impl fmt::Display for Failure {
             Self::TimedOut => "the target did not answer in time",
             Self::NameNotFound => "the target's name does not resolve",
             Self::TunnelDown => "no connection to a server",
+            Self::Blocked => "a rule blocks this target",
         })
     }
 }

@@ -1,14 +1,17 @@
 //! The client.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ech_workers_proxy::{Credentials, Host, Target};
+use ech_workers_rules::Rules;
 use ech_workers_sync::{Mutex, RwLock};
 use ech_workers_tls::{ClientContext, Trust};
-use ech_workers_tunnel::{self as tunnel, Client, ClientConfig, Next};
+use ech_workers_tunnel::{self as tunnel, Client, ClientConfig, Next, Resolved};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 use crate::events;
 use crate::failure::closed;
@@ -16,7 +19,8 @@ use crate::notifier::Notifier;
 use crate::opening::Opening;
 use crate::plan::{DialPlan, FetchPlan, seconds};
 use crate::process::{Process, wait};
-use crate::snapshot::Snapshot;
+use crate::rules::Rule;
+use crate::snapshot::{ConnectionSnapshot, Snapshot};
 
 /// How often the end of the last stream is looked for, while the client is being closed.
 pub(crate) const CLOSING_TURN: Duration = Duration::from_millis(10);
@@ -229,6 +233,51 @@ impl Engine {
 
     fn snapshot(&self, py: Python<'_>) -> PyResult<Snapshot> {
         Snapshot::new(py, self.client(py)?.snapshot())
+    }
+
+    fn set_rules(&self, py: Python<'_>, rules: Vec<Bound<'_, Rule>>) -> PyResult<()> {
+        let rules = rules.iter().map(|rule| rule.get().shared());
+        self.client(py)?.set_rules(Rules::new(rules.collect()));
+        Ok(())
+    }
+
+    fn resolved(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        addresses: Option<Vec<String>>,
+        ttl: f64,
+    ) -> PyResult<()> {
+        let answer = match addresses {
+            None => Resolved::Failed,
+            Some(addresses) if addresses.is_empty() => Resolved::NotFound,
+            Some(addresses) => {
+                let parsed = addresses.iter().map(|address| address.parse::<IpAddr>());
+                let parsed = parsed.collect::<Result<Vec<_>, _>>();
+                Resolved::Addresses(
+                    parsed
+                        .map_err(|error| PyValueError::new_err(format!("addresses: {error}")))?
+                        .into(),
+                )
+            }
+        };
+        let client = self.client(py)?;
+        client.resolved(
+            name,
+            answer,
+            Duration::from_secs_f64(ttl.clamp(0.0, 86_400.0)),
+        );
+        Ok(())
+    }
+
+    fn connections<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let all = self.client(py)?.connections().into_iter();
+        let all = all.map(|one| Py::new(py, ConnectionSnapshot::from(one)));
+        PyTuple::new(py, all.collect::<PyResult<Vec<_>>>()?)
+    }
+
+    fn cut(&self, py: Python<'_>, connection: u64) -> PyResult<bool> {
+        Ok(self.client(py)?.cut(connection))
     }
 
     #[pyo3(signature = (grace=0.0))]

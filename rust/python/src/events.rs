@@ -209,6 +209,12 @@ pub(crate) struct FetchFailed {
     failure: Failure,
 }
 
+/// The addresses of a name are wanted.
+#[pyclass(frozen, get_all, module = "ech_workers._native")]
+pub(crate) struct NameWanted {
+    name: String,
+}
+
 /// Another thread wants the loop's attention.
 #[pyclass(frozen, module = "ech_workers._native")]
 pub(crate) struct Woken;
@@ -340,6 +346,7 @@ pub(crate) fn event(py: Python<'_>, event: Event) -> PyResult<Py<PyAny>> {
             },
         )?
         .into_any(),
+        Event::NameWanted(name) => Py::new(py, NameWanted { name })?.into_any(),
         Event::Fetched { fetch, fetched } => Py::new(py, Fetched { fetch, fetched })?.into_any(),
         Event::FetchFailed { fetch, failure } => Py::new(
             py,

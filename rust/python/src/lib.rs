@@ -14,6 +14,7 @@ mod notifier;
 mod opening;
 mod plan;
 mod process;
+mod rules;
 mod server;
 mod snapshot;
 
@@ -32,8 +33,8 @@ mod _native {
     use crate::engine::{Engine, Listener};
     #[pymodule_export]
     use crate::events::{
-        BulkChanged, DialFailed, EchLearned, FetchFailed, Fetched, H2Chosen, LogLine, SessionLost,
-        SessionUp, SessionsFull, Unreached, Woken,
+        BulkChanged, DialFailed, EchLearned, FetchFailed, Fetched, H2Chosen, LogLine, NameWanted,
+        SessionLost, SessionUp, SessionsFull, Unreached, Woken,
     };
     #[pymodule_export]
     use crate::failure::Failure;
@@ -42,9 +43,11 @@ mod _native {
     #[pymodule_export]
     use crate::plan::{DialPlan, FetchPlan};
     #[pymodule_export]
+    use crate::rules::Rule;
+    #[pymodule_export]
     use crate::server::Server;
     #[pymodule_export]
-    use crate::snapshot::{ServerSnapshot, SessionSnapshot, Snapshot};
+    use crate::snapshot::{ConnectionSnapshot, ServerSnapshot, SessionSnapshot, Snapshot};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ech_workers_tls::ech::EchKey;
 use ech_workers_tls::{Identity, ServerContext, TicketKey, TicketKeys};
-use ech_workers_tunnel::{self as tunnel, Next, ServerConfig};
+use ech_workers_tunnel::{self as tunnel, FaceConfig, Limits, Next, ServerConfig};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -16,6 +16,9 @@ use crate::failure::closed;
 use crate::plan::seconds;
 use crate::process::{Process, wait};
 use crate::snapshot::ServerSnapshot;
+
+/// A token's label, sessions now and so far, bytes up and down.
+type TokenStats = (String, u64, u64, u64, u64);
 
 /// The other end of the tunnel.
 #[pyclass(frozen, module = "ech_workers._native")]
@@ -47,7 +50,7 @@ impl Drop for Server {
 #[pymethods]
 impl Server {
     #[new]
-    #[pyo3(signature = (*, host, port, certificates, tokens, path="/".to_owned(), decoy=None, ech_keys=Vec::new(), ticket_keys=None, allow_private_targets=false, max_sessions=10000, max_streams=1024, memory_limit=268_435_456, connect_timeout=10.0, idle_timeout=600.0, workers=0, log_level=20))]
+    #[pyo3(signature = (*, host, port, certificates, tokens, path="/".to_owned(), decoy=None, healthz=false, ech_keys=Vec::new(), ticket_keys=None, allow_private_targets=false, max_sessions=10000, max_streams=1024, memory_limit=268_435_456, connect_timeout=10.0, idle_timeout=600.0, workers=0, log_level=20))]
     #[allow(
         clippy::too_many_arguments,
         reason = "keyword arguments of the Python class"
@@ -57,9 +60,10 @@ impl Server {
         host: &str,
         port: u16,
         certificates: Vec<(Vec<u8>, Vec<u8>)>,
-        tokens: Vec<String>,
+        tokens: Vec<(String, String)>,
         path: String,
         decoy: Option<Vec<u8>>,
+        healthz: bool,
         ech_keys: Vec<Vec<u8>>,
         ticket_keys: Option<Vec<Vec<u8>>>,
         allow_private_targets: bool,
@@ -71,26 +75,23 @@ impl Server {
         workers: usize,
         log_level: u8,
     ) -> PyResult<Self> {
-        if tokens.is_empty() || tokens.iter().any(String::is_empty) {
-            return Err(PyValueError::new_err(
-                "tokens: at least one, and none of them empty",
-            ));
-        }
+        let face = face(tokens, decoy, healthz)?;
         if !path.starts_with('/') {
             return Err(PyValueError::new_err(format!(
                 "path: it must begin with a slash, not {path:?}"
             )));
         }
         let config = ServerConfig {
-            tokens,
+            face,
             path,
-            decoy,
-            allow_private_targets,
             max_sessions,
-            max_streams,
+            limits: Limits {
+                max_streams,
+                allow_private_targets,
+                connect_timeout: seconds("connect_timeout", connect_timeout)?,
+                idle_timeout: seconds("idle_timeout", idle_timeout)?,
+            },
             memory_limit,
-            connect_timeout: seconds("connect_timeout", connect_timeout)?,
-            idle_timeout: seconds("idle_timeout", idle_timeout)?,
             workers,
             log_level: level(log_level),
         };
@@ -166,6 +167,53 @@ impl Server {
         }
     }
 
+    #[pyo3(signature = (*, tokens, decoy=None, healthz=false))]
+    fn set_face(
+        &self,
+        py: Python<'_>,
+        tokens: Vec<(String, String)>,
+        decoy: Option<Vec<u8>>,
+        healthz: bool,
+    ) -> PyResult<()> {
+        let face = face(tokens, decoy, healthz)?;
+        self.server(py)?
+            .set_face(face)
+            .map_err(|error| PyValueError::new_err(error.to_string()))
+    }
+
+    #[pyo3(signature = (*, allow_private_targets, max_streams, connect_timeout, idle_timeout))]
+    fn set_limits(
+        &self,
+        py: Python<'_>,
+        allow_private_targets: bool,
+        max_streams: usize,
+        connect_timeout: f64,
+        idle_timeout: f64,
+    ) -> PyResult<()> {
+        self.server(py)?.set_limits(Limits {
+            max_streams,
+            allow_private_targets,
+            connect_timeout: seconds("connect_timeout", connect_timeout)?,
+            idle_timeout: seconds("idle_timeout", idle_timeout)?,
+        });
+        Ok(())
+    }
+
+    fn tokens(&self, py: Python<'_>) -> PyResult<Vec<TokenStats>> {
+        let tokens = self.server(py)?.tokens().into_iter();
+        Ok(tokens
+            .map(|token| {
+                (
+                    token.label,
+                    token.sessions,
+                    token.sessions_total,
+                    token.bytes_up,
+                    token.bytes_down,
+                )
+            })
+            .collect())
+    }
+
     #[pyo3(signature = (timeout))]
     fn next_event(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Py<PyAny>>> {
         self.process.check(py)?;
@@ -210,6 +258,23 @@ impl Server {
         py.detach(|| server.close(Duration::ZERO));
         interrupted
     }
+}
+
+fn face(
+    tokens: Vec<(String, String)>,
+    decoy: Option<Vec<u8>>,
+    healthz: bool,
+) -> PyResult<FaceConfig> {
+    if tokens.is_empty() || tokens.iter().any(|(token, _)| token.is_empty()) {
+        return Err(PyValueError::new_err(
+            "tokens: at least one, and none of them empty",
+        ));
+    }
+    Ok(FaceConfig {
+        tokens,
+        decoy,
+        healthz,
+    })
 }
 
 fn identities(certificates: Vec<(Vec<u8>, Vec<u8>)>) -> Vec<Identity> {

@@ -33,6 +33,8 @@ pub(crate) struct Snapshot {
     targets_failed: u64,
     last_target_failure: Option<String>,
     connections_waiting: u64,
+    direct_total: u64,
+    blocked_total: u64,
     bytes_up: u64,
     bytes_down: u64,
     dials_total: u64,
@@ -56,6 +58,8 @@ impl Snapshot {
             targets_failed: now.targets_failed,
             last_target_failure: now.last_target_failure,
             connections_waiting: now.connections_waiting,
+            direct_total: now.direct_total,
+            blocked_total: now.blocked_total,
             bytes_up: now.bytes_up,
             bytes_down: now.bytes_down,
             dials_total: now.dials_total,
@@ -81,6 +85,43 @@ impl From<tunnel::SessionSnapshot> for SessionSnapshot {
             rtt_ms: now.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
             bytes_up: now.bytes_up,
             bytes_down: now.bytes_down,
+        }
+    }
+}
+
+/// One local connection, or stream of the API, at one moment.
+#[pyclass(frozen, get_all, module = "ech_workers._native")]
+pub(crate) struct ConnectionSnapshot {
+    id: u64,
+    target: String,
+    protocol: &'static str,
+    way: &'static str,
+    session: Option<u64>,
+    upstream: Option<u32>,
+    bytes_up: u64,
+    bytes_down: u64,
+    age: f64,
+}
+
+impl From<tunnel::ConnectionSnapshot> for ConnectionSnapshot {
+    fn from(now: tunnel::ConnectionSnapshot) -> Self {
+        let (way, session, upstream) = match now.carried {
+            tunnel::Carried::Waiting => ("waiting", None, None),
+            tunnel::Carried::Direct => ("direct", None, None),
+            tunnel::Carried::Session(session, upstream) => {
+                ("tunnel", Some(session), Some(upstream))
+            }
+        };
+        Self {
+            id: now.id,
+            target: now.target,
+            protocol: now.protocol,
+            way,
+            session,
+            upstream,
+            bytes_up: now.bytes_up,
+            bytes_down: now.bytes_down,
+            age: now.age.as_secs_f64(),
         }
     }
 }

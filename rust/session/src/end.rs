@@ -107,6 +107,11 @@ pub trait LocalEnd {
         Poll::Pending
     }
 
+    /// Whether somebody has ended it from outside. Its waker is called when that changes.
+    fn is_cut(&self) -> bool {
+        false
+    }
+
     /// The request goes to the server now.
     fn begun(&mut self) {}
 

@@ -685,6 +685,8 @@ impl<L: LocalEnd> Streams<L> {
             stream.waker.unlist();
             if matches!(stream.state, State::Server(ServerState::Connecting(_))) {
                 self.poll_connect(id);
+            } else if stream.end.as_ref().is_some_and(L::is_cut) {
+                self.cut(id, Abort::Local);
             } else if !self.cut_if_abandoned(id) {
                 self.flush(id);
                 self.wake(id);

@@ -17,7 +17,9 @@ use ech_workers_tls::ech::{EchKey, config_list};
 use ech_workers_tls::{
     ClientContext, ClientParameters, Ech, HelloForm, Profile, ServerContext, Trust, accept, connect,
 };
-use ech_workers_tunnel::{Client, ClientConfig, DialPlan, Event, Mode, Next, Server, ServerConfig};
+use ech_workers_tunnel::{
+    Client, ClientConfig, DialPlan, Event, FaceConfig, Limits, Mode, Next, Server, ServerConfig,
+};
 use ech_workers_websocket::{self as websocket, Decoder, OpCode, Role};
 use ech_workers_yamux::{self as yamux, Connection, HEADER_LEN, Side};
 use tracing::level_filters::LevelFilter;
@@ -252,15 +254,20 @@ fn trust(authority: &CertificateAuthority) -> Trust {
 
 fn server_config() -> ServerConfig {
     ServerConfig {
-        tokens: vec!["token".to_owned()],
+        face: FaceConfig {
+            tokens: vec![("token".to_owned(), "ours".to_owned())],
+            decoy: None,
+            healthz: false,
+        },
         path: "/".to_owned(),
-        decoy: None,
-        allow_private_targets: true,
         max_sessions: 4,
-        max_streams: 4,
+        limits: Limits {
+            max_streams: 4,
+            allow_private_targets: true,
+            connect_timeout: LIMIT,
+            idle_timeout: LIMIT,
+        },
         memory_limit: 256 << 20,
-        connect_timeout: LIMIT,
-        idle_timeout: LIMIT,
         workers: 1,
         log_level: LevelFilter::INFO,
     }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ech_workers_proxy::{self as proxy, Credentials, RequestKind, Target};
+use ech_workers_rules::{Rules, Way};
 use ech_workers_session::{
     self as session, Abort, Ledger, LocalEnd as _, Open, Refusal, Returned, Session,
 };
@@ -23,9 +24,11 @@ use tracing::level_filters::LevelFilter;
 use crate::addresses::Addresses;
 use crate::carrier::WebSocket;
 use crate::cause;
+use crate::connections::{Carried, ConnectionSnapshot, Connections};
 use crate::counters::{Counter, Traffic};
 use crate::desk::Desk;
 use crate::dial::{self, DialPlan, Dialed, Learned, Mode};
+use crate::direct;
 use crate::driver::{Driver, Handle, Owner, SessionStats, Side};
 use crate::events::Events;
 use crate::failure::{Code, Ended, Failure, Layer};
@@ -33,6 +36,7 @@ use crate::fetch::{self, FetchPlan, Fetched};
 use crate::listen::{accept, bind};
 use crate::local::{self, Place};
 use crate::log;
+use crate::names::Resolved;
 use crate::panics::caught;
 use crate::pending::{Done, Pending, pending};
 use crate::pool::{Carrier, Load, Member, Pool, Purpose, Unavailable, WARM};
@@ -44,6 +48,7 @@ use crate::snapshot::Snapshot;
 use crate::socket::Socket;
 use crate::stream::LocalStream;
 use crate::unreached::Unreached;
+use crate::ways::Ways;
 
 /// What a connection of simple mode may hold for a program that does not take it, in bytes.
 const STREAM_MEMORY: usize = 256 << 10;
@@ -150,6 +155,8 @@ pub enum Event {
         /// The server's words, which name the target.
         reason: String,
     },
+    /// The addresses of this name are wanted, for connections that go straight to it. In lower case, without a final dot.
+    NameWanted(String),
     /// An exchange succeeded.
     Fetched {
         /// Its number.
@@ -229,6 +236,9 @@ struct Shared {
     threads: runtime::Traffic,
     /// Where conversations with local programs run: one for each of these threads.
     desks: Vec<Desk>,
+    /// Those that are open, for the user.
+    list: Arc<Connections>,
+    ways: Ways,
 }
 
 impl std::fmt::Debug for Shared {
@@ -283,6 +293,8 @@ impl Client {
             control: threads.control().clone(),
             threads: threads.traffic(),
             desks,
+            list: Arc::default(),
+            ways: Ways::default(),
         });
         Ok(Self {
             shared,
@@ -412,7 +424,8 @@ impl Client {
             answer,
             begun: Arc::clone(&opening.begun),
         };
-        let end = Program::new(Socket::from(stream), Reply::Api, None, Some(place));
+        let mut end = Program::new(Socket::from(stream), Reply::Api, None, Some(place));
+        end.list(shared.list.list(target.authority(), "api"));
         // The one who waits keeps the time, and says so by going away.
         let late = deadline + Duration::from_secs(1);
         let mut open = Open::new(end, target.authority().into_bytes(), late);
@@ -420,10 +433,30 @@ impl Client {
         shared
             .control
             .spawn(opening.run(answered, deadline, shared.closing.subscribe()));
-        shared
-            .control
-            .spawn(Arc::clone(shared).place(Box::new(open), None));
+        let (shared, target) = (Arc::clone(shared), target.clone());
+        let control = shared.control.clone();
+        control.spawn(async move { shared.send(open, &target, None).await });
         pending
+    }
+
+    /// Other rules, for the connections that come from now on.
+    pub fn set_rules(&self, rules: Rules) {
+        self.shared.ways.set_rules(rules);
+    }
+
+    /// What was found out about a name that was wanted, which holds for `ttl`.
+    pub fn resolved(&self, name: &str, answer: Resolved, ttl: Duration) {
+        self.shared.ways.names.resolved(name, answer, ttl);
+    }
+
+    /// The local connections, and the streams of the API, that are open; the oldest first.
+    pub fn connections(&self) -> Vec<ConnectionSnapshot> {
+        self.shared.list.snapshot()
+    }
+
+    /// Ends a connection, which both of its sides see as a reset. False: there is none of this number.
+    pub fn cut(&self, connection: u64) -> bool {
+        self.shared.list.cut(connection)
     }
 
     /// The counters now.
@@ -437,6 +470,8 @@ impl Client {
             targets_failed: shared.targets_failed.value(),
             last_target_failure: shared.last_target_failure.lock().clone(),
             connections_waiting: shared.pool.waiting(),
+            direct_total: shared.ways.direct.value(),
+            blocked_total: shared.ways.blocked.value(),
             bytes_up: shared.traffic.up.value(),
             bytes_down: shared.traffic.down.value(),
             dials_total: shared.dials_total.value(),
@@ -449,6 +484,7 @@ impl Client {
     /// Has every session say goodbye, as far as its server takes it.
     fn part(&self) {
         self.shared.pool.tell_all(Handle::end);
+        self.shared.list.cut_direct();
         let deadline = Instant::now() + GOODBYE;
         let busy = || !self.shared.pool.is_empty() || self.shared.connections.value() > 0;
         while busy() && Instant::now() < deadline {
@@ -544,21 +580,58 @@ impl Shared {
             return;
         };
         let deadline = Instant::now() + self.config.open_timeout;
-        let authority = request.target.authority().into_bytes();
+        let target = request.target.clone();
+        let authority = target.authority();
+        let protocol = request.kind.name();
         let early = std::mem::take(&mut request.early);
         let exchange = request.exchange.take();
         // A forwarded request has no reply of its own that could be early: a failure can be told.
         let confirm = self.config.confirmed || request.kind == RequestKind::HttpForward;
-        let end = Program::new(
+        let mut end = Program::new(
             Socket::from(tcp),
             Reply::Local(request),
             exchange,
             Some(place),
         );
-        let mut open = Open::new(end, authority, deadline);
+        end.list(self.list.list(authority.clone(), protocol));
+        let mut open = Open::new(end, authority.into_bytes(), deadline);
         open.early = early;
         open.confirm = confirm;
-        self.place(Box::new(open), Some(thread)).await;
+        self.send(open, &target, Some(thread)).await;
+    }
+
+    /// Sends a connection the way that the rules say. `near`: the thread where its socket is.
+    async fn send(self: Arc<Self>, mut open: Open<Program>, target: &Target, near: Option<usize>) {
+        match self.ways.decide(target) {
+            Way::Tunnel => self.place(Box::new(open), near).await,
+            Way::Server(server) => {
+                open.end.restrict(server);
+                self.place(Box::new(open), near).await;
+            }
+            Way::Direct => self.go_directly(open, target.clone(), near),
+            Way::Block => open.end.fail(proxy::Failure::Blocked, "", ""),
+        }
+    }
+
+    /// Connects to a target and relays, in a task of its own.
+    fn go_directly(self: Arc<Self>, open: Open<Program>, target: Target, near: Option<usize>) {
+        open.end.carried_by(Carried::Direct);
+        let limits = direct::Limits {
+            idle: self.config.idle_timeout,
+            half_closed: self.config.half_closed_timeout,
+        };
+        let (thread, _) = near.map_or_else(
+            || self.threads.least_busy(),
+            |near| self.threads.numbered(near),
+        );
+        thread.spawn(async move {
+            let wanted = |name| self.events.push(Event::NameWanted(name));
+            let attempt = self.ways.reach(&target, wanted);
+            let relay = direct::run(open.end, open.early, attempt, open.deadline, limits);
+            if let Ok(Err(refusal)) = caught(relay).await {
+                self.target_failed(&refusal.reason);
+            }
+        });
     }
 
     /// Finds a session for a stream, waiting for one if need be. Gives up when nobody waits for the stream any more. `near`: the
@@ -580,7 +653,7 @@ impl Shared {
         loop {
             let carrier = tokio::select! {
                 biased;
-                carrier = self.pool.carrier(deadline, &failed, &avoided, near) => carrier,
+                carrier = self.pool.carrier(deadline, &failed, &avoided, near, open.end.only()) => carrier,
                 () = std::future::poll_fn(|cx| open.end.poll_abandoned(cx)) => return,
             };
             match carrier {
@@ -645,7 +718,9 @@ impl Shared {
     ) {
         let now = Instant::now();
         let is_new = open.end.note_unreached(upstream, refusal.clone());
-        if !is_new || open.deadline <= now || !self.pool.has_other(open.end.tried()) {
+        // A rule may name the only server.
+        let has_other = open.end.only().is_none() && self.pool.has_other(open.end.tried());
+        if !is_new || open.deadline <= now || !has_other {
             return self.tell_unreached(*open, &refusal);
         }
         self.unreached
@@ -745,7 +820,7 @@ impl Shared {
                 let upstream = plan.upstream;
                 failed.push(upstream);
                 // Nothing of it was sent: another server may carry it.
-                if self.pool.has_other(&failed) {
+                if open.end.only().is_none() && self.pool.has_other(&failed) {
                     self.place_again(open, failed, near);
                 } else {
                     self.refuse(*open, &why);
@@ -777,6 +852,8 @@ impl Shared {
             };
             let (running, member) =
                 self.start_session(carrier, &dialed, &plan, Purpose::Taken, home);
+            open.end
+                .carried_by(Carried::Session(member.session, member.upstream));
             // The queue of a session that has just begun has room.
             if let Ok(permit) = member.handle.reserve().await {
                 permit.send(open);
@@ -900,7 +977,7 @@ impl Shared {
         self.connections_failed.add(1);
         self.targets_failed.add(1);
         *self.last_target_failure.lock() = Some(reason.to_owned());
-        tracing::debug!("a target could not be reached: {reason}");
+        tracing::debug!(target: log::TARGETS, "a target could not be reached: {reason}");
     }
 
     fn yamux_config(&self) -> yamux::Config {

@@ -13,6 +13,9 @@ use tracing::{Dispatch, Event, Metadata, Subscriber};
 use crate::events::{Events, LogLine};
 use crate::panics;
 
+/// The module that lines which name a target come from, for those who leave them out.
+pub(crate) const TARGETS: &str = "ech_workers_tunnel::targets";
+
 /// Panics of the tunnel's threads become log lines; those of all other threads go where they went before.
 static PANICS: Once = Once::new();
 

@@ -10,6 +10,7 @@ use ech_workers_sync::Mutex;
 use tokio::sync::Notify;
 
 use crate::client::Event;
+use crate::connections::Carried;
 use crate::counters::Counter;
 use crate::dial::DialPlan;
 use crate::driver::{Handle, SessionStats};
@@ -127,12 +128,18 @@ impl Load {
 
 /// A stream's place in a session, held until the stream has ended or goes to another session.
 #[derive(Debug)]
-pub(crate) struct Ticket(Arc<Load>);
+pub(crate) struct Ticket(Arc<Load>, Carried);
 
 impl Ticket {
-    fn new(load: &Arc<Load>) -> Self {
-        load.assigned.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(load))
+    fn new(member: &Member) -> Self {
+        member.load.assigned.fetch_add(1, Ordering::Relaxed);
+        let carried = Carried::Session(member.session, member.upstream);
+        Self(Arc::clone(&member.load), carried)
+    }
+
+    /// The session, for the user.
+    pub(crate) const fn carried(&self) -> Carried {
+        self.1
     }
 }
 
@@ -284,23 +291,25 @@ impl Pool {
 
     /// What carries the next stream, waiting for it until `deadline`. Servers in `failed` come last, those in `avoided` before
     /// them. A session of the thread `near`, where the stream's socket is already, is taken unless another has fewer streams by
-    /// more than what moving the socket is worth: one, and an eighth. An error: nothing will.
+    /// more than what moving the socket is worth: one, and an eighth. `only`: no other server will do. An error:
+    /// nothing will.
     pub(crate) async fn carrier(
         &self,
         deadline: Instant,
         failed: &[u32],
         avoided: &[u32],
         near: Option<usize>,
+        only: Option<u32>,
     ) -> Result<Carrier, Unavailable> {
         let mut is_full = false;
         while Instant::now() < deadline {
-            if let Some(carrier) = self.choose(failed, avoided, near)?.0 {
+            if let Some(carrier) = self.choose(failed, avoided, near, only)?.0 {
                 return Ok(carrier);
             }
             let mut changed = std::pin::pin!(self.changed.notified());
             // From here on no change is missed; one may have come since the look.
             changed.as_mut().enable();
-            let (carrier, any_full) = self.choose(failed, avoided, near)?;
+            let (carrier, any_full) = self.choose(failed, avoided, near, only)?;
             if let Some(carrier) = carrier {
                 return Ok(carrier);
             }
@@ -331,10 +340,11 @@ impl Pool {
         failed: &[u32],
         avoided: &[u32],
         near: Option<usize>,
+        only: Option<u32>,
     ) -> Result<(Option<Carrier>, bool), Unavailable> {
         let (carrier, full) = {
             let mut state = self.state.lock();
-            let (carrier, passed) = state.choose(failed, avoided, near)?;
+            let (carrier, passed) = state.choose(failed, avoided, near, only)?;
             (carrier, state.full_of(&passed))
         };
         let any_full = !full.is_empty();
@@ -372,14 +382,17 @@ impl State {
 
     /// Where the next stream goes: to the first tier that can take it; then to the servers that are avoided for its target, and
     /// last to those that failed for this stream. With it come the servers that were passed because they can take none. No
-    /// carrier: wait. An error: do not.
+    /// carrier: wait. An error: do not. `only`: to this server.
     fn choose(
         &mut self,
         failed: &[u32],
         avoided: &[u32],
         near: Option<usize>,
+        only: Option<u32>,
     ) -> Result<(Option<Carrier>, Vec<u32>), Unavailable> {
-        let tiers = if self.tiers.is_empty() {
+        let tiers = if let Some(server) = only {
+            vec![vec![(server, 1)]]
+        } else if self.tiers.is_empty() {
             vec![self.all_alike()]
         } else {
             self.tiers.clone()
@@ -485,7 +498,7 @@ impl Member {
     }
 
     fn assign(&self) -> Carrier {
-        Carrier::Session(self.handle.clone(), Ticket::new(&self.load))
+        Carrier::Session(self.handle.clone(), Ticket::new(self))
     }
 
     /// In microseconds; the longest while none was measured.
@@ -568,7 +581,7 @@ mod tests {
         /// The session that the next stream goes to, and its ticket; why there is none after a moment.
         async fn assign(&self) -> Result<(usize, Ticket), String> {
             let deadline = Instant::now() + Duration::from_millis(20);
-            match self.pool.carrier(deadline, &[], &[], None).await {
+            match self.pool.carrier(deadline, &[], &[], None, None).await {
                 Ok(Carrier::Session(_, ticket)) => {
                     let mut loads = self.loads.iter();
                     let session = loads.position(|load| Arc::ptr_eq(load, &ticket.0));
@@ -629,7 +642,7 @@ mod tests {
             .pool
             .route(vec![vec![(0, 1)], vec![(1, 1)], vec![(2, 1)]]);
         let chosen = |failed: &[u32], avoided: &[u32]| {
-            let chosen = sessions.pool.choose(failed, avoided, None).unwrap();
+            let chosen = sessions.pool.choose(failed, avoided, None, None).unwrap();
             let Some(Carrier::Session(_, ticket)) = chosen.0 else {
                 panic!("there is no session");
             };
@@ -642,6 +655,20 @@ mod tests {
         assert_eq!(chosen(&[1, 2], &[0]), 0);
         assert_eq!(chosen(&[0], &[0, 1, 2]), 1);
         assert_eq!(chosen(&[0, 1, 2], &[]), 0);
+        // A rule names the only server: it may be avoided, or have failed, and no other will do.
+        let only = sessions.pool.choose(&[2], &[2], None, Some(2)).unwrap();
+        let Some(Carrier::Session(_, ticket)) = only.0 else {
+            panic!("there is no session");
+        };
+        assert!(Arc::ptr_eq(&sessions.loads[2], &ticket.0));
+        assert!(
+            sessions
+                .pool
+                .choose(&[], &[], None, Some(3))
+                .unwrap()
+                .0
+                .is_none()
+        );
     }
 
     #[tokio::test]
@@ -650,7 +677,10 @@ mod tests {
         let mut held = Vec::new();
         for expected in [1, 1, 0, 2, 1] {
             let deadline = Instant::now() + Duration::from_secs(20);
-            let carrier = sessions.pool.carrier(deadline, &[], &[], Some(1)).await;
+            let carrier = sessions
+                .pool
+                .carrier(deadline, &[], &[], Some(1), None)
+                .await;
             let Ok(Carrier::Session(_, ticket)) = carrier else {
                 panic!("no session");
             };

@@ -6,6 +6,7 @@ use std::task::{Context, Poll, Waker, ready};
 use ech_workers_proxy::{self as proxy, Exchange};
 use ech_workers_session::{Abort, LocalEnd, Refusal, Status};
 
+use crate::connections::{Carried, Listed};
 use crate::local::Place;
 use crate::pool::Ticket;
 use crate::reply::{self, Reply};
@@ -26,6 +27,10 @@ pub(crate) struct Program {
     ticket: Option<Ticket>,
     /// The servers that could not reach the target, and what the last of them said.
     tried: Option<Box<Tried>>,
+    /// The place among the connections that a user can see.
+    listed: Option<Listed>,
+    /// The only server that may carry it.
+    only: Option<u32>,
 }
 
 /// Servers that answered that they cannot reach a target.
@@ -94,6 +99,30 @@ impl Program {
             _place: place,
             ticket: None,
             tried: None,
+            listed: None,
+            only: None,
+        }
+    }
+
+    /// Shows it to the user from now on.
+    pub(crate) fn list(&mut self, listed: Listed) {
+        self.listed = Some(listed);
+    }
+
+    /// Has no other server than this one carry it.
+    pub(crate) fn restrict(&mut self, server: u32) {
+        self.only = Some(server);
+    }
+
+    /// The only server that may carry it, if a rule says so.
+    pub(crate) const fn only(&self) -> Option<u32> {
+        self.only
+    }
+
+    /// What carries it from now on, for the user.
+    pub(crate) fn carried_by(&self, carried: Carried) {
+        if let Some(listed) = &self.listed {
+            listed.carried_by(carried);
         }
     }
 
@@ -123,6 +152,7 @@ impl Program {
 
     /// Holds the place in a session from now on, and gives up the one that it held before.
     pub(crate) fn hold(&mut self, ticket: Ticket) {
+        self.carried_by(ticket.carried());
         self.ticket = Some(ticket);
     }
 
@@ -146,10 +176,24 @@ impl Program {
 
 impl LocalEnd for Program {
     fn poll_abandoned(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(listed) = &mut self.listed {
+            listed.unwatch();
+            listed.watch(cx.waker());
+            if listed.is_cut() {
+                return Poll::Ready(());
+            }
+        }
         self.socket.poll_abandoned(cx)
     }
 
+    fn is_cut(&self) -> bool {
+        self.listed.as_ref().is_some_and(Listed::is_cut)
+    }
+
     fn begun(&mut self) {
+        if let Some(listed) = &mut self.listed {
+            listed.unwatch();
+        }
         self.socket.begin();
     }
 
@@ -170,6 +214,78 @@ impl LocalEnd for Program {
     }
 
     fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        spaces: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if let Some(listed) = &mut self.listed {
+            listed.watch(cx.waker());
+            if listed.is_cut() {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            }
+        }
+        let read = ready!(self.poll_read_of_program(cx, spaces))?;
+        if let Some(listed) = &self.listed {
+            listed.sent(read);
+        }
+        Poll::Ready(Ok(read))
+    }
+
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(self.poll_write_to_program(cx, pieces))?;
+        if let Some(listed) = &self.listed {
+            listed.received(written);
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(forwarded) = &mut self.forwarded {
+            ready!(forwarded.write_head(&mut self.socket, cx)?);
+            forwarded.tell_end(&self.socket);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn is_complete(&self) -> bool {
+        self.forwarded
+            .as_ref()
+            .is_some_and(|forwarded| forwarded.exchange.is_over())
+    }
+
+    fn finish(&mut self) {
+        self.say_end();
+        self.socket.finish();
+    }
+
+    fn close(mut self) {
+        self.say_end();
+        self.socket.close();
+    }
+
+    fn abort(self, why: Abort) {
+        self.socket.abort(match why {
+            Abort::Reset | Abort::Local | Abort::Memory => StreamEnded::Reset,
+            Abort::SessionLost => StreamEnded::SessionLost,
+            Abort::Idle => StreamEnded::Idle,
+        });
+    }
+
+    fn refuse(self, refusal: &Refusal) {
+        let cause = match refusal.status {
+            Status::SessionLost => "the session was lost before the answer came",
+            _ => "",
+        };
+        self.fail(reply::failure(refusal.status), cause, &refusal.reason);
+    }
+}
+
+impl Program {
+    fn poll_read_of_program(
         &mut self,
         cx: &mut Context<'_>,
         spaces: &mut [IoSliceMut<'_>],
@@ -217,7 +333,7 @@ impl LocalEnd for Program {
         }
     }
 
-    fn poll_write(
+    fn poll_write_to_program(
         &mut self,
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
@@ -232,48 +348,6 @@ impl LocalEnd for Program {
         written
     }
 
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let Some(forwarded) = &mut self.forwarded {
-            ready!(forwarded.write_head(&mut self.socket, cx)?);
-            forwarded.tell_end(&self.socket);
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    fn is_complete(&self) -> bool {
-        self.forwarded
-            .as_ref()
-            .is_some_and(|forwarded| forwarded.exchange.is_over())
-    }
-
-    fn finish(&mut self) {
-        self.say_end();
-        self.socket.finish();
-    }
-
-    fn close(mut self) {
-        self.say_end();
-        self.socket.close();
-    }
-
-    fn abort(self, why: Abort) {
-        self.socket.abort(match why {
-            Abort::Reset | Abort::Local | Abort::Memory => StreamEnded::Reset,
-            Abort::SessionLost => StreamEnded::SessionLost,
-            Abort::Idle => StreamEnded::Idle,
-        });
-    }
-
-    fn refuse(self, refusal: &Refusal) {
-        let cause = match refusal.status {
-            Status::SessionLost => "the session was lost before the answer came",
-            _ => "",
-        };
-        self.fail(reply::failure(refusal.status), cause, &refusal.reason);
-    }
-}
-
-impl Program {
     /// The tunnel brings no more: a program that waits for an answer is told that there will be none.
     fn say_end(&mut self) {
         if let Some(forwarded) = &mut self.forwarded {

@@ -22,6 +22,7 @@ pub(crate) fn api_failure(failure: proxy::Failure, reason: &str) -> Failure {
             Code::TargetNotAllowed,
             "the server does not allow it",
         ),
+        proxy::Failure::Blocked => (Layer::Target, Code::TargetBlocked, "a rule blocks it"),
         proxy::Failure::NetworkUnreachable | proxy::Failure::HostUnreachable => {
             (Layer::Target, Code::TargetUnreachable, "no route to it")
         }

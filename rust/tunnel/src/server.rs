@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ech_workers_session::Ledger;
-use ech_workers_sync::Mutex;
+use ech_workers_sync::{Mutex, RwLock};
 use ech_workers_tls::ech::EchKey;
 use ech_workers_tls::{Identity, ServerContext};
 use ech_workers_yamux as yamux;
@@ -25,7 +25,8 @@ use crate::listen;
 use crate::log;
 use crate::runtime::{self, Numbers, Threads};
 use crate::target::{Paths, Policy};
-use crate::web::Face;
+use crate::tokens::Tokens;
+use crate::web::{Face, FaceConfig};
 
 /// How long the end of the server waits for its sessions' goodbyes.
 const GOODBYE: Duration = Duration::from_millis(500);
@@ -35,28 +36,48 @@ const WINDOWS: usize = 256 << 20;
 /// What the server is made with.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
-    /// Those who may pass. Each is a Sec-WebSocket-Protocol.
-    pub tokens: Vec<String>,
+    /// What visitors see, and who may pass.
+    pub face: FaceConfig,
     /// Where the WebSocket is; `/` means every path.
     pub path: String,
-    /// The page for everybody else.
-    pub decoy: Option<Vec<u8>>,
-    /// Also connect to targets that are not of the public Internet.
-    pub allow_private_targets: bool,
     /// Sessions at a time: connections whose client has shown a token.
     pub max_sessions: usize,
-    /// Streams of one session at a time.
-    pub max_streams: usize,
+    /// What may be changed while it runs.
+    pub limits: Limits,
     /// What all sessions together may hold for targets that do not take it, in bytes. One session may hold a sixth of it.
     pub memory_limit: usize,
-    /// To reach a target.
-    pub connect_timeout: Duration,
-    /// Without a byte either way for this long, a stream ends.
-    pub idle_timeout: Duration,
     /// Threads that carry traffic, and as many that make handshakes; 0: as many as there are cores.
     pub workers: usize,
     /// What is worth a log line.
     pub log_level: LevelFilter,
+}
+
+/// What may be changed while a server runs: sessions that are there keep what they began with, but for the targets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Streams of one session at a time.
+    pub max_streams: usize,
+    /// Also connect to targets that are not of the public Internet.
+    pub allow_private_targets: bool,
+    /// To reach a target.
+    pub connect_timeout: Duration,
+    /// Without a byte either way for this long, a stream ends.
+    pub idle_timeout: Duration,
+}
+
+/// What one token carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenStats {
+    /// What the operator calls it.
+    pub label: String,
+    /// Sessions now.
+    pub sessions: u64,
+    /// Sessions so far.
+    pub sessions_total: u64,
+    /// Bytes to targets.
+    pub bytes_up: u64,
+    /// Bytes from targets.
+    pub bytes_down: u64,
 }
 
 /// The server's counters.
@@ -109,7 +130,8 @@ pub(crate) enum Stopping {
 pub(crate) struct Shared {
     pub(crate) config: ServerConfig,
     pub(crate) tls: ServerContext,
-    pub(crate) face: Face,
+    face: RwLock<Arc<Face>>,
+    limits: RwLock<Limits>,
     pub(crate) rooms: Rooms,
     pub(crate) paths: Arc<Paths>,
     pub(crate) windows: Arc<yamux::WindowBudget>,
@@ -120,6 +142,17 @@ pub(crate) struct Shared {
     pub(crate) stopping: watch::Receiver<Stopping>,
     /// Where sessions run.
     pub(crate) threads: runtime::Traffic,
+}
+
+impl Shared {
+    /// What visitors see now, and who may pass.
+    pub(crate) fn face(&self) -> Arc<Face> {
+        Arc::clone(&self.face.read())
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        *self.limits.read()
+    }
 }
 
 impl std::fmt::Debug for Shared {
@@ -153,15 +186,13 @@ impl Server {
         let (stopping, stop) = watch::channel(Stopping::No);
         let budget = tracing::dispatcher::with_default(&log, || budget(config.max_sessions));
         let shared = Arc::new(Shared {
-            face: Face::new(config.decoy.clone(), &config.tokens)?,
+            face: RwLock::new(Arc::new(Face::new(
+                config.face.clone(),
+                &Tokens::default(),
+            )?)),
+            limits: RwLock::new(config.limits),
             rooms: Rooms::new(&budget),
-            paths: Arc::new(Paths::new(
-                Policy {
-                    allow_private: config.allow_private_targets,
-                    timeout: config.connect_timeout,
-                },
-                &budget,
-            )),
+            paths: Arc::new(Paths::new(Policy::from(config.limits), &budget)),
             memory: Arc::new(Ledger::new(config.memory_limit)),
             config,
             tls,
@@ -214,6 +245,37 @@ impl Server {
     /// None of them is a retry key, or two have the same id.
     pub fn set_ech_keys(&self, keys: &[EchKey]) -> Result<(), ech_workers_tls::ServerError> {
         self.shared.tls.set_ech_keys(keys)
+    }
+
+    /// Swaps tokens and decoy. Sessions whose token is not there any more take no new streams.
+    ///
+    /// # Errors
+    /// A token is too long: nothing has changed then.
+    pub fn set_face(&self, config: FaceConfig) -> io::Result<()> {
+        let mut face = self.shared.face.write();
+        *face = Arc::new(Face::new(config, &face.tokens)?);
+        Ok(())
+    }
+
+    /// Other limits, for the sessions and targets that come from now on.
+    pub fn set_limits(&self, limits: Limits) {
+        *self.shared.limits.write() = limits;
+        self.shared.paths.set_policy(limits.into());
+    }
+
+    /// What each token carries, in the order in which they were given.
+    pub fn tokens(&self) -> Vec<TokenStats> {
+        let face = self.shared.face();
+        face.tokens
+            .holders()
+            .map(|holder| TokenStats {
+                label: holder.label.clone(),
+                sessions: holder.sessions.value(),
+                sessions_total: holder.sessions_total.value(),
+                bytes_up: holder.traffic.up.value(),
+                bytes_down: holder.traffic.down.value(),
+            })
+            .collect()
     }
 
     /// The server's log lines.

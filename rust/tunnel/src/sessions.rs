@@ -14,12 +14,15 @@ use tokio::time::timeout;
 
 use crate::admission::Place;
 use crate::carrier::WebSocket;
+use crate::counters::Counted;
 use crate::driver::{Driver, Owner, Side};
 use crate::failure::{Code, Ended, Failure, Layer};
+use crate::log;
 use crate::server::{Shared, Stopping};
 use crate::sniff::{First, first_message};
 use crate::target::Route;
 use crate::target_end::TargetEnd;
+use crate::tokens::Holder;
 use crate::web::Upgraded;
 
 /// From the 101 to the first message. A client with nothing to send asks for a proof of life within 30 s.
@@ -41,6 +44,9 @@ pub(crate) struct Begun {
     tls: TlsStream,
     first: First,
     place: Place,
+    /// Whose token it has, and that it is one of its sessions.
+    holder: Arc<Holder>,
+    counted: Counted,
 }
 
 /// Waits for the first message behind an upgrade. `None`: a client that has said nothing yet was sent away, because the server begins
@@ -53,7 +59,10 @@ pub(crate) async fn begin(
         mut tls,
         early,
         place,
+        holder,
     } = upgraded;
+    holder.sessions_total.add(1);
+    let counted = Counted::new(&holder.sessions);
     let mut stopping = shared.stopping.clone();
     let first = tokio::select! {
         first = timeout(FIRST_MESSAGE, first_message(&mut tls, &early)) => first.map_err(|_| {
@@ -68,20 +77,33 @@ pub(crate) async fn begin(
             return Ok(None);
         }
     };
-    Ok(Some(Begun { tls, first, place }))
+    Ok(Some(Begun {
+        tls,
+        first,
+        place,
+        holder,
+        counted,
+    }))
 }
 
 /// Runs a session, in either mode, to its end, on the thread that this is called on.
 pub(crate) async fn run(shared: &Arc<Shared>, begun: Begun) -> Result<(), Failure> {
-    let Begun { tls, first, place } = begun;
+    let Begun {
+        tls,
+        first,
+        place,
+        holder,
+        counted: _counted,
+    } = begun;
+    let limits = shared.limits();
     let tls = tls
         .into_current_runtime()
         .map_err(|error| Failure::transport(&error))?;
-    let idle = shared.config.idle_timeout;
+    let idle = limits.idle_timeout;
     let (mode, memory_share) = match first.kind {
         MessageKind::Binary => {
             let config = yamux::Config {
-                max_streams: shared.config.max_streams,
+                max_streams: limits.max_streams,
                 budget: Arc::clone(&shared.windows),
                 ..yamux::Config::default()
             };
@@ -96,7 +118,7 @@ pub(crate) async fn run(shared: &Arc<Shared>, begun: Begun) -> Result<(), Failur
         mode,
         extended: true,
         limits: session::Limits {
-            answer: shared.config.connect_timeout + Duration::from_secs(5),
+            answer: limits.connect_timeout + Duration::from_secs(5),
             idle,
             half_closed_idle: idle.min(Duration::from_secs(120)),
         },
@@ -109,7 +131,7 @@ pub(crate) async fn run(shared: &Arc<Shared>, begun: Begun) -> Result<(), Failur
     let carrier = WebSocket::new(tls, Role::Server, first.bytes);
     let connector = Box::new(Targets(Arc::new(Route::new(&shared.paths))));
     let session = Session::server(carrier, connector, config, Instant::now());
-    match run_session(shared, session, &place).await {
+    match run_session(shared, session, &place, &holder).await {
         Ended::Lost(failure) => Err(failure),
         _ => Ok(()),
     }
@@ -140,9 +162,11 @@ async fn run_session(
     shared: &Arc<Shared>,
     session: Session<WebSocket, TargetEnd>,
     place: &Place,
+    holder: &Holder,
 ) -> Ended {
     let stats = Arc::clone(&shared.stats.streams);
-    let (driver, handle) = Driver::new(session, Side::Server, stats, None);
+    let carried = Arc::clone(&holder.traffic);
+    let (driver, handle) = Driver::new(session, Side::Server, stats, Some(carried));
     let watcher = Watcher(Arc::clone(shared));
     let mut stopping = shared.stopping.clone();
     let running = driver.run(&watcher);
@@ -151,6 +175,7 @@ async fn run_session(
         tokio::select! {
             ended = &mut running => return ended,
             _ = stopping.wait_for(|&now| now >= stage) => {}
+            () = holder.revoked(), if stage == Stopping::Draining => {}
             () = place.lost() => {
                 handle.end();
                 break;
@@ -179,7 +204,7 @@ impl Owner<TargetEnd> for Watcher {
     fn handle_event(&self, event: session::Event<TargetEnd>) {
         if let session::Event::TargetFailed(refusal) = event {
             self.0.stats.streams_failed.add(1);
-            tracing::debug!("{}", refusal.reason);
+            tracing::debug!(target: log::TARGETS, "{}", refusal.reason);
         }
     }
 }

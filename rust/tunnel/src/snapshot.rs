@@ -49,6 +49,10 @@ pub struct Snapshot {
     pub last_target_failure: Option<String>,
     /// Local connections waiting for a session.
     pub connections_waiting: u64,
+    /// Connections so far that went straight to their target.
+    pub direct_total: u64,
+    /// Connections so far that a rule has blocked.
+    pub blocked_total: u64,
     /// Bytes to targets.
     pub bytes_up: u64,
     /// Bytes from targets.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ech_workers_proxy::{Host, Target};
 use ech_workers_session::{Refusal, Status};
+use ech_workers_sync::RwLock;
 use futures_util::future::Either;
 use futures_util::stream::{self, StreamExt};
 use tokio::io::Interest;
@@ -18,6 +19,7 @@ use crate::descriptors::{self, Budget};
 use crate::permits::{Permit, Permits, Share};
 use crate::race::{HEAD_START, race};
 use crate::resolve::{Resolver, SystemFiles};
+use crate::server::Limits;
 
 /// Addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 8;
@@ -31,7 +33,7 @@ const ATTEMPTS_OF_SESSION: usize = 256;
 const ATTEMPTS_AT_ADDRESS: usize = 256;
 
 /// Which targets a server connects to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Policy {
     /// Also to addresses that are not of the public Internet.
     pub(crate) allow_private: bool,
@@ -39,10 +41,19 @@ pub(crate) struct Policy {
     pub(crate) timeout: Duration,
 }
 
+impl From<Limits> for Policy {
+    fn from(limits: Limits) -> Self {
+        Self {
+            allow_private: limits.allow_private_targets,
+            timeout: limits.connect_timeout,
+        }
+    }
+}
+
 /// What connecting to targets takes, for the whole process.
 #[derive(Debug)]
 pub(crate) struct Paths {
-    pub(crate) policy: Policy,
+    policy: RwLock<Policy>,
     pub(crate) resolver: Resolver,
     /// Connection attempts at a time.
     pub(crate) attempts: Permits<SocketAddr>,
@@ -54,7 +65,7 @@ impl Paths {
     pub(crate) fn new(policy: Policy, budget: &Budget) -> Self {
         let share = |total: usize, most: usize| (total / 2).min(most);
         Self {
-            policy,
+            policy: RwLock::new(policy),
             resolver: Resolver::new(
                 SystemFiles::default(),
                 budget.lookups,
@@ -71,6 +82,15 @@ impl Paths {
                 usize::MAX,
             ),
         }
+    }
+
+    /// Another policy, for attempts that begin from now on.
+    pub(crate) fn set_policy(&self, policy: Policy) {
+        *self.policy.write() = policy;
+    }
+
+    fn policy(&self) -> Policy {
+        *self.policy.read()
     }
 }
 
@@ -100,7 +120,7 @@ impl Route {
     pub(crate) async fn reach(&self, target: &Target) -> Result<Reached, Refusal> {
         // Whether an attempt waits for a permit: that is another reason for a timeout than a silent target.
         let begun = AtomicBool::new(false);
-        let limit = self.paths.policy.timeout;
+        let limit = self.paths.policy().timeout;
         match timeout(limit, self.attempt(target, &begun)).await {
             Ok(outcome) => outcome,
             Err(_) if begun.load(Ordering::Relaxed) => Err(Refusal::new(
@@ -156,7 +176,7 @@ impl Route {
         address: SocketAddr,
         begun: &AtomicBool,
     ) -> Result<Reached, (Status, String)> {
-        if !self.paths.policy.allow_private && !is_public(address.ip()) {
+        if !self.paths.policy().allow_private && !is_public(address.ip()) {
             return Err((
                 Status::NotAllowed,
                 "private addresses are not allowed".to_owned(),
@@ -188,7 +208,7 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
 }
 
 /// Which failure says most about a target with several addresses: what came from it before what the way to it said.
-const fn rank(status: Status) -> u8 {
+pub(crate) const fn rank(status: Status) -> u8 {
     match status {
         Status::Refused => 5,
         Status::TimedOut => 4,
@@ -199,7 +219,7 @@ const fn rank(status: Status) -> u8 {
     }
 }
 
-fn status(error: &io::Error) -> Status {
+pub(crate) fn status(error: &io::Error) -> Status {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => Status::Refused,
         io::ErrorKind::NetworkUnreachable => Status::NetworkUnreachable,
@@ -209,7 +229,7 @@ fn status(error: &io::Error) -> Status {
     }
 }
 
-fn words(error: &io::Error) -> String {
+pub(crate) fn words(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
         io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {

@@ -24,7 +24,7 @@ use crate::admission::Place;
 use crate::extensions;
 use crate::patience::Patient;
 use crate::server::Shared;
-use crate::tokens::Tokens;
+use crate::tokens::{Holder, Tokens};
 
 /// For the head of a request, and between two of them.
 const REQUEST: Duration = Duration::from_secs(15);
@@ -40,25 +40,45 @@ pub(crate) struct Upgraded {
     pub(crate) early: Bytes,
     /// Its place among the sessions.
     pub(crate) place: Place,
+    /// Whose token it has.
+    pub(crate) holder: Arc<Holder>,
 }
 
-/// An upgrade that was answered with 101 and is to take place, with its place among the sessions.
-type Switching = Mutex<Option<(OnUpgrade, Place)>>;
+/// An upgrade that was answered with 101 and is to take place, with its place among the sessions and whose token it has.
+type Switching = Mutex<Option<(OnUpgrade, Place, Arc<Holder>)>>;
 
 /// What the web face is made of.
 pub(crate) struct Face {
     /// The page that everybody sees who has no token; all answers share it.
     page: Bytes,
-    tokens: Tokens,
+    pub(crate) tokens: Tokens,
+    /// `/healthz` is answered, by which this server can be told from others.
+    healthz: bool,
+}
+
+/// What the web face is made with.
+#[derive(Debug, Clone)]
+pub struct FaceConfig {
+    /// Those who may pass, each a Sec-WebSocket-Protocol, with what the operator calls it.
+    pub tokens: Vec<(String, String)>,
+    /// The page for everybody else.
+    pub decoy: Option<Vec<u8>>,
+    /// Whether `/healthz` is answered.
+    pub healthz: bool,
 }
 
 impl Face {
+    /// In the place of `before`: tokens that are not there any more are revoked.
+    ///
     /// # Errors
     /// A token is too long.
-    pub(crate) fn new(decoy: Option<Vec<u8>>, tokens: &[String]) -> io::Result<Self> {
+    pub(crate) fn new(config: FaceConfig, before: &Tokens) -> io::Result<Self> {
         Ok(Self {
-            page: decoy.map_or(Bytes::from_static(DECOY.as_bytes()), Bytes::from),
-            tokens: Tokens::new(tokens)?,
+            tokens: Tokens::new(&config.tokens, before)?,
+            page: config
+                .decoy
+                .map_or(Bytes::from_static(DECOY.as_bytes()), Bytes::from),
+            healthz: config.healthz,
         })
     }
 }
@@ -88,12 +108,13 @@ pub(crate) async fn serve(
         tracing::debug!("a request of {peer}: {error}");
         return None;
     }
-    let (upgrade, place) = switching.lock().take()?;
+    let (upgrade, place, holder) = switching.lock().take()?;
     let parts = upgrade.await.ok()?.downcast::<TokioIo<Patient>>().ok()?;
     Some(Upgraded {
         tls: parts.io.into_inner().into_inner(),
         early: parts.read_buf,
         place,
+        holder,
     })
 }
 
@@ -106,6 +127,7 @@ fn respond(
     if !has_host(&request) {
         return text(StatusCode::BAD_REQUEST, "Bad Request\n");
     }
+    let face = shared.face();
     let path = request.uri().path();
     if shared.config.path == "/" || shared.config.path == path {
         let headers = request
@@ -117,22 +139,22 @@ fn respond(
             request.version() == Version::HTTP_11,
             headers,
         ) {
-            if let Some(response) = switch(shared, &upgrade) {
+            if let Some((response, holder)) = switch(&face, &upgrade) {
                 let Some(place) = shared.rooms.sessions.enter(peer.ip()) else {
                     return full();
                 };
-                *switching.lock() = Some((hyper::upgrade::on(&mut request), place));
+                *switching.lock() = Some((hyper::upgrade::on(&mut request), place, holder));
                 return response;
             }
             shared.stats.tokens_rejected.add(1);
         }
     }
     match (request.method(), request.uri().path()) {
-        (&Method::GET | &Method::HEAD, "/healthz") => text(StatusCode::OK, "ok\n"),
+        (&Method::GET | &Method::HEAD, "/healthz") if face.healthz => text(StatusCode::OK, "ok\n"),
         (&Method::GET | &Method::HEAD, _) => page(
             StatusCode::OK,
             "text/html; charset=utf-8",
-            shared.face.page.clone(),
+            face.page.clone(),
         ),
         _ => {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
@@ -169,13 +191,11 @@ fn is_host(value: &HeaderValue) -> bool {
 
 /// The 101 for one who knows a token.
 fn switch(
-    shared: &Shared,
+    face: &Face,
     upgrade: &websocket::handshake::Upgrade<'_>,
-) -> Option<Response<Full<Bytes>>> {
+) -> Option<(Response<Full<Bytes>>, Arc<Holder>)> {
     let offered = upgrade.protocol?;
-    if !shared.face.tokens.contain(offered) {
-        return None;
-    }
+    let holder = face.tokens.find(offered)?;
     let mut response = Response::new(Full::default());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
@@ -190,7 +210,7 @@ fn switch(
         extensions::FIELD,
         HeaderValue::from_static(extensions::ANNOUNCED),
     );
-    Some(response)
+    Some((response, holder))
 }
 
 /// For one with a token, when there are as many sessions as there may be.

@@ -20,7 +20,7 @@ use ech_workers_proxy::Target;
 use ech_workers_tls::authority::{CertificateAuthority, Validity};
 use ech_workers_tls::{Profile, ServerContext};
 use ech_workers_tunnel::{
-    Client, Code, DialPlan, Event, FetchPlan, Mode, Next, Server, ServerConfig,
+    Client, Code, DialPlan, Event, FaceConfig, FetchPlan, Limits, Mode, Next, Server, ServerConfig,
 };
 use tracing::level_filters::LevelFilter;
 
@@ -143,15 +143,20 @@ fn context(authority: &CertificateAuthority) -> ServerContext {
 
 fn server(address: IpAddr, port: u16, context: ServerContext) -> Server {
     let config = ServerConfig {
-        tokens: vec![TOKEN.to_owned()],
+        face: FaceConfig {
+            tokens: vec![(TOKEN.to_owned(), "ours".to_owned())],
+            decoy: None,
+            healthz: false,
+        },
         path: "/ws".to_owned(),
-        decoy: None,
-        allow_private_targets: true,
         max_sessions: 64,
-        max_streams: 256,
+        limits: Limits {
+            max_streams: 256,
+            allow_private_targets: true,
+            connect_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(60),
+        },
         memory_limit: 256 << 20,
-        connect_timeout: Duration::from_secs(5),
-        idle_timeout: Duration::from_secs(60),
         workers: 1,
         log_level: LevelFilter::DEBUG,
     };

@@ -21,8 +21,8 @@ use ech_workers_tls::ServerContext;
 use ech_workers_tls::authority::{CertificateAuthority, Validity};
 use ech_workers_tls::ech::{EchKey, config_list};
 use ech_workers_tunnel::{
-    Client, Code, DialPlan, Ended, Ending, Event, Failure, Learned, Mode, Next, Server,
-    ServerConfig, Stream, StreamEnded,
+    Client, Code, DialPlan, Ended, Ending, Event, FaceConfig, Failure, Learned, Limits, Mode, Next,
+    Server, ServerConfig, Stream, StreamEnded,
 };
 use tracing::level_filters::LevelFilter;
 
@@ -51,15 +51,23 @@ impl Site {
         let key = EchKey::generate(1, "public.test", 64).unwrap();
         tls.set_ech_keys(std::slice::from_ref(&key)).unwrap();
         let config = ServerConfig {
-            tokens: vec!["another-token".to_owned(), TOKEN.to_owned()],
+            face: FaceConfig {
+                tokens: vec![
+                    ("another-token".to_owned(), "another".to_owned()),
+                    (TOKEN.to_owned(), "ours".to_owned()),
+                ],
+                decoy: None,
+                healthz: false,
+            },
             path: "/ws".to_owned(),
-            decoy: None,
-            allow_private_targets: true,
             max_sessions: 64,
-            max_streams: 256,
+            limits: Limits {
+                max_streams: 256,
+                allow_private_targets: true,
+                connect_timeout: Duration::from_secs(5),
+                idle_timeout: Duration::from_secs(60),
+            },
             memory_limit: 256 << 20,
-            connect_timeout: Duration::from_secs(5),
-            idle_timeout: Duration::from_secs(60),
             workers: 1,
             log_level: LevelFilter::DEBUG,
         };

@@ -1,0 +1,110 @@
+//! Which way a local connection goes, and the way to a target without the tunnel.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use ech_workers_proxy::{Host, Target};
+use ech_workers_rules::{self as rules, Rules, Way};
+use ech_workers_session::{Refusal, Status};
+use ech_workers_sync::RwLock;
+use futures_util::stream;
+use tokio::net::TcpStream;
+
+use crate::counters::Counter;
+use crate::names::{Names, Resolved};
+use crate::race::{HEAD_START, race};
+use crate::target::{rank, status, words};
+
+/// Addresses of one target that are tried, and of these at a time.
+const ADDRESSES_MAX: usize = 8;
+const AT_ONCE: usize = 3;
+
+/// The rules, and what direct connections take.
+#[derive(Debug, Default)]
+pub(crate) struct Ways {
+    rules: RwLock<Arc<Rules>>,
+    pub(crate) names: Names,
+    /// Connections so far that went straight to their target, and that a rule has blocked.
+    pub(crate) direct: Counter,
+    pub(crate) blocked: Counter,
+}
+
+impl Ways {
+    /// Other rules, for the connections that come from now on.
+    pub(crate) fn set_rules(&self, rules: Rules) {
+        *self.rules.write() = Arc::new(rules);
+    }
+
+    /// The way to a target. A name is not resolved for it: rules for networks are about addresses that programs give.
+    pub(crate) fn decide(&self, target: &Target) -> Way {
+        let rules = Arc::clone(&self.rules.read());
+        let host = match &target.host {
+            Host::Domain(name) => rules::Host::Name(name),
+            Host::Ip(address) => rules::Host::Address(*address),
+        };
+        let way = rules.decide(host, target.port);
+        match way {
+            Way::Direct => self.direct.add(1),
+            Way::Block => self.blocked.add(1),
+            Way::Tunnel | Way::Server(_) => {}
+        }
+        way
+    }
+
+    /// Connects straight to a target. `ask` tells the owner that a name is wanted. Dropping the future ends every attempt.
+    pub(crate) async fn reach(
+        &self,
+        target: &Target,
+        ask: impl Fn(String),
+    ) -> Result<TcpStream, Refusal> {
+        let refusal = |status, why: &str| Err(Refusal::new(status, format!("{target}: {why}")));
+        let addresses = match &target.host {
+            Host::Ip(address) => [*address].into(),
+            Host::Domain(name) => {
+                let name = name.trim_end_matches('.').to_ascii_lowercase();
+                let resolved = match loopback(&name) {
+                    Some(addresses) => addresses,
+                    None => self.names.look_up(&name, || ask(name.clone())).await,
+                };
+                match resolved {
+                    Resolved::Addresses(addresses) => addresses,
+                    Resolved::NotFound => {
+                        return refusal(Status::NameNotFound, "the name does not exist");
+                    }
+                    Resolved::Failed => {
+                        return refusal(Status::NameNotFound, "no resolver answers for the name");
+                    }
+                }
+            }
+        };
+        let candidates = stream::iter(addresses.iter().take(ADDRESSES_MAX).copied());
+        let reached = race(candidates, HEAD_START, AT_ONCE, |address| {
+            connect(SocketAddr::new(address, target.port))
+        });
+        match reached.await {
+            Ok(tcp) => Ok(tcp),
+            Err(failures) => {
+                let worst = failures.into_iter().max_by_key(|(status, _)| rank(*status));
+                let (status, why) =
+                    worst.unwrap_or((Status::NameNotFound, "the name has no address".to_owned()));
+                refusal(status, &why)
+            }
+        }
+    }
+}
+
+async fn connect(address: SocketAddr) -> Result<TcpStream, (Status, String)> {
+    let tcp = TcpStream::connect(address)
+        .await
+        .map_err(|error| (status(&error), words(&error)))?;
+    // Only latency depends on it.
+    let _ = tcp.set_nodelay(true);
+    Ok(tcp)
+}
+
+/// No resolver is asked for these (RFC 6761 section 6.3).
+fn loopback(name: &str) -> Option<Resolved> {
+    let is_local = name == "localhost" || name.ends_with(".localhost");
+    let addresses: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    is_local.then(|| Resolved::Addresses(addresses.into()))
+}

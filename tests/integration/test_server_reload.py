@@ -1,0 +1,198 @@
+"""A running server that is told other tokens, another decoy and other limits: what its clients notice."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import resource
+import signal
+import socket
+import ssl
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import socks
+from harness.processes import Process, run
+from harness.tunnel import COMMAND, PATH, PUBLIC_NAME, TOKEN, ProxyProgram, Site
+from harness.waiting import wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OTHER = "another-battery-of-staples"
+
+
+class Server:
+    """Our server with a configuration file, which a test writes anew."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.tokens = site.folder / "tokens"
+        self.write(f"{TOKEN} # ours\n")
+        self.process: Process = site.processes.start(
+            COMMAND, "server", "--config", str(self.config), env=site.environment
+        )
+        self.port = int(self.process.wait_line(r"listening on \S*:(\d+)\b").group(1))
+        site.publish(self.port, site.key.base64)
+
+    @property
+    def config(self) -> Path:
+        return self.site.folder / "server.toml"
+
+    def write(self, tokens: str, *lines: str) -> None:
+        site = self.site
+        self.tokens.touch(mode=0o600)
+        self.tokens.write_text(tokens)
+        fixed = [
+            'listen = "127.0.0.1:0"',
+            f'cert = ["{site.inner.chain}", "{site.outer.chain}"]',
+            f'key = ["{site.inner.key}", "{site.outer.key}"]',
+            f'ech_keys = "{site.keys_folder}"',
+            f'token_file = "{self.tokens}"',
+            f'path = "{PATH}"',
+            "status_listen = 0",
+        ]
+        if not any("allow_private_targets" in line for line in lines):
+            fixed.append("allow_private_targets = true")
+        self.config.write_text("\n".join([*fixed, *lines]))
+
+    def reload(self) -> str:
+        done = run(COMMAND, "reload", "--of", "server", env=self.site.environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def labels(self) -> dict[str, int]:
+        """Sessions by token."""
+        done = run(COMMAND, "status", "--of", "server", "--json", env=self.site.environment)
+        return {token["label"]: token["sessions"] for token in json.loads(done.stdout)["tokens"]}
+
+    def get(self, path: str) -> bytes:
+        """What a visitor gets on the public port."""
+        context = ssl.create_default_context(cafile=str(self.site.authority.path))
+        with (
+            socket.create_connection(("127.0.0.1", self.port), timeout=20) as plain,
+            context.wrap_socket(plain, server_hostname=PUBLIC_NAME) as secured,
+        ):
+            secured.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            return socks.until_end(secured).partition(b"\r\n\r\n")[2]
+
+
+@pytest.fixture
+def server(site: Site) -> Server:
+    return Server(site)
+
+
+def echo(proxy: ProxyProgram, port: int) -> socket.socket:
+    connection = socks.connect(proxy.address, "localhost", port)
+    connection.sendall(b"x")
+    assert socks.exactly(connection, 1) == b"x"
+    return connection
+
+
+def test_a_token_is_taken_in_and_one_that_is_taken_away_keeps_its_open_connections(
+    server: Server, targets: dict[str, int]
+) -> None:
+    site = server.site
+    proxy = site.proxy(server.port)
+    with echo(proxy, targets["echo"]) as connection:
+        assert server.labels() == {"ours": 1}
+        server.write(f"{OTHER} # Ann's laptop\n")
+        assert server.reload() == "applied: token"
+        # Its session takes no new connections. The next one needs another session, and that is refused.
+        proxy.process.wait_line("is stopping: it takes no new streams")
+        with contextlib.suppress(socks.ReplyError, OSError, EOFError):
+            socks.connect(proxy.address, "localhost", targets["echo"]).close()
+        proxy.process.wait_line("token: ")
+        connection.sendall(b"still here")
+        assert socks.exactly(connection, 10) == b"still here"
+        other = site.proxy(server.port, "--control", "", token=OTHER)
+        with echo(other, targets["echo"]):
+            assert server.labels() == {"Ann's laptop": 1}
+    said = run(COMMAND, "status", "--of", "server", env=site.environment).stdout
+    assert "Ann's laptop" in said
+    assert OTHER not in said
+
+
+def test_the_decoy_and_the_limits_count_at_once_and_a_wrong_file_changes_nothing(
+    server: Server, targets: dict[str, int]
+) -> None:
+    site = server.site
+    page = site.folder / "page.html"
+    page.write_text("<p>Another bakery</p>")
+    assert b"Welcome" in server.get("/healthz")
+    server.write(f"{TOKEN} # ours\n", f'decoy = "{page}"', "public_healthz = true", "allow_private_targets = false")
+    said = server.reload()
+    assert said.startswith("applied: ")
+    assert {"decoy", "public_healthz", "allow_private_targets"} <= set(
+        said.replace(";", ",").replace(":", ",").split(", ")
+    )
+    assert server.get("/") == page.read_bytes()
+    assert server.get("/healthz") == b"ok\n"
+    proxy = site.proxy(server.port, "--reply", "confirmed")
+    with pytest.raises(socks.ReplyError) as refused:
+        socks.connect(proxy.address, "127.0.0.1", targets["echo"])
+    assert refused.value.reply == 2
+    server.write("two words\n")
+    done = run(COMMAND, "reload", "--of", "server", env=site.environment)
+    assert done.returncode != 0
+    assert f"{server.tokens}, line 1" in done.stderr
+    assert server.get("/") == page.read_bytes()
+    assert server.labels() == {"ours": 1}
+
+
+def test_500_connections_survive_100_reloads_of_the_server(server: Server, targets: dict[str, int]) -> None:
+    """Each reload takes the token of the last one away, and changes decoy and limits."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4096:
+        pytest.skip("needs 4096 open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
+    page = server.site.folder / "page.html"
+    proxy = server.site.proxy(server.port)
+    connections = [socks.connect(proxy.address, "localhost", targets["echo"]) for _ in range(500)]
+    try:
+        for number in range(100):
+            page.write_text(f"<p>{number}</p>")
+            before = len(server.process.lines)
+            server.write(
+                f"{TOKEN} # ours\ntoken-number-{number}\n", f'decoy = "{page}"', f"max_streams = {1000 + number}"
+            )
+            server.process.signal(signal.SIGHUP)
+            server.process.wait_line("reloaded: applied", after=before)
+            for connection in connections[number * 5 : number * 5 + 5]:
+                connection.sendall(b"%d\n" % number)
+                assert socks.exactly(connection, len(b"%d\n" % number)) == b"%d\n" % number
+        for connection in connections:
+            connection.sendall(b"still here\n")
+        for connection in connections:
+            assert socks.exactly(connection, 11) == b"still here\n"
+        with echo(proxy, targets["echo"]):
+            assert server.labels()["ours"] == 1
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def test_it_is_healthy_and_not_ready_while_it_drains(server: Server, targets: dict[str, int]) -> None:
+    figures = int(server.process.wait_line(r"figures on http://\S*:(\d+)/").group(1))
+
+    def ask(path: str) -> tuple[int, bytes]:
+        asked = http.client.HTTPConnection("127.0.0.1", figures, timeout=20)
+        try:
+            asked.request("GET", path)
+            answer = asked.getresponse()
+            return answer.status, answer.read()
+        finally:
+            asked.close()
+
+    proxy = server.site.proxy(server.port)
+    with echo(proxy, targets["echo"]):
+        assert ask("/readyz") == (200, b"ok\n")
+        server.process.signal(signal.SIGTERM)
+        wait_until(lambda: ask("/readyz") == (503, b"it is ending: no new sessions\n"), "it says that it drains", 20)
+        assert ask("/healthz") == (200, b"ok\n")
+    began = time.monotonic()
+    assert server.process.wait() == 0
+    assert time.monotonic() - began < 20
