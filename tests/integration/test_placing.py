@@ -79,6 +79,24 @@ def test_a_retired_session_that_is_then_cut_is_reported(site: Site, targets: dic
             assert connection.recv(1) != b"", "half of the data looks whole"
 
 
+def test_a_session_that_ends_after_its_last_stream_is_not_called_lost(
+    site: Site, targets: dict[str, int], path: Tap
+) -> None:
+    first = behind(path, site)
+    site.publish(path.port, site.key.base64)
+    proxy = site.proxy(path.port)
+    with socks.connect(proxy.address, "127.0.0.1", targets["echo"]) as connection:
+        connection.sendall(b"a")
+        assert socks.exactly(connection, 1) == b"a"
+        behind(path, site)
+        first.process.signal(signal.SIGTERM)
+        proxy.process.wait_line("is stopping: it takes no new streams")
+    assert first.process.wait(30) == 0
+    # Whatever is to be said of the first session is said before the second one's end.
+    proxy.process.stop()
+    assert "lost" not in proxy.process.output
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_an_end_does_not_wait_behind_openings(site: Site, targets: dict[str, int], mode: str) -> None:
     """The server stands still and hundreds of openings wait for it: SIGTERM ends the proxy all the same."""

@@ -456,6 +456,11 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
         let Some(closed) = arrived.closed else {
             return Ok(());
         };
+        if closed.goodbye && self.streams.retiring && self.streams.is_empty() {
+            // It took no new streams, and the last one has ended: nothing is lost with it.
+            self.closed = true;
+            return Ok(());
+        }
         let untaken = self.streams.has_untaken();
         let Wire::Simple(simple) = &mut self.streams.wire else {
             return Err(Lost::Closed(closed));
