@@ -30,15 +30,15 @@ def behind(path: Tap, site: Site, *options: str) -> ServerProgram:
     return server
 
 
-@pytest.mark.parametrize(("mode", "count"), [("--yamux", 1), ("--yamux", 20), ("--yamux", 400), ("--no-yamux", 1)])
+@pytest.mark.parametrize("count", [1, 20, 400])
 def test_openings_that_wait_when_the_server_goes_are_served_by_its_successor(
-    site: Site, targets: dict[str, int], path: Tap, mode: str, count: int
+    site: Site, targets: dict[str, int], path: Tap, count: int
 ) -> None:
     """The server stands still, so it acknowledges nothing: some openings are with it already, and of 400 the rest waits in the
     session. Then it stops. Whether it has read those by then or not, none is lost."""
     first = behind(path, site)
     site.publish(path.port, site.key.base64)
-    proxy = site.proxy(path.port, mode, "--open-timeout", "60")
+    proxy = site.proxy(path.port, "--open-timeout", "60")
     first.process.signal(signal.SIGSTOP)
     openings = Openings(proxy, targets["echo"], count)
     # All of them are in the proxy.
