@@ -63,6 +63,13 @@ def connections(site: Site) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def in_use(site: Site) -> list[str]:
+    """The servers that new connections go to."""
+    done = run(COMMAND, "status", "--json", env=site.environment)
+    servers = json.loads(done.stdout)["facts"]["servers"] if done.stdout else []
+    return [server["name"] for server in servers if server["role"] == "in use"]
+
+
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory, authority: Any) -> Iterator[tuple[ProxyProgram, Site]]:
     from harness.processes import Processes
@@ -187,7 +194,8 @@ def test_a_rule_can_name_the_server(site: Site, targets: dict[str, int], standby
     path.write_text(f'standby = "{standby}"\n' + path.read_text())
     process = site.processes.start(COMMAND, "proxy", "--plain", env=site.environment)
     program = ProxyProgram(process, int(process.wait_line(r"listening on (\S*):(\d+)\b").group(2)))
-    program.wait_session()
+    # Both may come up first: what counts is where new connections go.
+    wait_until(lambda: in_use(site) == ["one"], "new connections go to the first server", 20)
     with contextlib.ExitStack() as stack:
         for name in ("banner", "echo"):
             stack.enter_context(socks.connect(program.address, "localhost", targets[name]))
