@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from ech_workers.further import Further
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
@@ -21,11 +23,8 @@ MOST = 4
 QUIET = 30.0
 """Seconds for which fewer sessions must have been enough before one is closed."""
 
-DISPLACED_WITHIN, DISPLACED_FOR = 5.0, 3600.0
-"""A session that is lost so soon after a further one came up was ended for that; none is tried for so long then."""
-
-FAILED_FOR = 60.0
-"""Seconds without another try after a further session could not be had."""
+DISPLACED_FOR, FAILED_FOR = 3600.0, 60.0
+"""Seconds without another try after a further session took the place of another one, and after none could be had."""
 
 
 class Lanes:
@@ -33,7 +32,7 @@ class Lanes:
 
     def __init__(self) -> None:
         self._bulk: set[int] = set()
-        self._up_at = self._held_until = -math.inf
+        self._further = Further(failed_for=FAILED_FOR, displaced_for=DISPLACED_FOR)
         self.wanted = 1
         self.look_at = math.inf
         """When it is time to see whether one can be closed; never while all are needed."""
@@ -46,19 +45,19 @@ class Lanes:
     def up(self, now: float) -> None:
         """A session came up."""
         if self.wanted > 1:
-            self._up_at = now
+            self._further.up(now)
 
     def lost(self, now: float) -> None:
-        """A session was lost. A server that has no more places ends a client's oldest session for its next one."""
-        if now - self._up_at < DISPLACED_WITHIN:
-            self._hold(now + DISPLACED_FOR)
+        """A session was lost."""
+        if self._further.lost(now):
+            self._keep_one()
 
     def failed(self, now: float) -> None:
         """A further session could not be had."""
-        self._hold(now + FAILED_FOR)
+        self._further.failed(now)
+        self._keep_one()
 
-    def _hold(self, until: float) -> None:
-        self._held_until = until
+    def _keep_one(self) -> None:
         self.wanted = 1
         self.look_at = math.inf
 
@@ -80,7 +79,7 @@ class Lanes:
         return closed
 
     def _enough(self, now: float) -> int:
-        return 1 if now < self._held_until else min(MOST, 1 + len(self._bulk))
+        return min(MOST, 1 + len(self._bulk)) if self._further.may_try(now) else 1
 
     def _count(self, now: float) -> None:
         enough = self._enough(now)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Literal
+
+from ech_workers.further import Further
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -18,9 +19,6 @@ EXTRA_MAX = 2
 SESSIONS_MAX = 4
 """Beyond the wanted ones, none is dialled that would make more sessions to one server than this."""
 
-DISPLACED_WITHIN = 5.0
-"""A session that is lost so soon after a further one came up was ended for that, in seconds."""
-
 Answer = Literal["dial", "dialling", "wait"]
 """What follows when every session is full: another one is dialled, one is under way already, or new streams wait."""
 
@@ -31,18 +29,15 @@ class Overflow:
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
         self.count = 0
-        self._full_at = 0.0
-        self._not_before = 0.0
         self._look_at = 0.0
-        self._up_at = -math.inf
+        self._further = Further(failed_for=timing.backoff_limit, displaced_for=timing.retry_after_limit)
 
     def full(self, now: float, *, live: int, wanted: int) -> Answer:
         """Every session has as many streams as the server allows. live: sessions that take new streams, full or not."""
-        self._full_at = now
         self._look_at = now + self._timing.extra_idle
         if live < wanted + self.count:
             return "dialling"
-        if self.count >= EXTRA_MAX or wanted + self.count >= SESSIONS_MAX or now < self._not_before:
+        if self.count >= EXTRA_MAX or wanted + self.count >= SESSIONS_MAX or not self._further.may_try(now):
             return "wait"
         self.count += 1
         return "dial"
@@ -50,19 +45,17 @@ class Overflow:
     def failed(self, now: float) -> None:
         """A session beyond the wanted ones could not be had: the server may allow no more of them either."""
         self.count = max(0, self.count - 1)
-        self._not_before = now + self._timing.backoff_limit
+        self._further.failed(now)
 
     def up(self, now: float) -> None:
         """A session came up."""
         if self.count > 0:
-            self._up_at = now
+            self._further.up(now)
 
     def lost(self, now: float) -> None:
         """A session was lost. Whether it is needed again is found out when the others are full again."""
         self.count = max(0, self.count - 1)
-        if now - self._up_at < DISPLACED_WITHIN:
-            # A server that has no more places ends a client's oldest session for its next one, with all streams.
-            self._not_before = now + self._timing.retry_after_limit
+        self._further.lost(now)
 
     def may_end(self, now: float) -> bool:
         """Whether it is time to look for sessions that are not used any more."""
