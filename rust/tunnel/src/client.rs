@@ -730,7 +730,7 @@ impl Shared {
             kind: refusal.status.word(),
             reason: refusal.reason,
         });
-        tokio::spawn(Arc::clone(self).place(open, None));
+        self.place_again(open, Vec::new(), None);
     }
 
     /// No server reaches the stream's target.
@@ -748,12 +748,7 @@ impl Shared {
         let (carrier, dialed) = match self.dial(number, &plan).await {
             Ok(made) => made,
             Err(failure) => {
-                self.events.push(Event::DialFailed {
-                    dial: number,
-                    upstream: plan.upstream,
-                    failure,
-                });
-                return;
+                return self.tell_dial_failed(number, &plan, failure);
             }
         };
         let purpose = match plan.mode {
@@ -767,12 +762,7 @@ impl Shared {
             let carrier = match carrier.into_current_runtime() {
                 Ok(carrier) => carrier,
                 Err(failure) => {
-                    self.events.push(Event::DialFailed {
-                        dial: number,
-                        upstream: plan.upstream,
-                        failure,
-                    });
-                    return;
+                    return self.tell_dial_failed(number, &plan, failure);
                 }
             };
             let (running, member) = self.start_session(carrier, &dialed, &plan, purpose, home);
@@ -797,6 +787,14 @@ impl Shared {
         });
     }
 
+    fn tell_dial_failed(&self, dial: u64, plan: &DialPlan, failure: Failure) {
+        self.events.push(Event::DialFailed {
+            dial,
+            upstream: plan.upstream,
+            failure,
+        });
+    }
+
     /// Dials for one stream alone, whose session runs on the thread `near`, where its socket is.
     async fn dial_for(
         self: Arc<Self>,
@@ -813,24 +811,14 @@ impl Shared {
         let (carrier, dialed) = match made {
             Ok(made) => made,
             Err(failure) => {
-                let why = Unavailable {
-                    reason: failure.message.clone(),
-                    cause: cause::of(failure.code.as_str()),
-                };
-                let upstream = plan.upstream;
-                failed.push(upstream);
+                failed.push(plan.upstream);
                 // Nothing of it was sent: another server may carry it.
                 if open.end.only().is_none() && self.pool.has_other(&failed) {
                     self.place_again(open, failed, near);
                 } else {
-                    self.refuse(*open, &why);
+                    self.refuse(*open, &Unavailable::after(&failure));
                 }
-                self.events.push(Event::DialFailed {
-                    dial: 0,
-                    upstream,
-                    failure,
-                });
-                return;
+                return self.tell_dial_failed(0, &plan, failure);
             }
         };
         let (thread, counted) = near.map_or_else(
@@ -843,11 +831,7 @@ impl Shared {
             let carrier = match carrier.into_current_runtime() {
                 Ok(carrier) => carrier,
                 Err(failure) => {
-                    let why = Unavailable {
-                        reason: failure.message,
-                        cause: cause::of(failure.code.as_str()),
-                    };
-                    return self.refuse(*open, &why);
+                    return self.refuse(*open, &Unavailable::after(&failure));
                 }
             };
             let (running, member) =

@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 use ech_workers_sync::Mutex;
 use tokio::sync::Notify;
 
+use crate::cause;
 use crate::client::Event;
 use crate::connections::Carried;
 use crate::counters::Counter;
 use crate::dial::DialPlan;
 use crate::driver::{Handle, SessionStats};
 use crate::events::Events;
+use crate::failure::Failure;
 use crate::program::Program;
 use crate::snapshot::SessionSnapshot;
 
@@ -61,6 +63,16 @@ pub(crate) struct Unavailable {
     pub(crate) reason: String,
     /// For local programs.
     pub(crate) cause: &'static str,
+}
+
+impl Unavailable {
+    /// A dial for the stream failed.
+    pub(crate) fn after(failure: &Failure) -> Self {
+        Self {
+            reason: failure.message.clone(),
+            cause: cause::of(failure.code.as_str()),
+        }
+    }
 }
 
 pub(crate) struct Member {
