@@ -236,8 +236,9 @@ def test_the_last_endpoint_decides_when_each_fails(site: Site) -> None:
     site.resolver.remove("nowhere.test", "A")
     done = check(site, 8450, "--json")
     assert_ends_at(done, "tcp", "tcp-refused", 4)
-    failed = [(row["layer"], row["code"]) for row in rows_of(done) if row["ok"] is False]
-    assert failed == [("address", "resolver-no-name"), ("tcp", "tcp-refused")]
+    # An answer for down.test that comes after the first refusal (AAAA after A) leads to another dial.
+    failed = dict.fromkeys((row["layer"], row["code"]) for row in rows_of(done) if row["ok"] is False)
+    assert list(failed) == [("address", "resolver-no-name"), ("tcp", "tcp-refused")]
 
 
 def test_what_another_endpoint_would_refuse_as_well_is_not_tried_there(site: Site) -> None:
