@@ -5,6 +5,7 @@ come by rustup. Two runs on one commit make equal files: times are the commit's,
 """
 
 import base64
+import csv
 import hashlib
 import io
 import json
@@ -18,6 +19,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import third_party
 
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
@@ -88,7 +91,7 @@ def build(target: Target) -> Path:
     # Under both names: what drives zig sets the second, which comes first, if it is not set.
     for name in (target.triple.replace("-", "_"), target.triple):
         made[f"BINDGEN_EXTRA_CLANG_ARGS_{name}"] = zig_headers(target.triple)
-    return finish(maturin(*command, "--out", str(DIST), suffix=".whl", environment=made))
+    return finish(maturin(*command, "--out", str(DIST), suffix=".whl", environment=made), target.triple)
 
 
 def sdist() -> Path:
@@ -157,29 +160,45 @@ def zig_headers(triple: str) -> str:
     return " ".join(["-nostdinc", *(f"-isystem{place}" for place in places)])
 
 
-def finish(wheel: Path) -> Path:
-    """Makes the bill of materials that maturin has put into the wheel true for every machine: without this one's paths, and with
-    BoringSSL, which is inside of a crate."""
+def finish(wheel: Path, triple: str) -> Path:
+    """Gives the wheel the notices of what is linked into it, and makes the bill of materials that maturin has put into it true
+    for every machine: without this one's paths, and with BoringSSL, which is inside of a crate."""
     with zipfile.ZipFile(wheel) as made:
-        entries = {entry: made.read(entry) for entry in made.infolist()}
-    names = {entry.filename: entry for entry in entries}
-    bom = next(entry for name, entry in names.items() if name.endswith(".cyclonedx.json"))
-    content = json.loads(entries[bom].replace(f"file://{ROOT}".encode(), b"file:///ech-workers"))
-    content["components"].append(boringssl())
-    entries[bom] = json.dumps(content, indent=2).encode()
-    record = next(entry for name, entry in names.items() if name.endswith(".dist-info/RECORD"))
-    entries[record] = b"".join(
-        line
-        if not line.startswith(bom.filename.encode())
-        else f"{bom.filename},sha256={digest(entries[bom])},{len(entries[bom])}\n".encode()
-        for line in entries[record].splitlines(keepends=True)
-    )
+        names = made.namelist()
+        information = next(name for name in names if name.endswith(".dist-info/RECORD")).removesuffix("RECORD")
+        bom = next(name for name in names if name.endswith(".cyclonedx.json"))
+        content = json.loads(made.read(bom).replace(f"file://{ROOT}".encode(), b"file:///ech-workers"))
+        content["components"].append(boringssl())
+        licenses = third_party.notices(triple)
+        metadata = made.read(f"{information}METADATA").decode()
+        # After the files of the project itself.
+        named = "".join(f"License-File: {name}\n" for name in licenses)
+        metadata = re.sub(r"((?:^License-File: .*\n)+)", lambda found: found[1] + named, metadata, count=1, flags=re.M)
+        changes = {f"{information}licenses/{name}": text for name, text in licenses.items()}
+        changes[f"{information}METADATA"] = metadata.encode()
+        changes[bom] = json.dumps(content, indent=2).encode()
+    rewrite(wheel, changes, record=f"{information}RECORD")
+    return wheel
+
+
+def rewrite(wheel: Path, changes: dict[str, bytes], *, record: str) -> None:
+    """Changes and adds files of a wheel, and writes its RECORD anew."""
+    with zipfile.ZipFile(wheel) as made:
+        contents = {entry.filename: made.read(entry) for entry in made.infolist()} | changes
+        entries = {entry.filename: entry for entry in made.infolist()}
+    del contents[record]
+    contents[record] = "".join(
+        [f"{name},sha256={digest(content)},{len(content)}\n" for name, content in contents.items()] + [f"{record},,\n"]
+    ).encode()
     partial = wheel.with_suffix(".partial")
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as written:
-        for entry, data in entries.items():
-            written.writestr(entry, data, zipfile.ZIP_DEFLATED, 9)
+        for name, content in contents.items():
+            entry = entries.get(name)
+            if entry is None:
+                entry = zipfile.ZipInfo(name, entries[record].date_time)
+                entry.external_attr = entries[record].external_attr
+            written.writestr(entry, content, zipfile.ZIP_DEFLATED, 9)
     partial.replace(wheel)
-    return wheel
 
 
 def digest(content: bytes) -> str:
@@ -188,17 +207,15 @@ def digest(content: bytes) -> str:
 
 
 def boringssl() -> dict[str, object]:
-    """BoringSSL as a component, by what vendor/boringssl says of itself."""
-    source = (ROOT / "vendor" / "boringssl" / "src" / "lib.rs").read_text("utf-8")
-    found = re.search(r'REVISION: &str = "BoringSSL (\S+)', source)
-    assert found is not None
+    """BoringSSL as a component of the bill of materials."""
+    component = third_party.boringssl()
     return {
         "type": "library",
         "bom-ref": "boringssl",
         "name": "boringssl",
-        "version": found[1],
-        "licenses": [{"expression": "Apache-2.0"}],
-        "purl": f"pkg:generic/boringssl@{found[1]}",
+        "version": component.version,
+        "licenses": [{"expression": component.license}],
+        "purl": f"pkg:generic/boringssl@{component.version}",
         "externalReferences": [{"type": "vcs", "url": "https://boringssl.googlesource.com/boringssl"}],
     }
 
@@ -220,7 +237,36 @@ def check(file: Path) -> list[str]:
                     section for section in sections(content) if section.startswith((".debug", ".zdebug", ".symtab"))
                 ]
                 complaints += [f"{file.name}: {name} has the section {section}" for section in debug]
+        complaints += [f"{file.name}: {line}" for line in check_information(wheel)]
     return complaints + [f"{file.name}: {line}" for line in audit(file)]
+
+
+def check_information(wheel: zipfile.ZipFile) -> list[str]:
+    """What is wrong with the sums, the notices and the bill of materials of a wheel."""
+    names = wheel.namelist()
+    information = next(name for name in names if name.endswith(".dist-info/RECORD")).removesuffix("RECORD")
+    rows = list(csv.reader(wheel.read(f"{information}RECORD").decode().splitlines()))
+    sums = {name: (kind, size) for name, kind, size in rows}
+    right = {
+        name: ("", "") if name == f"{information}RECORD" else (f"sha256={digest(content)}", str(len(content)))
+        for name in names
+        for content in [wheel.read(name)]
+    }
+    found = [f"RECORD is wrong about {name}" for name in sorted({*sums, *right}) if sums.get(name) != right.get(name)]
+    metadata = wheel.read(f"{information}METADATA").decode()
+    licenses = {f"{information}licenses/{name}" for name in re.findall(r"^License-File: (.+)$", metadata, re.M)}
+    found += [
+        f"{name} is named in METADATA, or in the wheel, but not in both"
+        for name in sorted(licenses ^ {name for name in names if name.startswith(f"{information}licenses/")})
+    ]
+    written = wheel.read(f"{information}licenses/{third_party.NOTICES}").decode()
+    extension = wheel.read(next(name for name in names if name.endswith(".so")))
+    found += [f"the notices do not name {crate}" for crate in third_party.unnamed(extension, written)]
+    if "\nBoringSSL " not in written:
+        found.append("the notices do not name BoringSSL")
+    if not any(name.startswith(f"{information}sboms/") for name in names):
+        found.append("there is no bill of materials")
+    return found
 
 
 def check_sdist(file: Path) -> list[str]:
