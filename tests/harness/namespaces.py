@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import subprocess
 import sys
@@ -45,6 +46,28 @@ def run(scenario: str, folder: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(TESTS)},
     )
     assert done.stdout.splitlines()[-1:] == ["done"], done.stdout + done.stderr
+
+
+PROBED, GIVEN_UP, LOST = "every session is probed", "does not answer on this network", "session lost"
+
+
+class Recorded(logging.Handler):
+    """What the package logs from now on."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.lines: list[str] = []
+        logger = logging.getLogger("ech_workers")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    def steps(self, *steps: str) -> list[str]:
+        """Those of ``steps`` that were logged, in the order of their first time."""
+        seen = [step for line in self.lines for step in steps if step in line]
+        return list(dict.fromkeys(seen))
 
 
 def _ip(*arguments: str) -> None:
@@ -102,14 +125,17 @@ def other_route(site: Site) -> None:
         server = site.server(listen=f"{SERVER}:0", publish=False, prefix=there)
         with _tunnel(site, server, SERVER) as tunnel:
             first = tunnel.status().sessions[0].session
+            logged = Recorded()
             _ip("link", "delete", "way1")
             _take(2)
-            # Its own ping would take 15 s and more to find out.
             wait_until(
                 lambda: any(each.session != first and not each.retiring for each in tunnel.status().sessions),
                 "another session is up",
-                10,
+                60,
             )
+            # How long it takes is the machine's affair; what found it out is ours: the session's own ping, 15 s and more later,
+            # would have had it lost instead.
+            assert logged.steps(PROBED, GIVEN_UP, LOST) == [PROBED, GIVEN_UP], logged.lines
     finally:
         holder.kill()
         holder.wait()

@@ -153,6 +153,8 @@ class World:
         """Of each session, how many bytes came over it."""
         self.waiting = 0
         """Connections that wait for a session."""
+        self.rtt_ms: float | None = None
+        """The round trip of every session, if it was measured."""
         self.mute: set[int] = set()
         """Servers that take everything and answer nothing."""
         self.resolved_names: dict[str, tuple[tuple[str, ...], float] | None] = {}
@@ -220,6 +222,7 @@ class World:
                     streams=self.open_streams.get(session, 0),
                     streams_total=self.streams.get(session, 0),
                     bytes_down=self.received.get(session, 0),
+                    rtt_ms=self.rtt_ms,
                     heard_ago=1000.0 if upstream in self.mute else 0.0,
                     unanswered=None if since is None else self.now - since,
                 )

@@ -297,6 +297,25 @@ def test_when_the_network_changes_a_session_that_does_not_answer_is_replaced_at_
     assert [session.session for session in supervisor.status().sessions if not session.retiring] != [before]
 
 
+@pytest.mark.parametrize("rtt_ms", [250.0, 500.0, 2000.0])
+def test_when_the_network_changes_a_dead_session_has_two_round_trips(world: World, rtt_ms: float) -> None:
+    """Counted by the clock that the supervisor has, which is not the machine's."""
+    start(world)
+    world.run(60)
+    world.rtt_ms = rtt_ms
+    world.mute = {0}
+    world.network_changes()
+    world.run(0.001)
+    (asked_at,) = (verb[1] for verb in world.verbs if verb[0] == "probe")
+    assert asked_at == pytest.approx(world.now, abs=0.01), "it is asked at once"
+    round_trips = 2 * rtt_ms / 1000
+    world.run(round_trips - 0.05)
+    assert len(world.dials) == 1, "it may still answer"
+    world.run(0.2)
+    # What is seen at the next look, a tenth of a second later at most.
+    assert world.dials[-1][0] == pytest.approx(asked_at + round_trips, abs=0.11)
+
+
 def test_when_the_network_changes_a_session_that_answers_is_kept(world: World) -> None:
     start(world)
     world.run(60)
