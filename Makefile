@@ -108,6 +108,10 @@ wheels: $(VENV)/wheels.stamp ## the release's Linux wheels and the sdist in dist
 	@$(BIN)/python backend/bssl_backend.py
 	@$(BIN)/python scripts/wheels.py $(WHEELS)
 
+.PHONY: run-wheels
+run-wheels: $(VENV)/wheels.stamp ## run each Linux wheel of dist/ in a root of its own, ARM64 by QEMU (as root; WHEELS="WORD ..." picks names with these)
+	@$(BIN)/python scripts/run_wheels.py $(WHEELS)
+
 .PHONY: check-targets
 check-targets: $(VENV)/wheels.stamp ## does the Rust code compile for Windows and macOS? (BoringSSL is not built)
 	@$(BIN)/python backend/bssl_backend.py
