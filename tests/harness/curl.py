@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .processes import run
 from .requirements import program
+from .secrecy import heard
 from .tunnel import ProxyProgram
 
 KINDS = ("socks5", "http-connect", "http")
@@ -15,7 +16,7 @@ def curl(
     proxy: ProxyProgram, kind: str, *arguments: str | Path, timeout: float = 60.0
 ) -> subprocess.CompletedProcess[str]:
     """Runs curl through the proxy by SOCKS5, HTTP CONNECT or a plain HTTP request."""
-    return run(
+    done = run(
         program("curl", "curl"),
         "--silent",
         "--show-error",
@@ -26,6 +27,8 @@ def curl(
         timeout=timeout + 10,
         env=NO_PROXY,
     )
+    heard((done.stdout + done.stderr).encode())
+    return done
 
 
 def fetch(proxy: ProxyProgram, kind: str, url: str, timeout: float = 60.0) -> bytes:
@@ -48,7 +51,7 @@ def fetch(proxy: ProxyProgram, kind: str, url: str, timeout: float = 60.0) -> by
         check=False,
     )
     assert fetched.returncode == 0, f"curl: {fetched.returncode}: {fetched.stderr.decode()}\n{proxy.process.output}"
-    return fetched.stdout
+    return heard(fetched.stdout)
 
 
 def fetch_sha256(proxy: ProxyProgram, kind: str, url: str, timeout: float = 300.0) -> tuple[int, str]:

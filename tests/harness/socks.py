@@ -2,6 +2,8 @@
 
 import socket
 
+from .secrecy import heard
+
 OK = 0
 
 
@@ -25,7 +27,8 @@ def connect(proxy: tuple[str, int], host: str, port: int, timeout: float = 20.0)
         assert reply[0] == 5, reply
         if reply[1] != OK:
             raise ReplyError(reply[1])
-        exactly(connection, {1: 4, 4: 16}[reply[3]] + 2)
+        size = exactly(connection, 1)[0] if reply[3] == 3 else {1: 4, 4: 16}[reply[3]]
+        exactly(connection, size + 2)
     except BaseException:
         connection.close()
         raise
@@ -40,11 +43,11 @@ def exactly(connection: socket.socket, size: int) -> bytes:
         if not piece:
             raise EOFError(f"{len(received)} of {size} bytes")
         received += piece
-    return received
+    return heard(received)
 
 
 def until_end(connection: socket.socket) -> bytes:
     received = bytearray()
     while piece := connection.recv(1 << 20):
         received += piece
-    return bytes(received)
+    return heard(bytes(received))

@@ -6,12 +6,18 @@ import threading
 from types import TracebackType
 from typing import Self
 
+from .secrecy import names_the_server
+
 
 class Tap:
     """Records what arrives on a free loopback port. With `upstream` it is a pipe to that address; without, it answers nothing and closes after the first bytes."""
 
-    def __init__(self, upstream: tuple[str, int] | None = None, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, upstream: tuple[str, int] | None = None, host: str = "127.0.0.1", *, hides_name: bool = True
+    ) -> None:
+        """hides_name: what clients send must not name the server; looked at in the end."""
         self.upstream = upstream
+        self._hides_name = hides_name
         self.connections = 0
         self.sent: list[bytearray] = []
         self.cut = threading.Event()
@@ -57,6 +63,8 @@ class Tap:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        if error is None and self._hides_name:
+            assert not any(names_the_server(bytes(sent)) for sent in self.sent), "the server's name is sent in clear"
 
     def _accept(self) -> None:
         while True:

@@ -11,8 +11,8 @@ from .authority import Authority, Certificate
 from .ech import EchKey, ech_key
 from .processes import Process, Processes
 from .resolver import Resolver
+from .secrecy import SERVER_NAME as SERVER_NAME
 
-SERVER_NAME = "hidden.ech-workers.test"
 PUBLIC_NAME = "public.ech-workers.test"
 RESOLVER_NAME = "resolver.ech-workers.test"
 TOKEN = "correct-horse-battery"

@@ -1,13 +1,20 @@
-"""No output of a program and no log file has a secret in it: what the harness looks for at the end of every test."""
+"""No output of a program and no log file has a secret in it, and neither the network nor programs that use the port are told the
+server's name: what the harness looks for in every test."""
 
 from __future__ import annotations
 
+import socket
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
+from harness import socks
 from harness.processes import Processes
-from harness.tunnel import TOKEN, Site
+from harness.secrecy import SPELLINGS
+from harness.tap import Tap
+from harness.tunnel import SERVER_NAME, TOKEN, Site
+from harness.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,10 +49,41 @@ def test_a_token_that_is_refused_is_in_no_log_at_the_most_talkative(site: Site, 
     proxy = site.proxy(
         server.port, "--log-level", "debug", "--log-format", form, "--log-file", logs[1], token=wrong, wait=False
     )
-    from harness.waiting import wait_until
-
     wait_until(lambda: "token" in logs[1].read_text(), "it is refused")
     assert proxy.process.running
     for log in logs:
         assert TOKEN not in log.read_text()
         assert wrong not in log.read_text()
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_name_that_goes_out_in_clear_fails_the_test_that_has_a_tap_there(spelling: bytes) -> None:
+    with pytest.raises(AssertionError, match="in clear"), Tap() as tap:
+        with socket.create_connection(("127.0.0.1", tap.port), timeout=20) as client:
+            client.sendall(b"\x16\x03\x01" + spelling)
+        wait_until(lambda: spelling in tap.everything, "it is recorded", 20)
+
+
+def test_an_answer_that_names_the_server_fails_the_test_that_hears_it() -> None:
+    answer = b"HTTP/1.1 503 Service Unavailable\r\n\r\n%s is away" % SERVER_NAME.encode()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(20)
+        theirs.sendall(answer)
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(AssertionError, match="names the server"):
+            socks.until_end(ours)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def refuse() -> None:
+            with listener.accept()[0] as accepted:
+                accepted.recv(3)
+                accepted.sendall(b"\x05\x00")
+                accepted.recv(512)
+                accepted.sendall(b"\x05\x00\x00\x03" + bytes([len(SERVER_NAME)]) + SERVER_NAME.encode() + b"\0\0")
+
+        serving = threading.Thread(target=refuse)
+        serving.start()
+        with pytest.raises(AssertionError, match="names the server"):
+            socks.connect(listener.getsockname(), "target.test", 80)
+        serving.join(20)
