@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
+from harness import socks
 from harness.processes import run
 from harness.requirements import missing
 from harness.tunnel import COMMAND, Site
@@ -71,3 +73,36 @@ def test_as_process_1_it_ends_when_it_is_told(site: Site) -> None:
     ).stdout.split()
     os.kill(int(children[0]), signal.SIGTERM)
     assert process.wait() == 0
+
+
+def test_a_user_whom_the_system_does_not_know_and_who_has_no_home_is_told_what_matters(
+    site: Site, targets: dict[str, int]
+) -> None:
+    """As in a container that is run with a number for a user. Here the number is a name for the user of the test in a namespace, so
+    that it may read what that one may."""
+    number = next(number for number in range(54321, 64321) if not _is_known(number))
+    become = ("unshare", "--user", f"--map-user={number}", f"--map-group={number}")
+    stranger = (*become, "env", "-i", f"PATH={os.environ['PATH']}", "LC_ALL=C.UTF-8")
+    if run(*stranger, "id", "-u").stdout.strip() != str(number):
+        pytest.skip("this user may not make namespaces of users")
+    server = site.server()
+    process = site.processes.start(*stranger, *site.proxy_arguments(server.port))
+    found = process.wait_line(r"listening on (\S*):(\d+)\b")
+    process.wait_line("session up")
+    process.wait_line("there is no home directory: ECH configurations are kept in memory alone")
+    with socks.connect(("127.0.0.1", int(found.group(2))), "127.0.0.1", targets["echo"]) as connection:
+        connection.sendall(b"a")
+        assert socks.exactly(connection, 1) == b"a"
+    assert "Traceback" not in process.output
+    for words in ((), ("--help",), ("--version",), ("status",), ("config", "check")):
+        done = run(*stranger, COMMAND, *words)
+        assert "Traceback" not in done.stderr, words
+        assert (done.stdout + done.stderr).strip(), words
+
+
+def _is_known(number: int) -> bool:
+    try:
+        pwd.getpwuid(number)
+    except KeyError:
+        return False
+    return True
