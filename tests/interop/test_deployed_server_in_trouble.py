@@ -58,6 +58,30 @@ def test_openings_wait_for_a_server_that_stands_still(
     assert openings.failures == []
 
 
+@pytest.mark.parametrize("count", [1, 20])
+def test_openings_that_a_session_of_hashicorps_does_not_take_any_more_are_placed_on_another(
+    site: Site, deployed_server: Start, targets: dict[str, int], path: Tap, count: int
+) -> None:
+    """The session says that it goes away while openings wait for it: it resets those that it has not read by then."""
+    first = behind(path, site, deployed_server)
+    proxy = site.proxy(path.port, "--open-timeout", "60")
+    # It makes a session of what comes first.
+    assert serves(proxy, targets)
+    first.process.signal(signal.SIGSTOP)
+    try:
+        openings = Openings(proxy, targets["echo"], count)
+        wait_until(openings.are_under_way, "the openings", 30)
+        behind(path, site, deployed_server)
+        first.process.signal(signal.SIGUSR1)
+    finally:
+        first.process.signal(signal.SIGCONT)
+    openings.join()
+    assert openings.failures == []
+    assert openings.echoed == count
+    assert first.process.wait_event("go-away", sent=True)
+    proxy.process.wait_line("is stopping: it takes no new streams")
+
+
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_path_that_freezes_is_left_and_found_again(

@@ -12,8 +12,11 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -40,6 +43,7 @@ type server struct {
 	closeAfter int64
 	dialDelay  time.Duration
 	relayed    atomic.Int64
+	sessions   sync.Map
 }
 
 func main() {
@@ -108,6 +112,7 @@ func main() {
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(strings.Contains(*alpn, "h2"))
 	web := &http.Server{Handler: s, TLSConfig: config, Protocols: protocols, ReadHeaderTimeout: 10 * time.Second, ErrorLog: log.New(complaints{}, "", 0)}
+	go s.sayGoAway()
 	deployed.Report("listening", map[string]any{"address": listener.Addr().String()})
 	// Not ServeTLS, which would add to the protocols.
 	log.Fatal(web.Serve(tls.NewListener(listener, config)))
@@ -215,6 +220,8 @@ func (s *server) serveYamux(stream *deployed.Stream) {
 		log.Fatal(err)
 	}
 	defer session.Close()
+	s.sessions.Store(session, nil)
+	defer s.sessions.Delete(session)
 	for {
 		accepted, err := session.AcceptStream()
 		if err != nil {
@@ -222,6 +229,19 @@ func (s *server) serveYamux(stream *deployed.Stream) {
 			return
 		}
 		go s.serveStream(accepted)
+	}
+}
+
+// sayGoAway has every session take no new streams, whenever the process gets SIGUSR1. The deployed server never does so by itself.
+func (s *server) sayGoAway() {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGUSR1)
+	for range asked {
+		s.sessions.Range(func(session, _ any) bool {
+			err := session.(*yamux.Session).GoAway()
+			deployed.Report("go-away", map[string]any{"sent": err == nil})
+			return true
+		})
 	}
 }
 
