@@ -8,8 +8,9 @@ root=$(realpath "$2")
 release=bookworm
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 case $processor in
-x86_64) architecture=amd64 ;;
-aarch64) architecture=arm64 ;;
+x86_64) architecture=amd64 flags= ;;
+# libgcc's outlined atomics ask glibc.
+aarch64) architecture=arm64 flags=-mno-outline-atomics ;;
 *) echo "musl-python: no such processor: $processor" >&2; exit 2 ;;
 esac
 gcc=$processor-linux-gnu-gcc
@@ -50,7 +51,7 @@ cat >"$work/bin/cc" <<END
 #!/bin/sh
 # CPython's configure asks.
 [ "\$*" != --print-multiarch ] || { echo $processor-linux-musl; exit 0; }
-exec $gcc "\$@" -specs "$work/specs" -idirafter "$work/kernel" -w
+exec $gcc "\$@" -specs "$work/specs" -idirafter "$work/kernel" $flags -w
 END
 chmod +x "$work/bin/cc"
 export CC="$work/bin/cc" AR="$processor-linux-gnu-ar" RANLIB="$processor-linux-gnu-ranlib" READELF="$processor-linux-gnu-readelf"
