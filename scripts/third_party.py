@@ -26,13 +26,12 @@ class Component(NamedTuple):
     texts: tuple[Path, ...]
 
 
-def notices(triple: str) -> dict[str, bytes]:
+def notices(components: list[Component]) -> dict[str, bytes]:
     """The files for a wheel's folder of licences, by name. Raises SystemExit if a text is missing."""
     sysroot = Path(_output("rustc", "--print", "sysroot").strip())
     library = sysroot / "share" / "doc" / "rust" / "COPYRIGHT-library.html"
     if not library.is_file():
         raise SystemExit(f"{library} is missing: it has the notices of Rust's standard library (rustup brings it)")
-    components = [*crates(triple), boringssl(), *runtimes()]
     return {NOTICES: _written(components).encode(), STANDARD_LIBRARY: library.read_bytes()}
 
 
