@@ -371,7 +371,7 @@ impl Carrier for Wire {
         self.filled
     }
 
-    fn commit(&mut self, _: MessageKind, _: bool) -> io::Result<()> {
+    fn commit(&mut self, _: MessageKind, _: usize) -> io::Result<()> {
         assert!(!self.closed, "a message after the goodbye");
         self.committed += std::mem::take(&mut self.filled);
         Ok(())

@@ -92,6 +92,12 @@ pub trait Carrier {
     /// Every one but the last must be filled to its end and committed, in order, for the next one to be where it is.
     fn spaces(&mut self, most: usize) -> impl Iterator<Item = &mut [u8]>;
 
+    /// How many [`spaces`](Self::spaces) one message may fill, beginning with the first of them. More than 1 where the peer
+    /// prefers few long messages.
+    fn spaces_per_message(&self) -> usize {
+        1
+    }
+
     /// Says that `n` more bytes of the space belong to the message.
     fn add(&mut self, n: usize);
 
@@ -100,12 +106,13 @@ pub trait Carrier {
 
     /// Ends the message being filled. Messages that are committed one after the other share a record where they fit.
     ///
-    /// `more`: another message of the same kind is committed next, before anything else is. The carrier may send both as
-    /// one: the borders of binary messages mean nothing.
+    /// `following`: it goes on with so many bytes, which the next [`spaces`](Self::spaces) have, as far as
+    /// [`spaces_per_message`](Self::spaces_per_message) allows. They are added and committed next, before anything else is
+    /// done.
     ///
     /// # Errors
     /// The connection broke.
-    fn commit(&mut self, kind: MessageKind, more: bool) -> Result<(), Self::Error>;
+    fn commit(&mut self, kind: MessageKind, following: usize) -> Result<(), Self::Error>;
 
     /// Sends a ping with `payload` (at most 125 bytes) with the next record.
     fn ping(&mut self, payload: &[u8]);

@@ -162,14 +162,17 @@ impl Egress {
         if !may_fill_many || !end.reads_many() {
             return Ok(0);
         }
-        let (mut whole, mut room) = (0, 0);
+        let per_message = carrier.spaces_per_message().max(1);
+        let mut room = 0;
+        let mut sizes = Vec::with_capacity(BULK_RECORDS);
         let mut spaces = Vec::with_capacity(BULK_RECORDS);
-        for space in carrier.spaces(BULK_RECORDS) {
-            let Some(space) = space.get_mut(header..) else {
+        for (number, space) in carrier.spaces(BULK_RECORDS).enumerate() {
+            sizes.push(space.len());
+            let begins = number % per_message == 0;
+            let Some(space) = space.get_mut(if begins { header } else { 0 }..) else {
                 break;
             };
-            whole = whole.max(space.len());
-            let length = whole.min(window);
+            let length = space.len().min(window);
             window -= length;
             room += length;
             spaces.push(IoSliceMut::new(space.get_mut(..length).unwrap_or_default()));
@@ -198,12 +201,14 @@ impl Egress {
         streams.transfers += usize::from(stream.note_moved(rest));
         streams.traffic.sent += rest as u64;
         let mut records = 0;
-        while rest > 0 {
-            let length = whole.min(rest);
+        for sizes in sizes.chunks(per_message) {
+            let length = rest.min(sizes.iter().sum::<usize>().saturating_sub(header));
+            if length == 0 {
+                break;
+            }
             rest -= length;
             let message = streams.wire.begin_message(id, length, carrier.space());
-            commit_all(carrier, message, header + length, rest > 0)?;
-            records += 1;
+            records += commit_all(carrier, message, header + length, sizes)?;
         }
         Ok(records)
     }
@@ -224,7 +229,7 @@ impl Egress {
             if let Some((length, kind)) = streams.wire.poll_control(space, streams.now) {
                 carrier.add(length);
                 if kind == MessageKind::Text {
-                    carrier.commit(kind, false)?;
+                    carrier.commit(kind, 0)?;
                     return Ok(true);
                 }
                 continue;
@@ -239,7 +244,7 @@ impl Egress {
         if carrier.filled() == 0 {
             return Ok(false);
         }
-        carrier.commit(MessageKind::Binary, false)?;
+        carrier.commit(MessageKind::Binary, 0)?;
         Ok(true)
     }
 
@@ -328,7 +333,7 @@ impl Egress {
         streams.traffic.sent += read as u64;
         let message = streams.wire.begin_message(id, length, carrier.space());
         if streams.wire.is_simple() {
-            commit_all(carrier, message, length, false)?;
+            commit_all(carrier, message, length, &[length])?;
         } else {
             carrier.add(message);
         }
@@ -364,30 +369,40 @@ impl Egress {
     }
 }
 
-/// Ends a binary message of `message` bytes, and sends the rest of `length` in one more. `more`: others follow.
+/// Sends a binary message of `message` bytes, which lies in spaces of these sizes, and the rest of `length` in one more.
+/// Returns how many were sent.
 fn commit_all<C: Carrier>(
     carrier: &mut C,
     message: usize,
     length: usize,
-    more: bool,
-) -> Result<(), C::Error> {
-    if message >= length {
-        carrier.add(length);
-        return carrier.commit(MessageKind::Binary, more);
+    sizes: &[usize],
+) -> Result<usize, C::Error> {
+    let mut held = Vec::new();
+    if message < length {
+        let rest = carrier.space().get(message..length);
+        held = rest.unwrap_or_default().to_vec();
     }
-    let held: Vec<u8> = carrier
-        .space()
-        .get(message..length)
-        .unwrap_or_default()
-        .to_vec();
-    carrier.add(message);
-    carrier.commit(MessageKind::Binary, false)?;
-    let space = carrier.space();
-    let rest = held.len().min(space.len());
-    space
-        .iter_mut()
-        .zip(&held)
-        .for_each(|(to, from)| *to = *from);
-    carrier.add(rest);
-    carrier.commit(MessageKind::Binary, more)
+    let (mut left, mut used) = (message, 0);
+    for size in sizes {
+        let part = left.min(*size);
+        if part == 0 {
+            break;
+        }
+        left -= part;
+        carrier.add(part);
+        carrier.commit(MessageKind::Binary, left)?;
+        used += 1;
+    }
+    if !held.is_empty() {
+        let space = carrier.space();
+        let rest = held.len().min(space.len());
+        space
+            .iter_mut()
+            .zip(&held)
+            .for_each(|(to, from)| *to = *from);
+        carrier.add(rest);
+        carrier.commit(MessageKind::Binary, 0)?;
+        used += 1;
+    }
+    Ok(used)
 }

@@ -549,7 +549,7 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
                 break;
             };
             self.carrier.add(length);
-            if self.carrier.commit(kind, false).is_err() {
+            if self.carrier.commit(kind, 0).is_err() {
                 break;
             }
         }

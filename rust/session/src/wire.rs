@@ -69,8 +69,8 @@ impl Wire {
         }
     }
 
-    /// Writes what goes before `length` bytes of the stream to the front of `space`. Returns how many bytes of both make
-    /// the message: all of them, or fewer where the message may not be whole.
+    /// Writes what goes before `length` bytes of the stream to the front of `space`, which has the first of them. Returns how
+    /// many bytes of both make the message: all of them, or fewer where the message may not be whole.
     pub(crate) fn begin_message(&mut self, id: StreamId, length: usize, space: &mut [u8]) -> usize {
         match self {
             Self::Yamux(connection) => {
@@ -80,7 +80,8 @@ impl Wire {
                 }
                 yamux::HEADER_LEN + length
             }
-            Self::Simple(_) => simple::sendable(space.get(..length).unwrap_or_default()),
+            // What does not fit into the space is none of the texts.
+            Self::Simple(_) => space.get(..length).map_or(length, simple::sendable),
         }
     }
 

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::task::{Context, Poll, ready};
 
 use ech_workers_session::{Carrier, CloseCode, Closed, Incoming, MessageKind};
-use ech_workers_tls::TlsStream;
+use ech_workers_tls::{RECORD_MAX, TlsStream};
 use ech_workers_websocket::{self as websocket, Decoder, OpCode, Role};
 #[cfg(target_os = "linux")]
 use socket2::SockRef;
@@ -21,8 +21,9 @@ use crate::failure::{Code, Failure, Layer};
 
 /// Below this much room a record is sealed rather than filled with another message.
 const ROOM_MIN: usize = 1024;
-/// A message of several records is ended before it is longer than this, for a peer that likes long messages.
-const LONG_MESSAGE: usize = 64 * 1024;
+/// Records that one message fills for a peer that likes long messages. A 16-bit length can say how long it is.
+const LONG_MESSAGE: usize = 4;
+const _: () = assert!(LONG_MESSAGE * RECORD_MAX - header_room(Role::Client) <= 0xffff);
 /// Pings and pongs that wait to be sent. A peer that pings faster than it reads gets answers to its latest pings only,
 /// as RFC 6455 section 5.5.3 allows.
 const CONTROLS_MAX: usize = 8;
@@ -79,6 +80,16 @@ pub(crate) fn unpace_loopback(tcp: &TcpStream, peer: SocketAddr) {
     let _ = (tcp, peer);
 }
 
+/// A frame of several records, whose header was sent.
+#[derive(Debug, Clone, Copy)]
+struct Unfinished {
+    mask: Option<[u8; 4]>,
+    /// Bytes of its payload that were sent.
+    sent: usize,
+    /// Bytes of its payload that are still to come.
+    left: usize,
+}
+
 /// A WebSocket inside TLS, after the opening handshake.
 pub(crate) struct WebSocket {
     tls: TlsStream,
@@ -96,8 +107,8 @@ pub(crate) struct WebSocket {
     filled: usize,
     /// The peer said that it takes one long message rather than many short ones.
     long_messages: bool,
-    /// Bytes of the message whose last fragment is still to come (RFC 6455 section 5.4).
-    fragments: usize,
+    /// The frame that goes on in the next record.
+    unfinished: Option<Unfinished>,
     /// Control frames that wait for the next record.
     controls: VecDeque<(OpCode, Vec<u8>)>,
     /// The code of the goodbye, where what the peer did decides it.
@@ -119,7 +130,7 @@ impl WebSocket {
             framed: 0,
             filled: 0,
             long_messages: false,
-            fragments: 0,
+            unfinished: None,
             controls: VecDeque::new(),
             close_code: None,
             closing: false,
@@ -138,16 +149,53 @@ impl WebSocket {
         self
     }
 
-    /// Writes the header before the frame being filled and masks it.
-    fn end_frame(&mut self, opcode: OpCode, last: bool) -> io::Result<()> {
-        let room = header_room(self.role);
+    /// Writes the header before the frame being filled and masks it. `following`: bytes of its payload that the next records
+    /// bring.
+    fn end_frame(&mut self, opcode: OpCode, following: usize) -> io::Result<()> {
         let length = std::mem::take(&mut self.filled);
         let mask = match self.role {
             Role::Client => Some(self.keys.draw()?),
             Role::Server => None,
         };
-        let header = websocket::header_len(self.role, length);
-        let Some(message) = self.tls.unsealed().get_mut(self.framed..) else {
+        let whole = length + following;
+        let header = websocket::header_len(self.role, whole);
+        let message = self.payload(length, header_room(self.role), header)?;
+        websocket::encode_header(message, opcode, true, whole, mask);
+        if let Some(key) = mask {
+            websocket::mask(message.get_mut(header..).unwrap_or_default(), key, 0);
+        }
+        if following > 0 {
+            self.unfinished = Some(Unfinished {
+                mask,
+                sent: length,
+                left: following,
+            });
+        }
+        Ok(())
+    }
+
+    /// What is filled goes on with the frame that the record before began.
+    fn continue_frame(&mut self, frame: Unfinished) -> io::Result<()> {
+        let length = std::mem::take(&mut self.filled);
+        let Some(left) = frame.left.checked_sub(length) else {
+            return Err(lost_message());
+        };
+        let message = self.payload(length, 0, 0)?;
+        if let Some(key) = frame.mask {
+            websocket::mask(message, key, frame.sent);
+        }
+        self.unfinished = (left > 0).then_some(Unfinished {
+            sent: frame.sent + length,
+            left,
+            ..frame
+        });
+        Ok(())
+    }
+
+    /// The `length` bytes that were filled behind `room`, with `header` bytes before them. They count as framed.
+    fn payload(&mut self, length: usize, room: usize, header: usize) -> io::Result<&mut [u8]> {
+        let start = self.framed;
+        let Some(message) = self.tls.unsealed().get_mut(start..) else {
             return Err(lost_message());
         };
         if message.len() < room + length {
@@ -156,13 +204,9 @@ impl WebSocket {
         if header < room {
             message.copy_within(room..room + length, header);
         }
-        websocket::encode_header(message, opcode, last, length, mask);
-        if let Some(key) = mask {
-            let payload = message.get_mut(header..header + length);
-            websocket::mask(payload.unwrap_or_default(), key, 0);
-        }
         self.framed += header + length;
-        Ok(())
+        let end = header + length;
+        message.get_mut(..end).ok_or_else(lost_message)
     }
 
     /// Seals the record being filled, if there is one.
@@ -176,7 +220,7 @@ impl WebSocket {
     /// Puts the control frames that wait into the record being filled, as far as they fit.
     fn write_controls(&mut self) -> io::Result<()> {
         while let Some(length) = self.controls.front().map(|(_, payload)| payload.len()) {
-            if self.filled > 0 || self.space().len() < length {
+            if self.filled > 0 || self.unfinished.is_some() || self.space().len() < length {
                 break;
             }
             if let Some((opcode, payload)) = self.controls.pop_front() {
@@ -185,7 +229,7 @@ impl WebSocket {
                     .zip(&payload)
                     .for_each(|(to, from)| *to = *from);
                 self.filled = payload.len();
-                self.end_frame(opcode, true)?;
+                self.end_frame(opcode, 0)?;
             }
         }
         Ok(())
@@ -329,7 +373,11 @@ impl Carrier for WebSocket {
     }
 
     fn space(&mut self) -> &mut [u8] {
-        let start = self.framed + header_room(self.role) + self.filled;
+        let room = match self.unfinished {
+            Some(_) => 0,
+            None => header_room(self.role),
+        };
+        let start = self.framed + room + self.filled;
         self.tls.record().get_mut(start..).unwrap_or_default()
     }
 
@@ -337,9 +385,19 @@ impl Carrier for WebSocket {
         // If the record cannot be sealed, the connection says so at the next call.
         let most = if self.seal().is_ok() { most } else { 0 };
         let room = header_room(self.role);
+        let per_message = self.spaces_per_message();
         self.tls
             .records(most)
-            .map(move |record| record.get_mut(room..).unwrap_or_default())
+            .enumerate()
+            .map(move |(number, record)| {
+                // What goes on with a frame has no header.
+                let room = if number % per_message == 0 { room } else { 0 };
+                record.get_mut(room..).unwrap_or_default()
+            })
+    }
+
+    fn spaces_per_message(&self) -> usize {
+        if self.long_messages { LONG_MESSAGE } else { 1 }
     }
 
     fn add(&mut self, n: usize) {
@@ -350,17 +408,16 @@ impl Carrier for WebSocket {
         self.filled
     }
 
-    fn commit(&mut self, kind: MessageKind, more: bool) -> Result<(), Failure> {
+    fn commit(&mut self, kind: MessageKind, following: usize) -> Result<(), Failure> {
         let opcode = match kind {
-            _ if self.fragments > 0 => OpCode::Continuation,
             MessageKind::Binary => OpCode::Binary,
             MessageKind::Text => OpCode::Text,
         };
-        let length = self.fragments + self.filled;
-        // The next fragment is as long as this one at most.
-        let last = !more || !self.long_messages || length + self.filled > LONG_MESSAGE;
-        self.fragments = if last { 0 } else { length };
-        self.end_frame(opcode, last).map_err(broken)?;
+        match self.unfinished.take() {
+            Some(frame) => self.continue_frame(frame),
+            None => self.end_frame(opcode, following),
+        }
+        .map_err(broken)?;
         if self.space().len() < ROOM_MIN {
             self.seal().map_err(broken)?;
         }

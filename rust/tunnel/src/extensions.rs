@@ -7,7 +7,7 @@ pub(crate) const FIELD: &str = "x-stream-extensions";
 pub(crate) const ANNOUNCED: &str = "1, connect, half-close, simple-open";
 
 /// A server that spends more on each message than on its bytes, as Workers do, announces this: it gets what fills several
-/// records as one message in fragments. A deployed server gets a message for each record.
+/// records as one message. A deployed server gets a message for each record.
 pub(crate) const LONG_MESSAGES: &str = "long-messages";
 
 /// The words of an announcement.

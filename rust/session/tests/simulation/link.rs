@@ -163,6 +163,9 @@ pub(crate) struct Link {
     /// Messages that wait for the pipe.
     sealed: Vec<u8>,
     filled: usize,
+    /// Bytes of the message that are still to be committed.
+    following: usize,
+    spaces_per_message: usize,
     /// Spaces of the next records. The first of them is being filled.
     spaces: VecDeque<Vec<u8>>,
     received: Vec<u8>,
@@ -196,6 +199,8 @@ impl Link {
             records: random.range(1, 17) as usize,
             sealed: Vec::new(),
             filled: 0,
+            following: 0,
+            spaces_per_message: random.range(1, 5) as usize,
             spaces: VecDeque::from([vec![0; record]]),
             received: Vec::new(),
             buffer: Vec::new(),
@@ -280,6 +285,7 @@ impl Carrier for Link {
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
+        assert_eq!(self.following, 0, "a message is not whole");
         if self.sealed.len() >= self.records * self.record {
             match self.drain(cx) {
                 Poll::Ready(outcome) => outcome?,
@@ -316,7 +322,20 @@ impl Carrier for Link {
         self.filled
     }
 
-    fn commit(&mut self, kind: MessageKind, _more: bool) -> Result<(), Cut> {
+    fn spaces_per_message(&self) -> usize {
+        self.spaces_per_message
+    }
+
+    fn commit(&mut self, kind: MessageKind, following: usize) -> Result<(), Cut> {
+        assert!(
+            self.following == 0 || self.filled + following == self.following,
+            "a message was announced longer, or shorter, than it is"
+        );
+        assert!(
+            following <= (self.spaces_per_message - 1) * self.record,
+            "a message fills more spaces than it may"
+        );
+        self.following = following;
         let mut payload = self.spaces.pop_front().unwrap();
         payload.truncate(self.filled);
         self.filled = 0;
@@ -333,6 +352,7 @@ impl Carrier for Link {
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
+        assert_eq!(self.following, 0, "a message is not whole");
         while let Some((kind, payload)) = self.controls.pop_front() {
             self.frame(kind, &payload);
         }
