@@ -82,7 +82,7 @@ class Translation:
         prefix = self._prefix
         if prefix is None:
             return addresses
-        return tuple(address if ":" in address else embed(prefix, address) for address in addresses)
+        return tuple(embed(prefix, address) if _is_away(address) else address for address in addresses)
 
     def original(self, address: str) -> str:
         """The address that an address to connect to stands for."""
@@ -91,6 +91,11 @@ class Translation:
             return address
         packed = ipaddress.IPv6Address(address).packed
         return str(ipaddress.IPv4Address(bytes(packed[place] for place in _PLACES[prefix.prefixlen])))
+
+
+def _is_away(address: str) -> bool:
+    """Whether this is an IPv4 address of another machine."""
+    return ":" not in address and not ipaddress.IPv4Address(address).is_loopback
 
 
 class Nat64:

@@ -94,8 +94,8 @@ class SupervisorStatus(msgspec.Struct, frozen=True):
 def overview(
     upstreams: Sequence[UpstreamStatus], resolvers: tuple[ResolverStatus, ...], *, stopped: bool
 ) -> SupervisorStatus:
-    """Puts the statuses of the servers together."""
-    best = min(upstreams, key=lambda upstream: (_PHASES.index(upstream.phase), upstream.upstream))
+    """Puts the statuses of the servers together; among equals the first one counts."""
+    best = min(upstreams, key=lambda upstream: _PHASES.index(upstream.phase))
     return SupervisorStatus(
         server=best.server,
         mode=best.mode,

@@ -45,7 +45,7 @@ class RuleConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     to: Way
     server: int = 0
-    """With ``server``: the number of the only server that may carry what meets the rule."""
+    """With ``server``: the only server that may carry what meets the rule, by its place in the configuration."""
     domains: tuple[str, ...] = ()
     exact_domains: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
@@ -68,7 +68,7 @@ _KEYS = {
 
 
 def read(values: Mapping[str, Any], servers: Mapping[str, int | None], where: str = "rule") -> RuleConfig:
-    """A rule of a configuration file, or of a Python program, by the names of ``RuleTable``. servers: their numbers by
+    """A rule of a configuration file, or of a Python program, by the names of ``RuleTable``. servers: their places by
     name; None: it is known and not in use, so what is meant for it goes through the tunnel.
 
     Raises ConfigError that names the key."""
@@ -99,23 +99,27 @@ def read_all(tables: Sequence[Mapping[str, Any]], servers: Mapping[str, int | No
     return tuple(read(table, servers, f"rule {number}") for number, table in enumerate(tables, 1))
 
 
-def compiled(rules: Sequence[RuleConfig]) -> list[_native.Rule]:
-    """The rules for the engine. Raises ConfigError that names the file and the line of a list."""
-    return [_compiled(rule) for rule in rules]
+def compiled(rules: Sequence[RuleConfig], numbers: Sequence[int] | None = None) -> list[_native.Rule]:
+    """The rules for the engine. numbers: those by which it knows the configuration's servers; None: their places. Raises ConfigError that names
+    the file and the line of a list."""
+    return [
+        _compiled(rule, rule.server if numbers is None or rule.to != "server" else numbers[rule.server])
+        for rule in rules
+    ]
 
 
 def servers_of(rules: Sequence[RuleConfig]) -> frozenset[int]:
-    """The servers that rules name, by their numbers."""
+    """The servers that rules name, by their place in the configuration."""
     return frozenset(rule.server for rule in rules if rule.to == "server")
 
 
-def _compiled(rule: RuleConfig) -> _native.Rule:
+def _compiled(rule: RuleConfig, server: int = 0) -> _native.Rule:
     from ech_workers import _native
 
     try:
         return _native.Rule(
             rule.to,
-            server=rule.server,
+            server=server,
             domains=rule.domains,
             exact_domains=rule.exact_domains,
             keywords=rule.keywords,

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ech_workers import _native, lanes, rules, waiting
+from ech_workers import _native, descriptors, lanes, rules, waiting
 from ech_workers.config import SHARED, ClientConfig, ListenAddress
 from ech_workers.ech import EchStore
 from ech_workers.errors import ConfigError, EngineClosed, ListenError
+from ech_workers.numbering import Numbering
 from ech_workers.options.client import LogTuning
 from ech_workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     from ech_workers.status.port import StatusPort
@@ -79,24 +80,27 @@ class Running:
         self,
         config: ClientConfig,
         on_event: Callable[[_native.Event], object] | None,
-        max_connections: int | None = None,
+        places: Callable[[ClientConfig], int] | None = None,
     ) -> None:
-        """max_connections: instead of the configuration's. Raises ListenError, and ConfigError for a certificate file that cannot be used."""
+        """places: how many local connections there may be by a configuration; None: as many as it says. Raises ListenError, and ConfigError for a certificate file that cannot be used."""
         self.config = config
         self._on_event = on_event
         self.listeners: list[Listener] = []
         self.status_port: StatusPort | None = None
         self._forgotten = False
-        compiled = rules.compiled(config.rules)
-        self.engine = _engine(config, max_connections or config.max_connections)
+        if places is None:
+            descriptors.tell(config)
+        self._places = places or (lambda config: config.max_connections)
+        self._numbering = Numbering()
+        self._numbers = self._numbering.of(config.upstreams)
+        compiled = rules.compiled(config.rules, self._numbers)
+        self.engine = _engine(config, self._places(config))
         try:
             self.engine.set_rules(compiled)
             self._configured = {
                 address: self.listen(address, config.username, config.password) for address in config.listen
             }
-            self.supervisor = Supervisor(
-                config, self.engine, EchStore(config.cache_dir), on_event=on_event, watch_network=True
-            )
+            self.supervisor = self._supervisor(on_event)
             if config.status_listen:
                 from ech_workers.status.port import StatusPort
 
@@ -108,6 +112,18 @@ class Running:
         if self.status_port is not None:
             self.status_port.start()
 
+    def _supervisor(self, on_event: Callable[[_native.Event], object] | None, former: Sequence[int] = ()) -> Supervisor:
+        """By the present configuration."""
+        return Supervisor(
+            self.config,
+            self.engine,
+            EchStore(self.config.cache_dir),
+            on_event=on_event,
+            watch_network=True,
+            numbers=self._numbers,
+            former=former,
+        )
+
     def _supervise(self) -> None:
         supervisor = self.supervisor
         supervisor.run()
@@ -117,7 +133,15 @@ class Running:
     def apply(self, config: ClientConfig) -> None:
         """See ``Tunnel.apply``."""
         old = self.config
-        compiled = rules.compiled(config.rules) if config.rules != old.rules else None
+        before = self._numbers
+        numbers = self._numbering.of(config.upstreams)
+        try:
+            # Lists may be long: they are read when that is needed.
+            is_new = config.rules != old.rules or numbers != before
+            compiled = rules.compiled(config.rules, numbers) if is_new else None
+        except ConfigError:
+            self._numbering.of(old.upstreams)
+            raise
         credentials = (config.username, config.password)
         if credentials != (old.username, old.password):
             # A port knows its own, so each is opened anew.
@@ -136,7 +160,9 @@ class Running:
             for address in old.listen:
                 if address not in self._configured:
                     self._configured[address] = self.listen(address, old.username, old.password)
+            self._numbering.of(old.upstreams)
             raise
+        self._numbers = numbers
         if compiled is not None:
             self.engine.set_rules(compiled)
         self._configured |= added
@@ -147,7 +173,9 @@ class Running:
         self.config = msgspec.structs.replace(old, **live)
         named = rules.servers_of(old.rules) != rules.servers_of(config.rules)
         if named or any(getattr(old, name) != getattr(config, name) for name in _OF_SUPERVISOR):
-            self._replace_supervisor()
+            self._replace_supervisor(Numbering.gone(before, numbers))
+        elif (old.policy, old.standby) != (config.policy, config.standby):
+            self.supervisor.select(config.policy, config.standby)
 
     def _move_status_port(self, config: ClientConfig) -> None:
         before = self.status_port
@@ -172,25 +200,30 @@ class Running:
         if opened is not None:
             opened.start()
 
-    def _replace_supervisor(self) -> None:
-        """Another supervisor, by the present configuration, for the same engine."""
+    def _replace_supervisor(self, gone: Sequence[int]) -> None:
+        """Another supervisor, by the present configuration, for the same engine. gone: the servers that are not in it any more."""
         old = self.supervisor
         old.stop()
         self._thread.join()
         stale = {session.session for session in self.engine.snapshot().sessions}
         stale |= {session.session for session in old.status().sessions}
+        plans = list(gone)
+        if len(self._numbers) == 1:
+            # There is no choice any more.
+            self.engine.route(())
 
         def on_event(event: _native.Event) -> None:
             # The first session of the new one: now the others may go.
             if isinstance(event, _native.SessionUp) and event.session not in stale:
                 while stale:
                     self.engine.retire(stale.pop())
+                while plans:
+                    # The same for those that are dialled for each connection.
+                    self.engine.set_plan(None, plans.pop())
             if self._on_event is not None:
                 self._on_event(event)
 
-        self.supervisor = Supervisor(
-            self.config, self.engine, EchStore(self.config.cache_dir), on_event=on_event, watch_network=True
-        )
+        self.supervisor = self._supervisor(on_event, gone)
         self._thread = waiting.Thread(self._supervise, "ech-workers-supervisor")
 
     def listen(self, address: ListenAddress, username: str | None, password: str | None) -> Listener:
@@ -203,6 +236,9 @@ class Running:
         except OSError as error:
             raise ListenError.from_os_error(str(address), error) from None
         return Listener(native, self.listeners)
+
+    def server_names(self) -> dict[int, str]:
+        return dict(zip(self._numbers, (upstream.name for upstream in self.config.upstreams), strict=True))
 
     def connections(self) -> tuple[_native.ConnectionSnapshot, ...]:
         return self.engine.connections()
@@ -234,21 +270,26 @@ class Running:
 
 
 # What a supervisor is made of: another value takes another one.
-_OF_SUPERVISOR = (*SHARED, "servers", "resolvers", "sessions")
+_OF_SUPERVISOR = (*SHARED, "servers", "resolvers", "sessions", "cache_dir")
 
 # What can be changed while the tunnel runs; the last line has its effect in the command that runs it.
 LIVE = (
     *_OF_SUPERVISOR,
+    *("policy", "standby"),
     *("listen", "username", "password", "rules"),
     *("status_listen", "status_hosts", "status_token"),
     *("log_file", *LogTuning.__struct_fields__),
 )
 
 
+def _authorities(ca_pem: bytes | None) -> tuple[bytes, ...]:
+    return () if ca_pem is None else (ca_pem,)
+
+
 def _engine(config: ClientConfig, max_connections: int) -> _native.Engine:
     try:
         return _native.Engine(
-            ca_pem=() if config.ca_pem is None else (config.ca_pem,),
+            ca_pem=_authorities(config.ca_pem),
             max_connections=max_connections,
             open_timeout=config.open_timeout,
             idle_timeout=config.idle_timeout,

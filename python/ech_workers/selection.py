@@ -38,8 +38,11 @@ class Selection:
         upstreams: Sequence[Upstream],
         engine: SelectionEngine,
         named: Collection[int] = (),
+        former: Sequence[int] = (),
     ) -> None:
-        """named: the servers that rules send connections to, which are kept connected for that."""
+        """named: the servers that rules send connections to, which are kept connected for that. former: the numbers of
+        servers that are gone, whose sessions are used until there is another one."""
+        self._former: Tiers = (tuple((number, 1) for number in former),) if former else ()
         self._named = named
         self._upstreams = upstreams
         self._engine = engine
@@ -47,7 +50,7 @@ class Selection:
         # With "spread" all are in use; with "fastest" a server has to be connected for its round trip to be known.
         self._is_cold = standby == "cold" and policy == "priority"
         self._watch = Watch()
-        self._stalls = [Stalls() for _ in upstreams]
+        self._stalls = {upstream.number: Stalls() for upstream in upstreams}
         self._round_trips: dict[int, float] = {}
         self._tiers: Tiers = ()
         self._told: frozenset[int] = frozenset()
@@ -59,7 +62,8 @@ class Selection:
             return
         if now >= self._watch.look_at:
             self._look(now)
-        tiers = self._routing.tiers([self._view(upstream, now) for upstream in self._upstreams], now)
+        views = [self._view(upstream, now) for upstream in self._upstreams]
+        tiers = (*self._routing.tiers(views, now), *self._former)
         if self._is_cold:
             self._set_needed(now)
         if tiers == self._tiers:
@@ -110,7 +114,10 @@ class Selection:
     def _used(self) -> frozenset[int]:
         """The servers of the first tier, as far as one can go there."""
         first = self._tiers[0] if self._tiers else ()
-        return frozenset(number for number, _ in first if self._upstreams[number].is_ready)
+        used = {number for number, _ in first}
+        return frozenset(
+            upstream.number for upstream in self._upstreams if upstream.number in used and upstream.is_ready
+        )
 
     def _look(self, now: float) -> None:
         sessions = self._engine.snapshot().sessions
@@ -125,7 +132,7 @@ class Selection:
 
     def network_changed(self) -> None:
         """What the last network cut off may pass on this one."""
-        self._stalls = [Stalls() for _ in self._upstreams]
+        self._stalls = {upstream.number: Stalls() for upstream in self._upstreams}
 
     def shown(self, upstream: Upstream, status: UpstreamStatus, now: float) -> UpstreamStatus:
         """A server's status, with why traffic goes there or does not."""
@@ -133,7 +140,8 @@ class Selection:
         return msgspec.structs.replace(status, role=self.role(upstream, now), stops_after=stops_after)
 
     def _look_for_stalls(self, sessions: Sequence[SessionSnapshot], now: float) -> None:
-        for upstream, stalls in zip(self._upstreams, self._stalls, strict=True):
+        for upstream in self._upstreams:
+            stalls = self._stalls[upstream.number]
             own = [session for session in sessions if session.upstream == upstream.number]
             if stalls.look(own, self._watch.silent, now):
                 _log.warning(

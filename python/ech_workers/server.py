@@ -16,13 +16,15 @@ from ech_workers.config import authority
 from ech_workers.errors import ConfigError, EngineClosed, ListenError
 from ech_workers.keys import KeyDirectory, KeyFile, Stamp
 from ech_workers.options.client import LogTuning
+from ech_workers.served import TokenStatus
+from ech_workers.status.port import ServerPort
 from ech_workers.ticket_keys import TicketKeyDirectory
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
-    from ech_workers.config import ServerConfig
-    from ech_workers.status.port import ServerPort
+    from ech_workers.config import ListenAddress, ServerConfig
 
 __all__ = ["KeyDirectory", "KeyFile", "TokenStatus", "TunnelServer"]
 
@@ -36,17 +38,6 @@ STATUS_INTERVAL = 3600.0
 
 # How often certificates are looked at for their end.
 VALIDITY_INTERVAL = 86400.0
-
-
-class TokenStatus(msgspec.Struct, frozen=True):
-    """What one token carries; up is from clients to targets."""
-
-    label: str
-    """Never the token itself."""
-    sessions: int
-    sessions_total: int
-    bytes_up: int
-    bytes_down: int
 
 
 class TunnelServer:
@@ -97,7 +88,7 @@ class TunnelServer:
             self._native.set_ech_keys([(key.pem, key.retry) for key in self._keys.keys])
             log.info("serving with %s", _names(self._keys.keys))
         try:
-            self._status_port = self._open_status_port()
+            self._status_port = self._open_status_port(config.status_listen)
         except BaseException:
             self._native.close()
             raise
@@ -105,14 +96,31 @@ class TunnelServer:
         self._thread = threading.Thread(target=self._attend, name="ech-workers-server", daemon=True)
         self._thread.start()
 
-    def _open_status_port(self) -> ServerPort | None:
-        if not self.config.status_listen:
+    def _open_status_port(self, addresses: tuple[ListenAddress, ...]) -> ServerPort | None:
+        if not addresses:
             return None
-        from ech_workers.status.port import ServerPort
-
-        opened = ServerPort(self.config.status_listen, self)
+        opened = ServerPort(addresses, self)
         opened.start()
         return opened
+
+    def _move_status_port(self, addresses: tuple[ListenAddress, ...]) -> None:
+        """Raises ListenError: it is where it was then."""
+        before, present = self._status_port, self.config.status_listen
+        if addresses == present:
+            return
+        overlap = before is not None and set(present) & set(addresses)
+        if before is not None and overlap:
+            # A port that stays cannot be opened a second time.
+            before.close()
+        try:
+            self._status_port = self._open_status_port(addresses)
+        except ListenError:
+            if overlap:
+                self._status_port = self._open_status_port(present)
+            raise
+        if before is not None:
+            before.close()
+        self.config = msgspec.structs.replace(self.config, status_listen=addresses)
 
     @property
     def status_addresses(self) -> tuple[tuple[str, int], ...]:
@@ -172,14 +180,15 @@ class TunnelServer:
 
     def apply(self, config: ServerConfig) -> None:
         """Takes what can be changed while the server runs from another configuration; the rest keeps its value. Raises
-        ConfigError: nothing has changed then."""
+        ConfigError and ListenError: nothing has changed then."""
         with self._changing:
-            if config.certificates != self.config.certificates:
-                self._set_certificates(config.certificates)
+            before = self.config.status_listen
+            self._move_status_port(config.status_listen)
             try:
-                self._native.set_face(tokens=_labelled(config), decoy=config.decoy, healthz=config.public_healthz)
-            except ValueError as error:
-                raise ConfigError(str(error), option="--token") from None
+                self._take(config)
+            except ConfigError:
+                self._move_status_port(before)
+                raise
             self._native.set_limits(
                 allow_private_targets=config.allow_private_targets,
                 max_streams=config.max_streams,
@@ -188,6 +197,30 @@ class TunnelServer:
             )
             live = {name: getattr(config, name) for name in _LIVE}
             self.config = msgspec.structs.replace(self.config, **live)
+
+    def _take(self, config: ServerConfig) -> None:
+        """What may be refused."""
+        if config.ech_keys != self.config.ech_keys:
+            self._set_key_directory(config.ech_keys)
+        if config.certificates != self.config.certificates:
+            self._set_certificates(config.certificates)
+        try:
+            self._native.set_face(tokens=_labelled(config), decoy=config.decoy, healthz=config.public_healthz)
+        except ValueError as error:
+            raise ConfigError(str(error), option="--token") from None
+
+    def _set_key_directory(self, path: Path | None) -> None:
+        if path is None:
+            raise ConfigError("a server that runs cannot do without ECH keys: restart it", option="--ech-keys")
+        directory = KeyDirectory(path)
+        _first_look(directory)
+        try:
+            self._native.set_ech_keys([(key.pem, key.retry) for key in directory.keys])
+        except ValueError as error:
+            raise ConfigError(str(error), option="--ech-keys") from None
+        self._keys = directory
+        self.config = msgspec.structs.replace(self.config, ech_keys=path)
+        log.info("now serving with %s", _names(directory.keys))
 
     def _set_certificates(self, pairs: tuple[CertificatePair, ...]) -> None:
         try:
@@ -290,7 +323,7 @@ class TunnelServer:
 
 # What can be changed while it runs, beside the certificates; the last line has its effect in the command.
 _LIVE = (
-    *("drain", "status_hosts", "status_token"),
+    *("drain", "status_listen", "status_hosts", "status_token"),
     *("tokens", "labels", "decoy", "public_healthz"),
     *("allow_private_targets", "max_streams", "connect_timeout", "idle_timeout"),
     *("log_file", *LogTuning.__struct_fields__),

@@ -35,13 +35,25 @@ from ech_workers.timing import Moment, Timing
 from ech_workers.upstream import Upstream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ech_workers._native import Event
     from ech_workers.config import ClientConfig
     from ech_workers.ech import EchStore
     from ech_workers.engine import EngineLike
     from ech_workers.errors import TunnelError
+    from ech_workers.options.client import Policy, Standby
+
+    _OfAServer = (
+        _native.SessionUp
+        | _native.SessionLost
+        | _native.SessionsFull
+        | _native.DialFailed
+        | _native.EchLearned
+        | _native.H2Chosen
+        | _native.BulkChanged
+        | _native.Unreached
+    )
 
 __all__ = ["EchStatus", "SessionStatus", "Supervisor", "SupervisorStatus", "Timing", "UpstreamStatus"]
 
@@ -63,20 +75,25 @@ class Supervisor:
         trace: Callable[[Step], object] | None = None,
         refresh: bool = False,
         watch_network: bool = False,
+        numbers: Sequence[int] | None = None,
+        former: Sequence[int] = (),
         timing: Timing | None = None,
         uniform: Callable[[], float] = random.random,
     ) -> None:
         """clock: monotonic seconds. wall: seconds since the epoch. on_event: called in the loop's thread with each event.
         trace: called there with each step of the upstreams and the resolvers. refresh: look everything up again before the
-        first dial, whatever the cache has. watch_network: look out for changes of the machine's addresses and routes. uniform: random over [0, 1), for the jitter."""
+        first dial, whatever the cache has. watch_network: look out for changes of the machine's addresses and routes. numbers: by which the engine knows the servers; None: their places. former: those of
+        servers that are gone, whose sessions serve until there is another one. uniform: random over [0, 1), for the jitter."""
         self._engine = engine
         self._on_event = on_event
         self._timing = timing or Timing()
         self._clocks = Clocks(clock, wall, self._timing)
+        self._numbers = tuple(range(len(config.upstreams))) if numbers is None else tuple(numbers)
         self._upstreams = [
             Upstream(number, server, config.sessions, engine, store, self._timing, uniform, trace or ignore)
-            for number, server in enumerate(config.upstreams)
+            for number, server in zip(self._numbers, config.upstreams, strict=True)
         ]
+        self._numbered = dict(zip(self._numbers, self._upstreams, strict=True))
         if refresh:
             for upstream in self._upstreams:
                 upstream.refresh()
@@ -94,11 +111,24 @@ class Supervisor:
         for upstream in self._upstreams:
             upstream.knowledge.translation = translation
         self._liveness = Liveness(engine)
-        named = servers_of(config.rules)
-        self._selection = Selection(config.policy, config.standby, self._upstreams, engine, named)
-        self._target_names = TargetNames(engine)
+        self._named = frozenset(self._numbers[place] for place in servers_of(config.rules))
+        self._former = tuple(former)
+        self._selection = self._select(config.policy, config.standby)
+        self._target_names = TargetNames(engine, translation)
+
+    def _select(self, policy: Policy, standby: Standby) -> Selection:
+        return Selection(policy, standby, self._upstreams, self._engine, self._named, self._former)
 
     # ------------------------------------------------------------ for every thread
+
+    def select(self, policy: Policy, standby: Standby) -> None:
+        """From now on new streams go to servers by another policy."""
+        with self._lock:
+            self._selection = self._select(policy, standby)
+            for upstream in self._upstreams:
+                # Those that the new policy has no need of are found out by its first turn.
+                upstream.is_needed = True
+        self._engine.wake()
 
     def run(self) -> None:
         """Works until ``stop`` is called or the engine is closed."""
@@ -278,22 +308,6 @@ class Supervisor:
 
     def _handle(self, event: Event, now: Moment) -> None:
         match event:
-            case _native.SessionUp():
-                self._upstreams[event.upstream].session_up(event, now)
-            case _native.SessionLost():
-                self._upstreams[event.upstream].session_lost(event, now)
-            case _native.SessionsFull():
-                self._upstreams[event.upstream].sessions_full(now)
-            case _native.DialFailed():
-                self._upstreams[event.upstream].dial_failed(event, now)
-            case _native.EchLearned():
-                self._upstreams[event.upstream].ech_learned(event, now)
-            case _native.H2Chosen():
-                self._upstreams[event.upstream].h2_chosen(event)
-            case _native.BulkChanged():
-                self._upstreams[event.upstream].pool.bulk_changed(event, now.clock)
-            case _native.Unreached():
-                self._upstreams[event.upstream].unreached.note(event)
             case _native.Fetched():
                 self._look_ups.fetched(event)
             case _native.FetchFailed():
@@ -304,6 +318,32 @@ class Supervisor:
                 forward(event)
             case _native.Woken():
                 pass
+            case _:
+                upstream = self._numbered.get(event.upstream)
+                if upstream is not None:
+                    self._handle_of(upstream, event, now)
+                elif isinstance(event, _native.SessionUp):
+                    # A dial that was under way when its server was taken out of the configuration.
+                    self._engine.retire(event.session)
+
+    def _handle_of(self, upstream: Upstream, event: _OfAServer, now: Moment) -> None:
+        match event:
+            case _native.SessionUp():
+                upstream.session_up(event, now)
+            case _native.SessionLost():
+                upstream.session_lost(event, now)
+            case _native.SessionsFull():
+                upstream.sessions_full(now)
+            case _native.DialFailed():
+                upstream.dial_failed(event, now)
+            case _native.EchLearned():
+                upstream.ech_learned(event, now)
+            case _native.H2Chosen():
+                upstream.h2_chosen(event)
+            case _native.BulkChanged():
+                upstream.pool.bulk_changed(event, now.clock)
+            case _native.Unreached():
+                upstream.unreached.note(event)
 
     def _look_around(self, now: Moment, *, slept: float = 0.0) -> None:
         """After a change of the network sessions may be dead, and what failed may work. After a sleep (or when the process

@@ -11,6 +11,7 @@ from ech_workers.families import FAMILIES, Found, address_questions
 if TYPE_CHECKING:
     from ech_workers.candidate import Question
     from ech_workers.engine import NamesEngine
+    from ech_workers.nat64 import Translation
 
 __all__ = ["TargetNames"]
 
@@ -18,8 +19,10 @@ __all__ = ["TargetNames"]
 class TargetNames:
     """The names that the engine wants; it keeps the answers."""
 
-    def __init__(self, engine: NamesEngine) -> None:
+    def __init__(self, engine: NamesEngine, translation: Translation) -> None:
+        """translation: how addresses are reached from here."""
         self._engine = engine
+        self._translation = translation
         self._asked: set[str] = set()
         self._questions: list[Question] = []
 
@@ -45,4 +48,4 @@ class TargetNames:
         elif len(answers) < len(FAMILIES):
             self._engine.resolved(name, None, 0.0)
             return
-        self._engine.resolved(name, addresses, float(min(answer.ttl for answer in answers)))
+        self._engine.resolved(name, self._translation.reach(addresses), float(min(answer.ttl for answer in answers)))

@@ -54,12 +54,12 @@ class Tunnel:
         *,
         connect: Connect = "wait",
         on_event: Callable[[_native.Event], object] | None = None,
-        max_connections: int | None = None,
+        places: Callable[[ClientConfig], int] | None = None,
     ) -> Tunnel:
         """The tunnel for a configuration made before. on_event is called with every native event, in the supervisor's
-        thread. max_connections: instead of the configuration's. Raises ConfigError."""
+        thread. places: how many local connections there may be by a configuration; None: as many as it says. Raises ConfigError."""
         tunnel = cls.__new__(cls)
-        tunnel._prepare(config, connect, on_event, max_connections)
+        tunnel._prepare(config, connect, on_event, places)
         return tunnel
 
     def _prepare(
@@ -67,7 +67,7 @@ class Tunnel:
         config: ClientConfig,
         connect: Connect,
         on_event: Callable[[_native.Event], object] | None,
-        max_connections: int | None = None,
+        places: Callable[[ClientConfig], int] | None = None,
     ) -> None:
         if connect not in ("wait", "lazy"):
             raise ConfigError(f"wait or lazy, not {connect!r}", option="connect")
@@ -75,7 +75,7 @@ class Tunnel:
         """The validated configuration."""
         self._connect = connect
         self._on_event = on_event
-        self._max_connections = max_connections
+        self._places = places
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._running: Running | None = None
@@ -92,7 +92,7 @@ class Tunnel:
             if self._closed:
                 raise EngineClosed
             if self._running is None:
-                self._running = Running(self.config, self._on_event, self._max_connections)
+                self._running = Running(self.config, self._on_event, self._places)
 
     def wait_ready(self, timeout: float | None = None, *, patient: bool = False) -> None:
         """Waits until the first session is up, for ``timeout`` seconds at most (None: as long as it takes).
@@ -206,14 +206,19 @@ class Tunnel:
         how much they have carried. The oldest first."""
         return self._started().engine.connections()
 
+    def server_names(self) -> dict[int, str]:
+        """The names of the servers, by the numbers (``upstream``) that connections and sessions have. A server keeps its
+        number over every ``apply``, and none gets that of another."""
+        return self._started().server_names()
+
     def cut(self, connection: int) -> bool:
         """Ends one of the ``connections`` by its id; both of its sides see a reset. False: it is not open."""
         return self._started().engine.cut(connection)
 
     def apply(self, config: ClientConfig) -> None:
-        """Takes from another configuration what can be changed in a running tunnel: servers and all that is said of them,
-        resolvers, the number of sessions, local ports and their password, status ports, rules. What else is different needs a new
-        tunnel.
+        """Takes from another configuration what can be changed in a running tunnel: servers and all that is said of them, the policy
+        among them, resolvers, the number of sessions, local ports and their password, status ports, rules, the cache. What else is
+        different needs a new tunnel.
 
         Nothing that is open is cut: sessions by the new configuration are made first, then those that were there take no
         new streams, and end with their last one. Whoever waits in ``wait_ready`` meanwhile gets EngineClosed. Raises

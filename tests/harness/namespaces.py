@@ -8,13 +8,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ech_workers import Tunnel
+from ech_workers import Tunnel, rules
 from ech_workers.config import ClientConfig, ServerAddress
+from ech_workers.endpoints import resolvers
 
 from .authority import Authority
 from .name_server import NameServer
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).resolve().parents[1]
 SERVER = "203.0.113.1"
+TARGET = "203.0.113.7"
 
 
 def are_possible() -> bool:
@@ -75,7 +79,7 @@ def _ip(*arguments: str) -> None:
 
 
 @contextlib.contextmanager
-def _tunnel(site: Site, server: ServerProgram, address: str) -> Iterator[Tunnel]:
+def _tunnel(site: Site, server: ServerProgram, address: str, **more: Any) -> Iterator[Tunnel]:
     config = ClientConfig(
         server=ServerAddress(SERVER_NAME, server.port, PATH),
         token=TOKEN,
@@ -83,25 +87,58 @@ def _tunnel(site: Site, server: ServerProgram, address: str) -> Iterator[Tunnel]
         ech_config=site.key.config_list,
         ca_pem=site.authority.path.read_bytes(),
         listen=(),
+        **more,
     )
     with Tunnel.from_config(config) as tunnel:
         tunnel.wait_ready(30, patient=True)
         yield tunnel
 
 
+@contextlib.contextmanager
+def _greeter(address: str) -> Iterator[int]:
+    """Says hello to whoever connects to this port."""
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.sendall(b"hello")
+
+    with socket.create_server((address, 0), family=socket.AF_INET6) as listener:
+        greeting = threading.Thread(target=serve)
+        greeting.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            # A thread that accepts is not woken by a close.
+            listener.shutdown(socket.SHUT_RDWR)
+            greeting.join()
+
+
 def nat64(site: Site) -> None:
     """A network with IPv6 alone, a translator for IPv4, and a resolver that knows its prefix. The server has an IPv4 address,
-    which only the translator reaches: here the server itself is where that would send to."""
+    which only the translator reaches: here the server itself is where that would send to. So has a target that a rule sends
+    connections to directly."""
     _ip("link", "set", "lo", "up")
     _ip("address", "add", "64:ff9b::203.0.113.1/128", "dev", "lo")
+    _ip("address", "add", f"64:ff9b::{TARGET}/128", "dev", "lo")
     _ip("-6", "route", "add", "default", "dev", "lo")
     known = {"ipv4only.arpa": ["64:ff9b::192.0.0.170", "64:ff9b::192.0.0.171"]}
     with NameServer(site.folder, known) as resolver:
         subprocess.run(["mount", "--bind", resolver.configuration, "/etc/resolv.conf"], check=True)
         server = site.server(listen="[64:ff9b::203.0.113.1]:0", publish=False)
-        with _tunnel(site, server, SERVER) as tunnel:
+        site.resolver.add("four.test", "A", TARGET)
+        direct = {
+            "rules": rules.read_all([{"to": "direct"}], {}),
+            "resolvers": resolvers((site.resolver.url,), ("127.0.0.1",)),
+        }
+        with _tunnel(site, server, SERVER, **direct) as tunnel, _greeter(f"64:ff9b::{TARGET}") as port:
             (session,) = tunnel.status().sessions
             assert session.address == f"[64:ff9b::cb00:7101]:{server.port}", session
+            with tunnel.create_connection(("four.test", port), timeout=20) as connection:
+                assert connection.recv(5) == b"hello"
+            assert tunnel.snapshot().direct_total == 1
         assert set(resolver.questions) == {"ipv4only.arpa"}, resolver.questions
 
 

@@ -149,6 +149,9 @@ class Made:
         self.looks += 1
         return self.now
 
+    def server_names(self) -> dict[int, str]:
+        return dict(enumerate(upstream.name for upstream in self.config.upstreams))
+
     def connections(self) -> Any:
         return CONNECTIONS
 

@@ -32,7 +32,7 @@ from ech_workers.supervisor import Supervisor, SupervisorStatus, Timing
 from .native import alternatives, stand_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import pytest
 
@@ -396,6 +396,8 @@ def start(
     store: EchStore | None = None,
     timing: Timing | None = None,
     uniform: Callable[[], float] = lambda: 0.5,
+    numbers: Sequence[int] | None = None,
+    former: Sequence[int] = (),
     **changes: Any,
 ) -> Supervisor:
     made = Supervisor(
@@ -406,6 +408,8 @@ def start(
         wall=world.wall,
         timing=timing,
         uniform=uniform,
+        numbers=numbers,
+        former=former,
     )
     world.supervisor = made
     return made

@@ -18,6 +18,7 @@ import pytest
 from harness import socks
 from harness.processes import run
 from harness.tunnel import COMMAND, PATH, SERVER_NAME, TOKEN, ProxyProgram, Site
+from harness.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -172,6 +173,16 @@ def test_a_reload_says_what_counts_at_once_and_what_needs_a_restart(site: Site, 
     found = json.loads(ask("status", "--json").stdout)["facts"]
     assert found["wanted"] == 2
     assert "needs a restart: max_connections" in log.read_text()
+
+
+def test_another_cache_and_policy_count_at_once(site: Site, ask: Ask) -> None:
+    server = site.server()
+    path = write(site, server.port)
+    start(site)
+    elsewhere = site.folder / "elsewhere"
+    path.write_text(f'{path.read_text()}\ncache_dir = "{elsewhere}"\npolicy = "spread"\nstandby = "cold"\n')
+    assert ask("reload").stdout.strip() == "applied: policy, standby, cache_dir"
+    wait_until((elsewhere / "ech.json").is_file, "what was looked up is kept there", 20)
 
 
 def test_a_port_that_goes_away_keeps_its_connections_and_a_password_holds_at_once(

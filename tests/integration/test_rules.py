@@ -13,6 +13,7 @@ from ech_workers import TargetError, Tunnel, aio
 from harness import socks
 from harness.curl import KINDS, curl, fetch
 from harness.processes import run
+from harness.tap import Tap
 from harness.targets import pattern
 from harness.tunnel import COMMAND, PATH, SERVER_NAME, TOKEN, ProxyProgram, Site
 from harness.waiting import wait_until
@@ -227,6 +228,68 @@ def test_a_reload_takes_other_rules_and_lists_that_changed(site: Site, targets: 
     assert f"{listed}, line 1: " in done.stderr
     with pytest.raises(socks.ReplyError):
         socks.connect(program.address, "localhost", targets["echo"])
+
+
+def test_until_a_reload_has_brought_another_session_connections_stay_with_their_server(
+    site: Site, targets: dict[str, int]
+) -> None:
+    """The servers change places in the file, and none of them answers a new dial: the sessions that there are serve on."""
+    strict, open_ = site.server(publish=False, private_targets=False), site.server(publish=False)
+    rules = '[[rule]]\ndomain = "localhost"\nto = "open"\n'
+    with (
+        Tap(("127.0.0.1", strict.port)) as to_strict,
+        Tap(("127.0.0.1", open_.port)) as to_open,
+        socket.create_server(("127.0.0.1", 0)) as silent,
+    ):
+        servers = {"strict": to_strict.port, "open": to_open.port}
+        path = write(site, servers, rules)
+        path.write_text('reply = "confirmed"\n' + path.read_text())
+        process = site.processes.start(COMMAND, "proxy", "--plain", env=site.environment)
+        program = ProxyProgram(process, int(process.wait_line(r"listening on (\S*):(\d+)\b").group(2)))
+        for _ in servers:
+            program.wait_session()
+        to_strict.upstream = to_open.upstream = silent.getsockname()
+        socks.connect(program.address, "localhost", targets["echo"]).close()
+        write(site, dict(reversed(servers.items())), rules)
+        path.write_text('reply = "confirmed"\n' + path.read_text())
+        done = run(COMMAND, "reload", env=site.environment)
+        assert "applied to what is new: server" in done.stdout, done.stderr
+        for _ in range(5):
+            with socks.connect(program.address, "localhost", targets["echo"]) as connection:
+                connection.sendall(b"a")
+                assert socks.exactly(connection, 1) == b"a"
+
+
+@pytest.mark.parametrize("yamux", [True, False])
+def test_a_reload_that_reorders_servers_takes_no_connection_to_another_one(
+    site: Site, targets: dict[str, int], yamux: bool
+) -> None:
+    """Only the server that the rule names reaches the target; the other one refuses it."""
+    strict, open_ = site.server(publish=False, private_targets=False), site.server(publish=False)
+    rules = '[[rule]]\ndomain = "localhost"\nto = "open"\n'
+    both = {"strict": strict.port, "open": open_.port}
+    fewer = {"open": open_.port}
+
+    def options(servers: dict[str, int]) -> None:
+        path = write(site, servers, rules)
+        path.write_text(f'yamux = {str(yamux).lower()}\nreply = "confirmed"\n' + path.read_text())
+
+    options(both)
+    process = site.processes.start(COMMAND, "proxy", "--plain", env=site.environment)
+    program = ProxyProgram(process, int(process.wait_line(r"listening on (\S*):(\d+)\b").group(2)))
+    program.wait_session()
+    with socks.connect(program.address, "localhost", targets["echo"]) as held:
+        for servers in (dict(reversed(both.items())), both, fewer, both):
+            options(servers)
+            done = run(COMMAND, "reload", env=site.environment)
+            assert "applied to what is new: server" in done.stdout, done.stderr
+            # Right behind it, when the old sessions are all that there is.
+            for _ in range(5):
+                with socks.connect(program.address, "localhost", targets["echo"]) as connection:
+                    connection.sendall(b"a")
+                    assert socks.exactly(connection, 1) == b"a"
+        held.sendall(b"still here")
+        assert socks.exactly(held, 10) == b"still here"
 
 
 @pytest.mark.parametrize("mode", ["--yamux", "--no-yamux"])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness import socks
+from harness.ech import ech_key
 from harness.processes import Process, run
 from harness.tunnel import COMMAND, PATH, PUBLIC_NAME, TOKEN, ProxyProgram, Site
 from harness.waiting import wait_until
@@ -50,19 +51,25 @@ class Server:
             'listen = "127.0.0.1:0"',
             f'cert = ["{site.inner.chain}", "{site.outer.chain}"]',
             f'key = ["{site.inner.key}", "{site.outer.key}"]',
-            f'ech_keys = "{site.keys_folder}"',
             f'token_file = "{self.tokens}"',
             f'path = "{PATH}"',
-            "status_listen = 0",
         ]
-        if not any("allow_private_targets" in line for line in lines):
-            fixed.append("allow_private_targets = true")
+        defaults = {"status_listen": "0", "allow_private_targets": "true", "ech_keys": f'"{site.keys_folder}"'}
+        given = {line.partition(" = ")[0] for line in lines}
+        fixed += [f"{name} = {value}" for name, value in defaults.items() if name not in given]
         self.config.write_text("\n".join([*fixed, *lines]))
 
     def reload(self) -> str:
         done = run(COMMAND, "reload", "--of", "server", env=self.site.environment)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
+
+    def figures(self, port: int) -> str:
+        """What it says of itself at this port."""
+        asked = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        with contextlib.closing(asked):
+            asked.request("GET", "/metrics")
+            return asked.getresponse().read().decode()
 
     def labels(self) -> dict[str, int]:
         """Sessions by token."""
@@ -141,6 +148,37 @@ def test_the_decoy_and_the_limits_count_at_once_and_a_wrong_file_changes_nothing
     assert f"{server.tokens}, line 1" in done.stderr
     assert server.get("/") == page.read_bytes()
     assert server.labels() == {"ours": 1}
+
+
+def test_figures_and_keys_move_while_it_runs(server: Server, targets: dict[str, int]) -> None:
+    site = server.site
+    first = site.proxy(server.port)
+    moved = ech_key(site.folder / "moved", PUBLIC_NAME, 9)
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    with echo(first, targets["echo"]) as connection:
+        tokens = f"{TOKEN} # ours\n"
+        keys = f'ech_keys = "{moved.path.parent}"'
+        server.write(tokens, f"status_listen = {port}", keys)
+        said = server.reload()
+        assert set(said.removeprefix("applied: ").split(", ")) == {"status_listen", "ech_keys"}
+        assert "ech_workers_server_sessions 1\n" in server.figures(port)
+        site.publish(server.port, moved.base64)
+        fresh = {"XDG_CACHE_HOME": str(site.folder / "fresh")}
+        again = site.processes.start(
+            *site.proxy_arguments(server.port, "--control", ""), env={**site.environment, **fresh}
+        )
+        again.wait_line("session up")
+        server.process.wait_line("now serving with .*9.pem")
+        # Nothing has changed when one of them cannot be had.
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            server.write(tokens, f"status_listen = {taken.getsockname()[1]}", keys)
+            done = run(COMMAND, "reload", "--of", "server", env=site.environment)
+            assert done.returncode != 0
+            assert "in use" in done.stderr
+        assert "ech_workers_server_sessions" in server.figures(port)
+        connection.sendall(b"y")
+        assert socks.exactly(connection, 1) == b"y"
 
 
 def test_500_connections_survive_100_reloads_of_the_server(server: Server, targets: dict[str, int]) -> None:

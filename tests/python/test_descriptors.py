@@ -43,3 +43,35 @@ def test_the_limit_is_raised_as_far_as_the_system_allows() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["200", str(hard)]
+
+
+PROGRAM = """
+import logging, resource, sys
+logging.basicConfig(format="%(levelname)s %(name)s %(message)s", stream=sys.stdout, level=logging.INFO)
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (600, hard))
+from ech_workers import Tunnel
+for _ in range(2):
+    tunnel = Tunnel("a.test", token="x", server_ip="127.0.0.1", ech=False, cache_dir="", connect="lazy", {options})
+    tunnel.start()
+    tunnel.close()
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("max_connections=2000", "WARNING ech_workers this process may have 600 open files, which do for about 225 connections"),
+        ("max_connections=2000, yamux=False", "about 150 connections at a time, and max_connections is 2000"),
+        # Nobody asked for that many.
+        ("", "INFO ech_workers this process may have 600 open files"),
+        ("max_connections=200", ""),
+    ],
+)  # fmt: skip
+def test_a_python_program_is_told_once_how_many_connections_fit_and_its_limit_stays(options: str, said: str) -> None:
+    code = PROGRAM.replace("{options}", options)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "600"
+    assert done.stdout.count("open files") == bool(said), done.stdout
+    assert said in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv6Network
 from typing import TYPE_CHECKING
 
 import pytest
@@ -58,3 +59,12 @@ def test_resolvers_that_fail_are_told_as_such(world: World) -> None:
     world.post(1.0, NameWanted(name="nas.test"))
     world.run(30)
     assert world.resolved_names == {"nas.test": None}
+
+
+def test_on_a_network_with_ipv6_alone_they_are_reached_through_its_translator(world: World) -> None:
+    world.zone |= {("nas.test", "A"): ["60 192.0.2.7"], ("nas.test", "AAAA"): ["60 2001:db8::7"]}
+    supervisor = start(world)
+    supervisor._look_ups.translation.use(IPv6Network("64:ff9b::/96"))
+    world.post(1.0, NameWanted(name="nas.test"))
+    world.run(5)
+    assert world.resolved_names == {"nas.test": (("2001:db8::7", "64:ff9b::c000:207"), 60.0)}

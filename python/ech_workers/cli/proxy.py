@@ -90,15 +90,12 @@ def run(
             "the port is open to the network without a password: anyone there can use it (--username, --password)"
         )
     descriptors.raise_limit()
-    # In simple mode each connection has a session of its own, and a direct one a connection to its target.
-    takes_two = any(upstream.mode == "simple" for upstream in config.upstreams) or any(
-        rule.to == "direct" for rule in config.rules
-    )
-    each = 2 if takes_two else 1
     tunnel = Tunnel.from_config(
         config,
         on_event=_say if plain and not _is_logged(config) else None,
-        max_connections=descriptors.connections(config.max_connections, descriptors.limit(), each=each),
+        places=lambda config: descriptors.connections(
+            config.max_connections, descriptors.limit(), each=descriptors.of_connection(config)
+        ),
     )
 
     def take() -> Difference:

@@ -287,6 +287,7 @@ class ClientTuning(LogTuning, frozen=True, kw_only=True):
         option(
             "which of several servers new connections go to: those of the lowest priority number that work; the one with the"
             " shortest round trip; or all of them, shared by weight",
+            live="now",
         ),
     ] = "priority"
     standby: Annotated[
@@ -294,16 +295,18 @@ class ClientTuning(LogTuning, frozen=True, kw_only=True):
         option(
             "the servers that new connections do not go to: kept ready with a session each (a lost server costs no time), or"
             " connected when the others have failed",
+            live="now",
         ),
     ] = "warm"
     reply: Annotated[
         Reply,
         option(
-            "answer local programs at once (a round trip less; a failure is a reset then), or when the target is reached"
+            "answer local programs at once (a round trip less; a failure is a reset then), or when the target is reached",
         ),
     ] = "optimistic"
     open_timeout: Annotated[
-        float, option("how long a local connection waits for a session", kind="seconds", low=0.001, high=_DAY)
+        float,
+        option("how long a local connection waits for a session", kind="seconds", low=0.001, high=_DAY),
     ] = 8.0
     idle_timeout: Annotated[
         float, option("when a connection without traffic ends", kind="seconds", low=0.001, high=_DAY)
@@ -383,6 +386,7 @@ class ClientSchema(ClientTuning, frozen=True, kw_only=True):
             "where ECH configurations are kept; empty: in memory alone",
             metavar="DIR",
             path=True,
+            live="now",
             shown_default="the user's cache directory",
             api=_PATH,
         ),

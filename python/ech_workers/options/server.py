@@ -26,7 +26,15 @@ class ServerTuning(LogTuning, frozen=True, kw_only=True):
             live="drains",
         ),
     ] = False
-    max_sessions: Annotated[int, option("sessions at a time", low=1, high=10_000_000, metavar="N")] = 10000
+    max_sessions: Annotated[
+        int,
+        option(
+            "sessions at a time",
+            low=1,
+            high=10_000_000,
+            metavar="N",
+        ),
+    ] = 10000
     max_streams: Annotated[int, option("streams of one session", low=1, high=1_000_000, metavar="N", live="drains")] = (
         1024
     )
@@ -79,6 +87,7 @@ class ServerSchema(ServerTuning, frozen=True, kw_only=True):
             "a listener of its own for `/healthz` (it runs), `/readyz` (clients can use it) and `/metrics`; on 127.0.0.1 unless"
             " an address is given; may be given several times",
             metavar="[ADDR:]PORT",
+            live="now",
             shown_default="off",
             api="str | int | Sequence[str | int] | None",
         ),
@@ -127,6 +136,7 @@ class ServerSchema(ServerTuning, frozen=True, kw_only=True):
             " running connections stay; a file that cannot be read is tried again until it can be",
             metavar="DIR",
             path=True,
+            live="now",
             shown_default="no ECH",
             api=_PATH,
         ),

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ech_workers._native import ConnectionSnapshot
-    from ech_workers.config import ClientConfig
 
 __all__ = ["SHOWN_MAX", "Carried", "Carrying", "carried"]
 
@@ -39,14 +38,13 @@ class Carried(msgspec.Struct, frozen=True):
 class Carrying(Protocol):
     """What is looked at of a ``Tunnel``."""
 
-    @property
-    def config(self) -> ClientConfig: ...
+    def server_names(self) -> Mapping[int, str]: ...
     def connections(self) -> Sequence[ConnectionSnapshot]: ...
 
 
 def carried(tunnel: Carrying, most: int | None = SHOWN_MAX) -> list[Carried]:
     """The open connections, the oldest first; of many the youngest ``most``. Raises EngineClosed."""
-    servers = tunnel.config.upstreams
+    servers = tunnel.server_names()
     found = tunnel.connections()
     return [
         Carried(
@@ -54,8 +52,8 @@ def carried(tunnel: Carrying, most: int | None = SHOWN_MAX) -> list[Carried]:
             one.target,
             one.protocol,
             one.way,
-            # After a reload there may be fewer servers than an old session knew.
-            servers[one.upstream].name if one.upstream is not None and one.upstream < len(servers) else None,
+            # An old session's server may be gone since a reload.
+            None if one.upstream is None else servers.get(one.upstream),
             one.session,
             one.bytes_up,
             one.bytes_down,

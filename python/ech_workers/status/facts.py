@@ -12,7 +12,7 @@ from ech_workers.resolvers import ResolverStatus
 from ech_workers.supervisor import EchStatus, SupervisorStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ech_workers import errors
     from ech_workers._native import ConnectionSnapshot, SessionSnapshot, Snapshot
@@ -36,6 +36,7 @@ class Observed(Protocol):
     def addresses(self) -> Sequence[tuple[str, int]]: ...
     def status(self) -> SupervisorStatus: ...
     def snapshot(self) -> Snapshot: ...
+    def server_names(self) -> Mapping[int, str]: ...
     def connections(self) -> Sequence[ConnectionSnapshot]: ...
 
 

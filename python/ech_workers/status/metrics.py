@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from ech_workers import _native
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from ech_workers.server import TunnelServer
+    from ech_workers.config import ServerConfig
+    from ech_workers.served import TokenStatus
     from ech_workers.status.facts import Facts
 
-__all__ = ["CONTENT_TYPE", "exposition", "server_exposition"]
+__all__ = ["CONTENT_TYPE", "ObservedServer", "exposition", "server_exposition"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _PREFIX = "ech_workers_"
+
+
+class ObservedServer(Protocol):
+    """What is looked at of a server."""
+
+    @property
+    def config(self) -> ServerConfig: ...
+    def snapshot(self) -> _native.ServerSnapshot: ...
+    def tokens(self) -> Sequence[TokenStatus]: ...
+    def unready(self) -> str | None: ...
 
 
 class Metric(NamedTuple):
@@ -33,7 +44,7 @@ def exposition(facts: Facts) -> str:
     return _written(_metrics(facts))
 
 
-def server_exposition(server: TunnelServer) -> str:
+def server_exposition(server: ObservedServer) -> str:
     """Every metric of a server."""
     return _written(_server_metrics(server))
 
@@ -161,7 +172,7 @@ _TOKEN_METRICS: tuple[tuple[str, str, Literal["counter", "gauge"], str], ...] = 
 )
 
 
-def _server_metrics(server: TunnelServer) -> Iterator[Metric]:
+def _server_metrics(server: ObservedServer) -> Iterator[Metric]:
     now = server.snapshot()
 
     def one(name: str, kind: Literal["counter", "gauge"], about: str, value: float) -> Metric:

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from websockets.http11 import Request, Response
 
     from ech_workers.config import ListenAddress
-    from ech_workers.server import TunnelServer
     from ech_workers.status.facts import Observed
+    from ech_workers.status.metrics import ObservedServer
 
 __all__ = ["ServerPort", "StatusPort"]
 
@@ -304,7 +304,7 @@ class ServerPort(Port):
 
     paths = ("/healthz", "/readyz", "/metrics")
 
-    def __init__(self, addresses: Sequence[ListenAddress], server: TunnelServer) -> None:
+    def __init__(self, addresses: Sequence[ListenAddress], server: ObservedServer) -> None:
         """Raises ListenError."""
         self._server = server
         super().__init__(addresses)
