@@ -452,13 +452,117 @@ impl Carrier for WebSocket {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
+    use ech_workers_tls::authority::{CertificateAuthority, Validity};
+    use ech_workers_tls::{
+        ClientContext, ClientParameters, Ech, HelloForm, Profile, ServerContext, Trust,
+    };
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpListener;
+
     use super::*;
 
+    /// A client's WebSocket, and the TLS connection that it writes to.
+    async fn pair() -> (WebSocket, TlsStream) {
+        let authority = CertificateAuthority::new().unwrap();
+        let identity = authority
+            .issue(&["hidden.test"], Validity::days(1))
+            .unwrap();
+        let server = ServerContext::new(&[identity]).unwrap();
+        let client = ClientContext::new(&Trust {
+            system: false,
+            extra_pem: vec![authority.root_pem().unwrap()],
+        })
+        .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        let parameters = ClientParameters {
+            profile: Profile::standard(),
+            form: HelloForm::WebSocket,
+            server_name: "hidden.test",
+            ech: Ech::Off,
+            without: None,
+            session_key: None,
+        };
+        let (ours, theirs) = tokio::join!(
+            ech_workers_tls::connect(tcp, &client, parameters),
+            ech_workers_tls::accept(accepted, &server)
+        );
+        let websocket = WebSocket::new(ours.unwrap(), Role::Client, Vec::new());
+        (websocket, theirs.unwrap())
+    }
+
+    /// Sends `bytes` as the session does with bulk: as many records as there are, as few messages as may be.
+    fn send(carrier: &mut WebSocket, mut bytes: &[u8]) -> usize {
+        let per_message = carrier.spaces_per_message();
+        let mut sizes = Vec::new();
+        for space in carrier.spaces(16) {
+            let length = space.len().min(bytes.len());
+            let (now, later) = bytes.split_at(length);
+            space[..length].copy_from_slice(now);
+            sizes.push(length);
+            bytes = later;
+        }
+        for message in sizes.chunks(per_message) {
+            let mut left: usize = message.iter().sum();
+            for length in message.iter().filter(|length| **length > 0) {
+                left -= length;
+                carrier.add(*length);
+                carrier.commit(MessageKind::Binary, left).unwrap();
+            }
+        }
+        sizes.iter().sum()
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_likes_long_messages_gets_four_records_in_one_frame() {
+        let (mut carrier, mut peer) = pair().await;
+        for (long, frames) in [(false, 10), (true, 3)] {
+            carrier.long_messages = long;
+            let content: Vec<u8> = (0..150_000_u32).map(|i| (i * 7 >> 3) as u8).collect();
+            poll_fn(|cx| carrier.poll_ready(cx)).await.unwrap();
+            assert_eq!(send(&mut carrier, &content), content.len());
+            // What comes behind them has a frame of its own.
+            carrier.ping(b"now");
+            let flushing = poll_fn(|cx| carrier.poll_flush(cx));
+            let mut received = Vec::new();
+            let receiving = async {
+                let mut decoder = Decoder::new(Role::Server);
+                let (mut raw, mut at, mut frames) = (Vec::new(), 0, 0);
+                loop {
+                    while at < raw.len() {
+                        let (used, event) = decoder.decode(&mut raw[at..]).unwrap();
+                        match event {
+                            Some(websocket::Event::Data { range, end, .. }) => {
+                                received.extend_from_slice(&raw[at..][range]);
+                                frames += usize::from(end);
+                            }
+                            Some(websocket::Event::Ping(_)) => return frames,
+                            Some(event) => panic!("{event:?}"),
+                            None => {}
+                        }
+                        at += used;
+                    }
+                    assert_ne!(peer.read_buf(&mut raw).await.unwrap(), 0);
+                }
+            };
+            let (flushed, seen) = tokio::join!(flushing, receiving);
+            flushed.unwrap();
+            assert_eq!(seen, frames);
+            assert_eq!(received, content);
+        }
+    }
+
+    #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn only_a_connection_on_loopback_is_taken_from_the_systems_congestion_control() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let peer = listener.local_addr().unwrap();
         let tcp = TcpStream::connect(peer).await.unwrap();
         let control = || {
