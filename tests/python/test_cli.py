@@ -27,7 +27,7 @@ from ech_workers.options.sources import Given
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
+from harness.requirements import program
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
 
@@ -48,6 +48,7 @@ def test_version_names_the_commit_and_boringssl(
 
 def test_the_commit_of_a_clone_is_that_of_git(tmp_path: Path) -> None:
     assert version.commit_of(tmp_path) is None
+    program("git", "git")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@a.test"]
     for command in (["init", "--quiet"], ["commit", "--quiet", "--allow-empty", "-m", "first"]):
         subprocess.run([*git, *command], check=True)
