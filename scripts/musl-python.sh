@@ -6,7 +6,8 @@ set -eu
 processor=$1
 root=$(realpath "$2")
 release=bookworm
-mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
+# Where debootstrap had the root's packages from.
+mirror=$(sed -n '1s#^[^ ]* [^ ]* \(.*\)/pool/.*#\1#p' "$root/debootstrap/deburis")
 case $processor in
 x86_64) architecture=amd64 flags= ;;
 # libgcc's outlined atomics ask glibc.
