@@ -186,11 +186,13 @@ def finish(wheel: Path, triple: str, linked: list[third_party.Component]) -> Pat
         information = next(name for name in names if name.endswith(".dist-info/RECORD")).removesuffix("RECORD")
         bom = next(name for name in names if name.endswith(".cyclonedx.json"))
         content = json.loads(made.read(bom).replace(f"file://{ROOT}".encode(), b"file:///ech-workers"))
-        content["components"].append(boringssl())
+        # A wheel may come here twice.
+        others = [component for component in content["components"] if component["bom-ref"] != "boringssl"]
+        content["components"] = [*others, boringssl()]
         licenses = third_party.notices([*linked, third_party.boringssl()])
         metadata = made.read(f"{information}METADATA").decode()
         # After the files of the project itself.
-        named = "".join(f"License-File: {name}\n" for name in licenses)
+        named = "".join(f"License-File: {name}\n" for name in licenses if f"License-File: {name}\n" not in metadata)
         metadata = re.sub(r"((?:^License-File: .*\n)+)", lambda found: found[1] + named, metadata, count=1, flags=re.M)
         changes = {f"{information}licenses/{name}": text for name, text in licenses.items()}
         changes[f"{information}METADATA"] = metadata.encode()
