@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -55,6 +56,9 @@ class Selection:
         self._tiers: Tiers = ()
         self._told: frozenset[int] = frozenset()
         self._was_ready: set[int] = set()
+        if self._is_cold:
+            # Before the first turn, in which every server that is needed is dialled.
+            self._set_needed(-math.inf)
 
     def turn(self, now: float) -> None:
         """Looks at the sessions when that is due, and tells the engine where new streams go if that has changed."""

@@ -146,6 +146,13 @@ def test_a_cold_standby_is_dialled_when_the_preferred_server_is_lost_and_given_u
     assert {world.upstreams[session] for session in world.live} == {0}
 
 
+def test_a_cold_standby_about_which_everything_is_known_is_not_dialled_at_the_start(world: World) -> None:
+    known = {"server_ips": ("192.0.2.7",), "ech": False}
+    begin(world, server("one", **known), server("two", priority=1, **known), standby="cold")
+    world.run(60)
+    assert {plan.upstream for _, plan in world.dials} == {0}
+
+
 def test_a_cold_standby_is_dialled_when_the_preferred_server_was_never_there(world: World) -> None:
     begin(world, *PAIR, standby="cold")
     world.answer = lambda plan: REFUSED if plan.upstream == 0 else "up"
