@@ -28,7 +28,7 @@ class Failure:
         """A stable word: tcp-refused, tcp-timeout, tcp-unreachable, tcp-reset, tcp-failed, tls-alert, tls-reset (reset or closed right after the hello),
         tls-version, tls-not-spoken, tls-unsupported, tls-server-name, tls-timeout, tls-failed, ech-rejected (with retry_configs if any were authenticated), ech-disabled (rejected, none handed over),
         ech-not-accepted, ech-config-invalid, certificate-unknown-issuer, certificate-expired, certificate-not-yet-valid, certificate-name,
-        certificate-invalid, websocket-status, websocket-redirect, websocket-busy (429 or 503), cdn-challenge, cdn-refused, cdn-origin (a CDN does not reach the
+        certificate-invalid, websocket-status, websocket-redirect, websocket-busy (429 or 503), server-full, cdn-challenge, cdn-refused, cdn-origin (a CDN does not reach the
         server), websocket-protocol, websocket-closed, websocket-timeout, token-rejected, yamux-ping-timeout, yamux-go-away,
         yamux-protocol, closed (clean end by the peer), retired, internal (an error in this program; the log says where), http-status, http-failed, http-too-large, shutdown,
         target-refused, target-unreachable, target-not-found, target-timeout, target-not-allowed, target-blocked (by a rule of this side), target-failed (the server answered ERROR:..., the text is in message), no-session."""
@@ -413,6 +413,18 @@ class Engine:
         log_level: int = 20,
     ) -> Engine:
         """ca_pem: trusted beside the system's roots (system_roots). open_timeout: how long a local connection waits for a session. workers: threads that carry traffic, no more than the process has cores. Raises ValueError."""
+    def set_limits(
+        self,
+        *,
+        max_connections: int,
+        open_timeout: float,
+        idle_timeout: float,
+        memory_limit: int,
+        reply: Literal["optimistic", "confirmed"],
+    ) -> None:
+        """Other limits, for the connections and sessions that come from now on; memory_limit counts at once."""
+    def set_trust(self, ca_pem: Sequence[bytes], *, system_roots: bool = True) -> None:
+        """Other authorities, for the dials and exchanges that begin from now on. Raises ValueError: nothing has changed then."""
     def listen(self, host: str, port: int, *, username: str | None = None, password: str | None = None) -> Listener:
         """Opens a SOCKS5/HTTP port. Raises OSError (EADDRINUSE, ...) with the address in it."""
     def set_plan(self, plan: DialPlan | None, upstream: int = 0) -> None:
@@ -439,7 +451,9 @@ class Engine:
     def set_rules(self, rules: Sequence[Rule]) -> None:
         """Which way connections go from now on: the first rule that matches decides; without one through the tunnel."""
     def resolved(self, name: str, addresses: Sequence[str] | None, ttl: float) -> None:
-        """The answer to NameWanted, which holds for ttl seconds: the addresses, the best first; none: the name has none; None: nobody answers for it."""
+        """The answer to NameWanted (which may also be an IPv4 address to which there is no route), which holds for ttl seconds: the addresses, the best first; none: the name has none; None: nobody answers for it."""
+    def forget_names(self) -> None:
+        """What was told by ``resolved`` does not hold any more: the network has changed."""
     def connections(self) -> tuple[ConnectionSnapshot, ...]:
         """Those that are open, the oldest first."""
     def cut(self, connection: int) -> bool:
@@ -482,6 +496,30 @@ class StreamEnd:
         """data: all was delivered. None: it has not ended on the other side. Raises EngineClosed in another process."""
 
 # ---------------------------------------------------------------- the server
+
+@final
+class ServedSession:
+    """One session on a server. Times are seconds, sizes bytes; up is from clients to targets."""
+
+    @property
+    def label(self) -> str:
+        """What the operator calls its token."""
+    @property
+    def peer(self) -> str:
+        """The client's address and port."""
+    @property
+    def mode(self) -> Literal["yamux", "simple"] | None:
+        """None while the client has said nothing."""
+    @property
+    def streams(self) -> int: ...
+    @property
+    def streams_total(self) -> int: ...
+    @property
+    def bytes_up(self) -> int: ...
+    @property
+    def bytes_down(self) -> int: ...
+    @property
+    def age(self) -> float: ...
 
 @final
 class ServerSnapshot:
@@ -551,14 +589,30 @@ class Server:
         """Swaps the ECH keys: PEM, and whether it is sent as a retry configuration (at least one must be). Running connections keep theirs."""
     def set_ticket_keys(self, keys: Sequence[bytes]) -> None:
         """Swaps the session ticket keys, the first of which seals. Raises ValueError: one has not 80 bytes, or the server was made without any."""
-    def set_face(self, *, tokens: Sequence[tuple[str, str]], decoy: bytes | None = None, healthz: bool = False) -> None:
-        """Swaps tokens and decoy. Sessions whose token is not there any more end with their last stream. Raises ValueError: nothing has changed then."""
-    def set_limits(
-        self, *, allow_private_targets: bool, max_streams: int, connect_timeout: float, idle_timeout: float
+    def set_face(
+        self,
+        *,
+        tokens: Sequence[tuple[str, str]],
+        path: str = ...,  # "/"
+        decoy: bytes | None = None,
+        healthz: bool = False,
     ) -> None:
-        """Other limits, for the sessions and targets that come from now on."""
+        """Swaps path, tokens and decoy. Sessions whose token is not there any more end with their last stream. Raises ValueError: nothing has changed then."""
+    def set_limits(
+        self,
+        *,
+        allow_private_targets: bool,
+        max_sessions: int,
+        max_streams: int,
+        memory_limit: int,
+        connect_timeout: float,
+        idle_timeout: float,
+    ) -> None:
+        """Other limits, for the sessions and targets that come from now on; memory_limit counts at once."""
     def tokens(self) -> list[tuple[str, int, int, int, int]]:
         """Of each token: its label, sessions now and so far, bytes up and down."""
+    def sessions(self, most: int = 1000) -> list[ServedSession]:
+        """The sessions now, at most so many, those that have carried the most first."""
     def next_event(self, timeout: float | None) -> LogLine | Woken | None: ...
     def wake(self) -> None: ...
     def snapshot(self) -> ServerSnapshot: ...

@@ -66,6 +66,7 @@ OF_CODES: dict[str, str] = {
     "certificate-invalid": "ask the server's operator",
     "websocket-status": "check the path in --server, and that this is the tunnel's server",
     "websocket-redirect": "what stands before the server sends clients elsewhere: check the name and the path in --server",
+    "server-full": "close another client of this address, or give the server more places with --max-sessions",
     "websocket-busy": "wait; it is tried again less often. Behind Cloudflare a Worker's daily quota may be used up",
     "cdn-challenge": (
         "the CDN takes this client for a robot: its operator can turn that check off for the path of the tunnel;"

@@ -44,6 +44,7 @@ class FetchEngine(Protocol):
 class NamesEngine(Protocol):
     """For the names of targets that are connected to directly."""
 
+    def forget_names(self) -> None: ...
     def resolved(self, name: str, addresses: Sequence[str] | None, ttl: float) -> None: ...
 
 

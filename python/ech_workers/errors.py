@@ -326,6 +326,7 @@ BLAMED_ON_ENDPOINT = BLAMED_ON_ADDRESS | {
     "websocket-status",
     "websocket-redirect",
     "websocket-busy",
+    "server-full",
     "cdn-challenge",
     "cdn-refused",
     "cdn-origin",

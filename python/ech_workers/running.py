@@ -139,6 +139,8 @@ class Running:
             # Lists may be long: they are read when that is needed.
             is_new = config.rules != old.rules or numbers != before
             compiled = rules.compiled(config.rules, numbers) if is_new else None
+            if config.ca_pem != old.ca_pem:
+                self._trust(config.ca_pem)
         except ConfigError:
             self._numbering.of(old.upstreams)
             raise
@@ -160,6 +162,8 @@ class Running:
             for address in old.listen:
                 if address not in self._configured:
                     self._configured[address] = self.listen(address, old.username, old.password)
+            if config.ca_pem != old.ca_pem:
+                self._trust(old.ca_pem)
             self._numbering.of(old.upstreams)
             raise
         self._numbers = numbers
@@ -171,11 +175,21 @@ class Running:
             self._configured.pop(address).close()
         live = {name: getattr(config, name) for name in LIVE}
         self.config = msgspec.structs.replace(old, **live)
+        if any(getattr(old, name) != getattr(config, name) for name in _LIMITS):
+            limits = {name: getattr(config, name) for name in _LIMITS if name != "max_connections"}
+            self.engine.set_limits(max_connections=self._places(config), **limits)
         named = rules.servers_of(old.rules) != rules.servers_of(config.rules)
         if named or any(getattr(old, name) != getattr(config, name) for name in _OF_SUPERVISOR):
             self._replace_supervisor(Numbering.gone(before, numbers))
         elif (old.policy, old.standby) != (config.policy, config.standby):
             self.supervisor.select(config.policy, config.standby)
+
+    def _trust(self, ca_pem: bytes | None) -> None:
+        """Raises ConfigError: nothing has changed then."""
+        try:
+            self.engine.set_trust(_authorities(ca_pem))
+        except ValueError as error:
+            raise ConfigError(str(error), option="--ca-file") from None
 
     def _move_status_port(self, config: ClientConfig) -> None:
         before = self.status_port
@@ -270,11 +284,16 @@ class Running:
 
 
 # What a supervisor is made of: another value takes another one.
-_OF_SUPERVISOR = (*SHARED, "servers", "resolvers", "sessions", "cache_dir")
+# Sessions go by the idle timeout that they began with, so another one takes other sessions.
+_OF_SUPERVISOR = (*SHARED, "servers", "resolvers", "sessions", "ca_file", "ca_pem", "cache_dir", "idle_timeout")
+
+# What the engine is told for what comes from then on.
+_LIMITS = ("max_connections", "open_timeout", "idle_timeout", "memory_limit", "reply")
 
 # What can be changed while the tunnel runs; the last line has its effect in the command that runs it.
 LIVE = (
     *_OF_SUPERVISOR,
+    *_LIMITS,
     *("policy", "standby"),
     *("listen", "username", "password", "rules"),
     *("status_listen", "status_hosts", "status_token"),

@@ -16,7 +16,7 @@ from ech_workers.config import authority
 from ech_workers.errors import ConfigError, EngineClosed, ListenError
 from ech_workers.keys import KeyDirectory, KeyFile, Stamp
 from ech_workers.options.client import LogTuning
-from ech_workers.served import TokenStatus
+from ech_workers.served import SESSIONS_MAX, ServedSession, TokenStatus
 from ech_workers.status.port import ServerPort
 from ech_workers.ticket_keys import TicketKeyDirectory
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ech_workers.config import ListenAddress, ServerConfig
 
-__all__ = ["KeyDirectory", "KeyFile", "TokenStatus", "TunnelServer"]
+__all__ = ["KeyDirectory", "KeyFile", "ServedSession", "TokenStatus", "TunnelServer"]
 
 log = logging.getLogger("ech_workers.server")
 
@@ -171,12 +171,29 @@ class TunnelServer:
             "ech_by_config": {str(number): count for number, count in now.ech_by_config.items()},
             "ech_keys": [key.path.name for key in keys],
             "tokens": [msgspec.structs.asdict(token) for token in self.tokens()],
+            "session_list": [msgspec.structs.asdict(session) for session in self.sessions()],
             "certificates": [validity_problem(pair) or f"{pair.name} is valid" for pair in self.config.certificates],
         }
 
     def tokens(self) -> list[TokenStatus]:
         """What each token carries, in the configured order."""
         return [TokenStatus(*token) for token in self._native.tokens()]
+
+    def sessions(self, most: int = SESSIONS_MAX) -> list[ServedSession]:
+        """The sessions now, those that have carried the most first; of many the first ``most``."""
+        return [
+            ServedSession(
+                one.label,
+                one.peer,
+                one.mode,
+                one.streams,
+                one.streams_total,
+                one.bytes_up,
+                one.bytes_down,
+                one.age,
+            )
+            for one in self._native.sessions(most)
+        ]
 
     def apply(self, config: ServerConfig) -> None:
         """Takes what can be changed while the server runs from another configuration; the rest keeps its value. Raises
@@ -191,7 +208,9 @@ class TunnelServer:
                 raise
             self._native.set_limits(
                 allow_private_targets=config.allow_private_targets,
+                max_sessions=config.max_sessions,
                 max_streams=config.max_streams,
+                memory_limit=config.memory_limit,
                 connect_timeout=config.connect_timeout,
                 idle_timeout=config.idle_timeout,
             )
@@ -205,7 +224,9 @@ class TunnelServer:
         if config.certificates != self.config.certificates:
             self._set_certificates(config.certificates)
         try:
-            self._native.set_face(tokens=_labelled(config), decoy=config.decoy, healthz=config.public_healthz)
+            self._native.set_face(
+                tokens=_labelled(config), path=config.path, decoy=config.decoy, healthz=config.public_healthz
+            )
         except ValueError as error:
             raise ConfigError(str(error), option="--token") from None
 
@@ -324,8 +345,8 @@ class TunnelServer:
 # What can be changed while it runs, beside the certificates; the last line has its effect in the command.
 _LIVE = (
     *("drain", "status_listen", "status_hosts", "status_token"),
-    *("tokens", "labels", "decoy", "public_healthz"),
-    *("allow_private_targets", "max_streams", "connect_timeout", "idle_timeout"),
+    *("tokens", "labels", "path", "decoy", "public_healthz"),
+    *("allow_private_targets", "max_sessions", "max_streams", "memory_limit", "connect_timeout", "idle_timeout"),
     *("log_file", *LogTuning.__struct_fields__),
 )
 

@@ -356,6 +356,7 @@ class Supervisor:
         self._liveness.begin(now.clock)
         self._look_ups.forgive()
         self._selection.network_changed()
+        self._target_names.forget()
         if self._watches_network:
             self._nat64.look()
         for upstream in self._upstreams:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import TYPE_CHECKING
 
 from ech_workers import doh
@@ -26,8 +27,16 @@ class TargetNames:
         self._asked: set[str] = set()
         self._questions: list[Question] = []
 
+    def forget(self) -> None:
+        """Addresses are reached in another way now: what the engine knows does not hold any more."""
+        self._engine.forget_names()
+
     def wanted(self, name: str) -> None:
-        """The engine wants this name's addresses."""
+        """The engine wants this name's addresses; or of an IPv4 address to which there is no route, the addresses by which it
+        can be reached."""
+        if _is_address(name):
+            self._engine.resolved(name, self._translation.reach((name,)), 0.0)
+            return
         if name in self._asked:
             return
         self._asked.add(name)
@@ -49,3 +58,11 @@ class TargetNames:
             self._engine.resolved(name, None, 0.0)
             return
         self._engine.resolved(name, self._translation.reach(addresses), float(min(answer.ttl for answer in answers)))
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -216,9 +216,7 @@ class Tunnel:
         return self._started().engine.cut(connection)
 
     def apply(self, config: ClientConfig) -> None:
-        """Takes from another configuration what can be changed in a running tunnel: servers and all that is said of them, the policy
-        among them, resolvers, the number of sessions, local ports and their password, status ports, rules, the cache. What else is
-        different needs a new tunnel.
+        """Takes from another configuration what can be changed in a running tunnel: all but ``control``, which the command has.
 
         Nothing that is open is cut: sessions by the new configuration are made first, then those that were there take no
         new streams, and end with their last one. Whoever waits in ``wait_ready`` meanwhile gets EngineClosed. Raises

@@ -119,7 +119,7 @@ def _greeter(address: str) -> Iterator[int]:
 def nat64(site: Site) -> None:
     """A network with IPv6 alone, a translator for IPv4, and a resolver that knows its prefix. The server has an IPv4 address,
     which only the translator reaches: here the server itself is where that would send to. So has a target that a rule sends
-    connections to directly."""
+    connections to directly, by its name and by its address."""
     _ip("link", "set", "lo", "up")
     _ip("address", "add", "64:ff9b::203.0.113.1/128", "dev", "lo")
     _ip("address", "add", f"64:ff9b::{TARGET}/128", "dev", "lo")
@@ -136,9 +136,10 @@ def nat64(site: Site) -> None:
         with _tunnel(site, server, SERVER, **direct) as tunnel, _greeter(f"64:ff9b::{TARGET}") as port:
             (session,) = tunnel.status().sessions
             assert session.address == f"[64:ff9b::cb00:7101]:{server.port}", session
-            with tunnel.create_connection(("four.test", port), timeout=20) as connection:
-                assert connection.recv(5) == b"hello"
-            assert tunnel.snapshot().direct_total == 1
+            for host in ("four.test", TARGET):
+                with tunnel.create_connection((host, port), timeout=20) as connection:
+                    assert connection.recv(5) == b"hello", host
+            assert tunnel.snapshot().direct_total == 2
         assert set(resolver.questions) == {"ipv4only.arpa"}, resolver.questions
 
 

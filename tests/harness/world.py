@@ -229,6 +229,9 @@ class World:
             )
         return stand_in("Snapshot")(sessions=tuple(sessions), connections_waiting=self.waiting)
 
+    def forget_names(self) -> None:
+        self.verbs.append(("forget_names",))
+
     def resolved(self, name: str, addresses: Any, ttl: float) -> None:
         self.resolved_names[name] = None if addresses is None else (tuple(addresses), ttl)
         self.verbs.append(("resolved", name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness import socks
+from harness.authority import Authority
 from harness.processes import run
 from harness.tunnel import COMMAND, PATH, SERVER_NAME, TOKEN, ProxyProgram, Site
 from harness.waiting import wait_until
@@ -167,12 +169,114 @@ def test_a_reload_says_what_counts_at_once_and_what_needs_a_restart(site: Site, 
     write(site, server.port)
     start(site)
     log = site.folder / "proxy.log"
-    write(site, server.port, "sessions = 2", f'log_file = "{log}"', "status_listen = 0", "max_connections = 7")
+    other = f'control = "{site.runtime / "other"}"'
+    write(site, server.port, "sessions = 2", f'log_file = "{log}"', "status_listen = 0", "max_connections = 7", other)
     said = ask("reload").stdout.strip()
-    assert said == "applied: sessions, status_listen, log_file; needs a restart: max_connections"
+    assert said == (
+        "applied: sessions, status_listen, log_file; applied to what is new: max_connections; needs a restart: control"
+    )
     found = json.loads(ask("status", "--json").stdout)["facts"]
     assert found["wanted"] == 2
-    assert "needs a restart: max_connections" in log.read_text()
+    assert "needs a restart: control" in log.read_text()
+
+
+def refused(proxy: ProxyProgram) -> bool:
+    """Whether the proxy takes no more connections."""
+    with socket.create_connection(proxy.address, 20) as connection:
+        try:
+            connection.sendall(b"\x05\x01\x00")
+            return connection.recv(2) == b""
+        except ConnectionResetError:
+            return True
+
+
+@pytest.mark.parametrize("mode", ["yamux = true", "yamux = false"])
+def test_the_engine_goes_by_what_a_reload_brings(site: Site, ask: Ask, targets: dict[str, int], mode: str) -> None:
+    server = site.server()
+    write(site, server.port, mode)
+    proxy = start(site)
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        nobody = unused.getsockname()[1]
+    # At once, whatever comes of it.
+    socks.connect(proxy.address, "127.0.0.1", nobody).close()
+    write(site, server.port, mode, 'reply = "confirmed"', "max_connections = 1")
+    assert ask("reload").stdout.strip() == "applied to what is new: reply, max_connections"
+    with pytest.raises(socks.ReplyError) as told:
+        socks.connect(proxy.address, "127.0.0.1", nobody)
+    assert told.value.reply == 5
+    held: list[socket.socket] = []
+
+    def hold() -> bool:
+        with contextlib.suppress(OSError, EOFError, socks.ReplyError):
+            held.append(socks.connect(proxy.address, "127.0.0.1", targets["echo"]))
+        return bool(held)
+
+    wait_until(hold, "the place of that one is free", 20)
+    with held[0]:
+        assert refused(proxy)
+        write(site, server.port, mode, 'reply = "confirmed"', "max_connections = 5", 'memory_limit = "32M"')
+        assert ask("reload").stdout.strip() == "applied: memory_limit; applied to what is new: max_connections"
+        assert not refused(proxy)
+
+
+@pytest.mark.parametrize("mode", ["yamux = true", "yamux = false"])
+def test_another_idle_timeout_holds_for_new_connections(
+    site: Site, ask: Ask, targets: dict[str, int], mode: str
+) -> None:
+    server = site.server()
+    write(site, server.port, mode)
+    proxy = start(site)
+    with socks.connect(proxy.address, "127.0.0.1", targets["echo"]) as old:
+        before = len(proxy.process.lines)
+        write(site, server.port, mode, "idle_timeout = 1")
+        assert ask("reload").stdout.strip() == "applied to what is new: idle_timeout"
+        proxy.wait_session(after=before)
+
+        def states() -> list[str]:
+            facts = json.loads(ask("status", "--json").stdout)["facts"]
+            return sorted(session["state"] for session in facts["sessions"])
+
+        if mode == "yamux = true":
+            wait_until(lambda: states() == ["retiring", "up"], "the session before takes no new connections", 20)
+        with socks.connect(proxy.address, "127.0.0.1", targets["echo"]) as idle:
+            assert over(idle)
+        old.sendall(b"a")
+        assert socks.exactly(old, 1) == b"a"
+
+
+def over(connection: socket.socket) -> bool:
+    """Waits for the end of a connection; False if something comes instead."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_other_authorities_and_another_cache_hold_for_what_is_new(
+    site: Site, ask: Ask, targets: dict[str, int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    server = site.server()
+    path = write(site, server.port)
+    proxy = start(site)
+    good = path.read_text()
+    foreign = Authority(tmp_path_factory.mktemp("foreign"))
+    path.write_text(good.replace(str(site.authority.path), str(foreign.path)))
+    assert ask("reload").stdout.strip() == "applied to what is new: ca_file"
+    proxy.process.wait_line("certificate")
+    # The session that there is serves on.
+    with socks.connect(proxy.address, "127.0.0.1", targets["echo"]) as connection:
+        connection.sendall(b"a")
+        assert socks.exactly(connection, 1) == b"a"
+    broken = site.folder / "broken.pem"
+    broken.write_text("-----BEGIN CERTIFICATE-----\nnoise\n-----END CERTIFICATE-----\n")
+    path.write_text(good.replace(str(site.authority.path), str(broken)))
+    assert "ca_file" in ask("reload", code=1).stderr
+    before = len(proxy.process.lines)
+    elsewhere = site.folder / "elsewhere"
+    path.write_text(f'{good}\ncache_dir = "{elsewhere}"\n')
+    assert ask("reload").stdout.strip() == "applied: cache_dir; applied to what is new: ca_file"
+    proxy.wait_session(after=before)
+    wait_until((elsewhere / "ech.json").is_file, "what was looked up is kept there", 20)
 
 
 def test_another_cache_and_policy_count_at_once(site: Site, ask: Ask) -> None:

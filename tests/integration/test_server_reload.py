@@ -10,7 +10,7 @@ import signal
 import socket
 import ssl
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -52,11 +52,12 @@ class Server:
             f'cert = ["{site.inner.chain}", "{site.outer.chain}"]',
             f'key = ["{site.inner.key}", "{site.outer.key}"]',
             f'token_file = "{self.tokens}"',
-            f'path = "{PATH}"',
         ]
-        defaults = {"status_listen": "0", "allow_private_targets": "true", "ech_keys": f'"{site.keys_folder}"'}
+        defaults = {"path": f'"{PATH}"', "status_listen": "0", "allow_private_targets": "true"}
         given = {line.partition(" = ")[0] for line in lines}
         fixed += [f"{name} = {value}" for name, value in defaults.items() if name not in given]
+        if "ech_keys" not in given:
+            fixed.append(f'ech_keys = "{site.keys_folder}"')
         self.config.write_text("\n".join([*fixed, *lines]))
 
     def reload(self) -> str:
@@ -70,6 +71,11 @@ class Server:
         with contextlib.closing(asked):
             asked.request("GET", "/metrics")
             return asked.getresponse().read().decode()
+
+    def sessions(self) -> list[dict[str, Any]]:
+        done = run(COMMAND, "status", "--of", "server", "--json", env=self.site.environment)
+        found: list[dict[str, Any]] = json.loads(done.stdout)["session_list"]
+        return found
 
     def labels(self) -> dict[str, int]:
         """Sessions by token."""
@@ -150,7 +156,25 @@ def test_the_decoy_and_the_limits_count_at_once_and_a_wrong_file_changes_nothing
     assert server.labels() == {"ours": 1}
 
 
-def test_figures_and_keys_move_while_it_runs(server: Server, targets: dict[str, int]) -> None:
+def test_other_numbers_of_sessions_and_bytes_count_for_those_who_come(server: Server, targets: dict[str, int]) -> None:
+    site = server.site
+    server.write(f"{TOKEN} # ours\n", "max_sessions = 1", 'memory_limit = "32M"')
+    assert server.reload() == "applied: memory_limit; applied to what is new: max_sessions"
+    first = site.proxy(server.port)
+    with echo(first, targets["echo"]) as connection:
+        second = site.proxy(server.port, "--control", "", wait=False)
+        second.process.wait_line("as many sessions as it may have")
+        second.process.stop()
+        server.write(f"{TOKEN} # ours\n", "max_sessions = 2", 'memory_limit = "32M"')
+        assert server.reload() == "applied to what is new: max_sessions"
+        third = site.proxy(server.port, "--control", "")
+        with echo(third, targets["echo"]):
+            assert len(server.sessions()) == 2
+        connection.sendall(b"y")
+        assert socks.exactly(connection, 1) == b"y"
+
+
+def test_path_figures_and_keys_move_while_it_runs(server: Server, targets: dict[str, int]) -> None:
     site = server.site
     first = site.proxy(server.port)
     moved = ech_key(site.folder / "moved", PUBLIC_NAME, 9)
@@ -158,27 +182,50 @@ def test_figures_and_keys_move_while_it_runs(server: Server, targets: dict[str, 
         port = unused.getsockname()[1]
     with echo(first, targets["echo"]) as connection:
         tokens = f"{TOKEN} # ours\n"
-        keys = f'ech_keys = "{moved.path.parent}"'
-        server.write(tokens, f"status_listen = {port}", keys)
+        lines = ['path = "/moved"', f"status_listen = {port}", f'ech_keys = "{moved.path.parent}"']
+        server.write(tokens, *lines)
         said = server.reload()
-        assert set(said.removeprefix("applied: ").split(", ")) == {"status_listen", "ech_keys"}
-        assert "ech_workers_server_sessions 1\n" in server.figures(port)
+        assert set(said.removeprefix("applied: ").split(", ")) == {"path", "status_listen", "ech_keys"}
+        assert "ech_workers_server_sessions 1" in server.figures(port)
         site.publish(server.port, moved.base64)
         fresh = {"XDG_CACHE_HOME": str(site.folder / "fresh")}
         again = site.processes.start(
-            *site.proxy_arguments(server.port, "--control", ""), env={**site.environment, **fresh}
+            *site.proxy_arguments(server.port, "--control", "", path="/moved"), env={**site.environment, **fresh}
         )
         again.wait_line("session up")
-        server.process.wait_line("now serving with .*9.pem")
+        lost = site.proxy(server.port, "--control", "", wait=False)
+        lost.process.wait_line(r"token: |ech: ")
         # Nothing has changed when one of them cannot be had.
         with socket.create_server(("127.0.0.1", 0)) as taken:
-            server.write(tokens, f"status_listen = {taken.getsockname()[1]}", keys)
+            server.write(tokens, 'path = "/third"', f"status_listen = {taken.getsockname()[1]}", lines[2])
             done = run(COMMAND, "reload", "--of", "server", env=site.environment)
             assert done.returncode != 0
             assert "in use" in done.stderr
         assert "ech_workers_server_sessions" in server.figures(port)
         connection.sendall(b"y")
         assert socks.exactly(connection, 1) == b"y"
+
+
+def test_the_status_lists_sessions_with_their_tokens(server: Server, targets: dict[str, int]) -> None:
+    site = server.site
+    server.write(f"{TOKEN} # ours\n{OTHER} # Ann's laptop\n")
+    server.reload()
+    ours = site.proxy(server.port)
+    anns = site.proxy(server.port, "--no-yamux", "--control", "", token=OTHER)
+    with echo(ours, targets["echo"]), echo(ours, targets["echo"]), echo(anns, targets["echo"]):
+        found = {(one["token"], one["mode"]): one for one in server.sessions()}
+        mine, hers = found["ours", "yamux"], found["Ann's laptop", "simple"]
+        assert (mine["streams"], hers["streams"]) == (2, 1)
+        assert mine["bytes_up"] >= 2
+        assert mine["bytes_down"] >= 2
+        assert mine["address"].startswith("127.0.0.1:")
+        assert 0 <= hers["age"] < 3600
+        said = run(COMMAND, "status", "--of", "server", env=site.environment).stdout
+    (line,) = [line.split() for line in said.splitlines() if mine["address"] in line]
+    assert line[:4] == ["ours", mine["address"], "yamux", "2"]
+    assert TOKEN not in said
+    assert OTHER not in said
+    wait_until(lambda: [one["token"] for one in server.sessions()] == ["ours"], "hers has ended", 20)
 
 
 def test_500_connections_survive_100_reloads_of_the_server(server: Server, targets: dict[str, int]) -> None:

@@ -74,6 +74,7 @@ PROMISED = [
     ("websocket", "websocket-status", WebSocketError, 8),
     ("websocket", "websocket-redirect", WebSocketError, 8),
     ("websocket", "websocket-busy", WebSocketError, 8),
+    ("websocket", "server-full", WebSocketError, 8),
     ("websocket", "cdn-challenge", WebSocketError, 8),
     ("websocket", "cdn-refused", WebSocketError, 8),
     ("websocket", "cdn-origin", WebSocketError, 8),

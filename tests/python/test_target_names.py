@@ -65,6 +65,23 @@ def test_on_a_network_with_ipv6_alone_they_are_reached_through_its_translator(wo
     world.zone |= {("nas.test", "A"): ["60 192.0.2.7"], ("nas.test", "AAAA"): ["60 2001:db8::7"]}
     supervisor = start(world)
     supervisor._look_ups.translation.use(IPv6Network("64:ff9b::/96"))
-    world.post(1.0, NameWanted(name="nas.test"))
+    # A program may give an address, to which there is no route then; this machine's own stays as it is.
+    for name in ("nas.test", "192.0.2.8", "127.0.0.1"):
+        world.post(1.0, NameWanted(name=name))
     world.run(5)
-    assert world.resolved_names == {"nas.test": (("2001:db8::7", "64:ff9b::c000:207"), 60.0)}
+    assert world.resolved_names == {
+        "nas.test": (("2001:db8::7", "64:ff9b::c000:207"), 60.0),
+        "192.0.2.8": (("64:ff9b::c000:208",), 0.0),
+        "127.0.0.1": (("127.0.0.1",), 0.0),
+    }
+    # On the next network they may be reached in another way.
+    world.network_changes()
+    world.run(1)
+    assert ("forget_names",) in world.verbs
+
+
+def test_where_there_is_ipv4_an_address_stands_for_itself(world: World) -> None:
+    start(world)
+    world.post(1.0, NameWanted(name="192.0.2.8"))
+    world.run(2)
+    assert world.resolved_names == {"192.0.2.8": (("192.0.2.8",), 0.0)}

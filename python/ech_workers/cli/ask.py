@@ -78,8 +78,11 @@ def status(role: str, path: str | None, as_json: bool, watch: bool) -> int:
 
 def _in_words(role: str, found: dict[str, Any]) -> str:
     tokens: list[dict[str, Any]] = []
+    sessions: list[dict[str, Any]] = []
     if role == "server":
         tokens = found.pop("tokens")
+        # One of an earlier version has none.
+        sessions = found.pop("session_list", [])
         rows = [(label.replace("_", " "), str(value)) for label, value in found.items()]
     else:
         rows = [
@@ -108,6 +111,17 @@ def _in_words(role: str, found: dict[str, Any]) -> str:
                 ]
             ),
         ]
+    if sessions:
+        from ech_workers.served import ServedSession
+        from ech_workers.status.lines import SERVED_COLUMNS
+
+        shown = [ServedSession(**one) for one in sessions]
+        lines += [
+            "",
+            *_table([list(SERVED_COLUMNS), *([cell(one) for cell in SERVED_COLUMNS.values()] for one in shown)]),
+        ]
+        if len(shown) < found["sessions"]:
+            lines.append(f"and {found['sessions'] - len(shown)} more")
     if role == "proxy" and found["words"]["sessions"]:
         lines += ["", *_table([found["words"]["headings"], *found["words"]["sessions"]])]
     return "\n".join(lines)

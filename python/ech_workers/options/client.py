@@ -302,16 +302,19 @@ class ClientTuning(LogTuning, frozen=True, kw_only=True):
         Reply,
         option(
             "answer local programs at once (a round trip less; a failure is a reset then), or when the target is reached",
+            live="drains",
         ),
     ] = "optimistic"
     open_timeout: Annotated[
         float,
-        option("how long a local connection waits for a session", kind="seconds", low=0.001, high=_DAY),
+        option("how long a local connection waits for a session", kind="seconds", low=0.001, high=_DAY, live="drains"),
     ] = 8.0
     idle_timeout: Annotated[
-        float, option("when a connection without traffic ends", kind="seconds", low=0.001, high=_DAY)
+        float, option("when a connection without traffic ends", kind="seconds", low=0.001, high=_DAY, live="drains")
     ] = 600.0
-    max_connections: Annotated[int, option("local connections at a time", low=1, high=1_000_000, metavar="N")] = 4096
+    max_connections: Annotated[
+        int, option("local connections at a time", low=1, high=1_000_000, metavar="N", live="drains")
+    ] = 4096
     memory_limit: Annotated[
         int,
         option(
@@ -320,6 +323,7 @@ class ClientTuning(LogTuning, frozen=True, kw_only=True):
             low=16 << 20,
             high=1 << 40,
             metavar="SIZE",
+            live="now",
         ),
     ] = 256 << 20
 
@@ -377,6 +381,7 @@ class ClientSchema(ClientTuning, frozen=True, kw_only=True):
             "authorities to trust beside the system's, for the server and the resolvers; a file, or the PEM text itself",
             metavar="PEM",
             path=True,
+            live="drains",
             api=_PATH,
         ),
     ] = None

@@ -29,10 +29,12 @@ class ServerTuning(LogTuning, frozen=True, kw_only=True):
     max_sessions: Annotated[
         int,
         option(
-            "sessions at a time",
+            "sessions at a time; when there are so many, one more takes the place of one without streams, and is refused if its"
+            " address has none",
             low=1,
             high=10_000_000,
             metavar="N",
+            live="drains",
         ),
     ] = 10000
     max_streams: Annotated[int, option("streams of one session", low=1, high=1_000_000, metavar="N", live="drains")] = (
@@ -46,6 +48,7 @@ class ServerTuning(LogTuning, frozen=True, kw_only=True):
             low=16 << 20,
             high=1 << 40,
             metavar="SIZE",
+            live="now",
         ),
     ] = 256 << 20
     connect_timeout: Annotated[
@@ -175,7 +178,7 @@ class ServerSchema(ServerTuning, frozen=True, kw_only=True):
             api=_PATH,
         ),
     ] = None
-    path: Annotated[str, option("the path of the upgrade; `/` takes every path", metavar="PATH")] = "/"
+    path: Annotated[str, option("the path of the upgrade; `/` takes every path", metavar="PATH", live="now")] = "/"
     decoy: Annotated[
         str | None,
         option(

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
     from ech_workers import _native
     from ech_workers.resolvers import ResolverStatus
+    from ech_workers.served import ServedSession
     from ech_workers.status.carried import Carried
     from ech_workers.status.facts import Facts, Server, Session
 
 __all__ = [
     "CARRIED_COLUMNS",
     "HANDSHAKE_COLUMNS",
+    "SERVED_COLUMNS",
     "SESSION_COLUMNS",
     "Row",
     "Tone",
@@ -127,6 +129,18 @@ CARRIED_COLUMNS: dict[str, Callable[[Carried], str]] = {
     "age": lambda one: duration(one.age),
 }
 """What is shown of an open connection."""
+
+SERVED_COLUMNS: dict[str, Callable[[ServedSession], str]] = {
+    "token": lambda one: one.token,
+    "address": lambda one: one.address,
+    "mode": lambda one: one.mode or "-",
+    "streams": lambda one: str(one.streams),
+    "in all": lambda one: str(one.streams_total),
+    "up": lambda one: size(one.bytes_up),
+    "down": lambda one: size(one.bytes_down),
+    "age": lambda one: duration(one.age),
+}
+"""What is shown of a session on a server."""
 
 HANDSHAKE_COLUMNS: dict[str, Callable[[Session], str]] = {
     "ECH": lambda session: session.ech or "-",

@@ -8,7 +8,7 @@ use ech_workers_proxy::{Credentials, Host, Target};
 use ech_workers_rules::Rules;
 use ech_workers_sync::{Mutex, RwLock};
 use ech_workers_tls::{ClientContext, Trust};
-use ech_workers_tunnel::{self as tunnel, Client, ClientConfig, Next, Resolved};
+use ech_workers_tunnel::{self as tunnel, Client, ClientConfig, ClientLimits, Next, Resolved};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
@@ -77,35 +77,23 @@ impl Engine {
         log_level: u8,
     ) -> PyResult<Self> {
         let config = ClientConfig {
-            max_connections,
+            limits: limits(
+                max_connections,
+                open_timeout,
+                idle_timeout,
+                memory_limit,
+                reply,
+            )?,
             local_handshake_timeout: seconds("local_handshake_timeout", local_handshake_timeout)?,
-            open_timeout: seconds("open_timeout", open_timeout)?,
-            idle_timeout: seconds("idle_timeout", idle_timeout)?,
             half_closed_timeout: seconds("half_closed_timeout", half_closed_timeout)?,
             ping_interval: seconds("ping_interval", ping_interval)?,
             ping_timeout: seconds("ping_timeout", ping_timeout)?,
             receive_window_max,
-            memory_limit,
-            confirmed: match reply {
-                "optimistic" => false,
-                "confirmed" => true,
-                other => {
-                    return Err(PyValueError::new_err(format!(
-                        "reply: optimistic or confirmed, not {other:?}"
-                    )));
-                }
-            },
             workers,
             log_level: level(log_level),
         };
-        let trust = Trust {
-            system: system_roots,
-            extra_pem: ca_pem,
-        };
         py.detach(|| {
-            let tls = ClientContext::new(&trust)
-                .map_err(|error| PyValueError::new_err(format!("ca_pem: {error}")))?;
-            let client = Client::new(config, tls)?;
+            let client = Client::new(config, context(system_roots, ca_pem)?)?;
             let events = Arc::clone(client.events());
             Ok(Self {
                 process: Process::current(),
@@ -113,6 +101,35 @@ impl Engine {
                 events,
                 notifier: Mutex::default(),
             })
+        })
+    }
+
+    #[pyo3(signature = (*, max_connections, open_timeout, idle_timeout, memory_limit, reply))]
+    fn set_limits(
+        &self,
+        py: Python<'_>,
+        max_connections: usize,
+        open_timeout: f64,
+        idle_timeout: f64,
+        memory_limit: usize,
+        reply: &str,
+    ) -> PyResult<()> {
+        self.client(py)?.set_limits(limits(
+            max_connections,
+            open_timeout,
+            idle_timeout,
+            memory_limit,
+            reply,
+        )?);
+        Ok(())
+    }
+
+    #[pyo3(signature = (ca_pem, *, system_roots=true))]
+    fn set_trust(&self, py: Python<'_>, ca_pem: Vec<Vec<u8>>, system_roots: bool) -> PyResult<()> {
+        let client = self.client(py)?;
+        py.detach(|| {
+            client.set_tls(context(system_roots, ca_pem)?);
+            Ok(())
         })
     }
 
@@ -241,6 +258,11 @@ impl Engine {
         Ok(())
     }
 
+    fn forget_names(&self, py: Python<'_>) -> PyResult<()> {
+        self.client(py)?.forget_names();
+        Ok(())
+    }
+
     fn resolved(
         &self,
         py: Python<'_>,
@@ -327,6 +349,38 @@ impl Listener {
         py.detach(|| self.listener.close());
         Ok(())
     }
+}
+
+fn context(system_roots: bool, ca_pem: Vec<Vec<u8>>) -> PyResult<ClientContext> {
+    let trust = Trust {
+        system: system_roots,
+        extra_pem: ca_pem,
+    };
+    ClientContext::new(&trust).map_err(|error| PyValueError::new_err(format!("ca_pem: {error}")))
+}
+
+fn limits(
+    max_connections: usize,
+    open_timeout: f64,
+    idle_timeout: f64,
+    memory_limit: usize,
+    reply: &str,
+) -> PyResult<ClientLimits> {
+    Ok(ClientLimits {
+        max_connections,
+        open_timeout: seconds("open_timeout", open_timeout)?,
+        idle_timeout: seconds("idle_timeout", idle_timeout)?,
+        memory_limit,
+        confirmed: match reply {
+            "optimistic" => false,
+            "confirmed" => true,
+            other => {
+                return Err(PyValueError::new_err(format!(
+                    "reply: optimistic or confirmed, not {other:?}"
+                )));
+            }
+        },
+    })
 }
 
 /// logging's number as a filter.

@@ -47,7 +47,9 @@ mod _native {
     #[pymodule_export]
     use crate::server::Server;
     #[pymodule_export]
-    use crate::snapshot::{ConnectionSnapshot, ServerSnapshot, SessionSnapshot, Snapshot};
+    use crate::snapshot::{
+        ConnectionSnapshot, ServedSession, ServerSnapshot, SessionSnapshot, Snapshot,
+    };
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -15,7 +15,7 @@ use crate::events;
 use crate::failure::closed;
 use crate::plan::seconds;
 use crate::process::{Process, wait};
-use crate::snapshot::ServerSnapshot;
+use crate::snapshot::{ServedSession, ServerSnapshot};
 
 /// A token's label, sessions now and so far, bytes up and down.
 type TokenStats = (String, u64, u64, u64, u64);
@@ -75,23 +75,16 @@ impl Server {
         workers: usize,
         log_level: u8,
     ) -> PyResult<Self> {
-        let face = face(tokens, decoy, healthz)?;
-        if !path.starts_with('/') {
-            return Err(PyValueError::new_err(format!(
-                "path: it must begin with a slash, not {path:?}"
-            )));
-        }
         let config = ServerConfig {
-            face,
-            path,
-            max_sessions,
+            face: face(path, tokens, decoy, healthz)?,
             limits: Limits {
+                max_sessions,
+                memory_limit,
                 max_streams,
                 allow_private_targets,
                 connect_timeout: seconds("connect_timeout", connect_timeout)?,
                 idle_timeout: seconds("idle_timeout", idle_timeout)?,
             },
-            memory_limit,
             workers,
             log_level: level(log_level),
         };
@@ -167,35 +160,46 @@ impl Server {
         }
     }
 
-    #[pyo3(signature = (*, tokens, decoy=None, healthz=false))]
+    #[pyo3(signature = (*, tokens, path="/".to_owned(), decoy=None, healthz=false))]
     fn set_face(
         &self,
         py: Python<'_>,
         tokens: Vec<(String, String)>,
+        path: String,
         decoy: Option<Vec<u8>>,
         healthz: bool,
     ) -> PyResult<()> {
-        let face = face(tokens, decoy, healthz)?;
+        let face = face(path, tokens, decoy, healthz)?;
         self.server(py)?
             .set_face(face)
             .map_err(|error| PyValueError::new_err(error.to_string()))
     }
 
-    #[pyo3(signature = (*, allow_private_targets, max_streams, connect_timeout, idle_timeout))]
+    #[pyo3(signature = (*, allow_private_targets, max_sessions, max_streams, memory_limit, connect_timeout, idle_timeout))]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "keyword arguments of the Python method"
+    )]
     fn set_limits(
         &self,
         py: Python<'_>,
         allow_private_targets: bool,
+        max_sessions: usize,
         max_streams: usize,
+        memory_limit: usize,
         connect_timeout: f64,
         idle_timeout: f64,
     ) -> PyResult<()> {
-        self.server(py)?.set_limits(Limits {
+        let server = self.server(py)?;
+        let limits = Limits {
+            max_sessions,
+            memory_limit,
             max_streams,
             allow_private_targets,
             connect_timeout: seconds("connect_timeout", connect_timeout)?,
             idle_timeout: seconds("idle_timeout", idle_timeout)?,
-        });
+        };
+        py.detach(|| server.set_limits(limits));
         Ok(())
     }
 
@@ -212,6 +216,13 @@ impl Server {
                 )
             })
             .collect())
+    }
+
+    #[pyo3(signature = (most=1000))]
+    fn sessions(&self, py: Python<'_>, most: usize) -> PyResult<Vec<ServedSession>> {
+        let server = self.server(py)?;
+        let found = py.detach(|| server.sessions(most));
+        Ok(found.into_iter().map(ServedSession::from).collect())
     }
 
     #[pyo3(signature = (timeout))]
@@ -261,6 +272,7 @@ impl Server {
 }
 
 fn face(
+    path: String,
     tokens: Vec<(String, String)>,
     decoy: Option<Vec<u8>>,
     healthz: bool,
@@ -270,7 +282,13 @@ fn face(
             "tokens: at least one, and none of them empty",
         ));
     }
+    if !path.starts_with('/') {
+        return Err(PyValueError::new_err(format!(
+            "path: it must begin with a slash, not {path:?}"
+        )));
+    }
     Ok(FaceConfig {
+        path,
         tokens,
         decoy,
         healthz,

@@ -126,6 +126,34 @@ impl From<tunnel::ConnectionSnapshot> for ConnectionSnapshot {
     }
 }
 
+/// One session on the server at one moment.
+#[pyclass(frozen, get_all, module = "ech_workers._native")]
+pub(crate) struct ServedSession {
+    label: String,
+    peer: String,
+    mode: Option<&'static str>,
+    streams: u64,
+    streams_total: u64,
+    bytes_up: u64,
+    bytes_down: u64,
+    age: f64,
+}
+
+impl From<tunnel::ServedSession> for ServedSession {
+    fn from(now: tunnel::ServedSession) -> Self {
+        Self {
+            label: now.label,
+            peer: now.peer.to_string(),
+            mode: now.mode,
+            streams: now.streams,
+            streams_total: now.streams_total,
+            bytes_up: now.bytes_up,
+            bytes_down: now.bytes_down,
+            age: now.age.as_secs_f64(),
+        }
+    }
+}
+
 /// The server's counters at one moment.
 #[pyclass(frozen, get_all, module = "ech_workers._native")]
 pub(crate) struct ServerSnapshot {

@@ -9,7 +9,7 @@ const SMALL: usize = 1 << 20;
 /// What all sessions of the process hold together.
 #[derive(Debug)]
 pub struct Ledger {
-    limit: usize,
+    limit: AtomicUsize,
     held: AtomicUsize,
 }
 
@@ -17,14 +17,19 @@ impl Ledger {
     /// A ledger with room for `limit` bytes.
     pub fn new(limit: usize) -> Self {
         Self {
-            limit,
+            limit: AtomicUsize::new(limit),
             held: AtomicUsize::new(0),
         }
     }
 
     /// The limit, in bytes.
     pub fn limit(&self) -> usize {
-        self.limit
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Another limit, which counts at once.
+    pub fn set_limit(&self, limit: usize) {
+        self.limit.store(limit, Ordering::Relaxed);
     }
 
     /// What is held now, in bytes.
@@ -72,7 +77,7 @@ impl Share {
 
     /// The session holds as much as it may: nothing more is to be read from its peer.
     pub(crate) fn is_exhausted(&self) -> bool {
-        self.held > self.limit || self.held > SMALL && self.ledger.held() > self.ledger.limit
+        self.held > self.limit || self.held > SMALL && self.ledger.held() > self.ledger.limit()
     }
 }
 
@@ -110,5 +115,7 @@ mod tests {
         small.adjust(0, 1000);
         assert!(large.is_exhausted());
         assert!(!small.is_exhausted());
+        ledger.set_limit(8 << 20);
+        assert!(!large.is_exhausted());
     }
 }

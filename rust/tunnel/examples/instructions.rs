@@ -18,7 +18,8 @@ use ech_workers_tls::{
     ClientContext, ClientParameters, Ech, HelloForm, Profile, ServerContext, Trust, accept, connect,
 };
 use ech_workers_tunnel::{
-    Client, ClientConfig, DialPlan, Event, FaceConfig, Limits, Mode, Next, Server, ServerConfig,
+    Client, ClientConfig, ClientLimits, DialPlan, Event, FaceConfig, Limits, Mode, Next, Server,
+    ServerConfig,
 };
 use ech_workers_websocket::{self as websocket, Decoder, OpCode, Role};
 use ech_workers_yamux::{self as yamux, Connection, HEADER_LEN, Side};
@@ -255,19 +256,19 @@ fn trust(authority: &CertificateAuthority) -> Trust {
 fn server_config() -> ServerConfig {
     ServerConfig {
         face: FaceConfig {
+            path: "/".to_owned(),
             tokens: vec![("token".to_owned(), "ours".to_owned())],
             decoy: None,
             healthz: false,
         },
-        path: "/".to_owned(),
-        max_sessions: 4,
         limits: Limits {
+            max_sessions: 4,
+            memory_limit: 256 << 20,
             max_streams: 4,
             allow_private_targets: true,
             connect_timeout: LIMIT,
             idle_timeout: LIMIT,
         },
-        memory_limit: 256 << 20,
         workers: 1,
         log_level: LevelFilter::INFO,
     }
@@ -275,16 +276,18 @@ fn server_config() -> ServerConfig {
 
 fn client_config() -> ClientConfig {
     ClientConfig {
-        max_connections: 4,
+        limits: ClientLimits {
+            max_connections: 4,
+            open_timeout: LIMIT,
+            idle_timeout: LIMIT,
+            memory_limit: 64 << 20,
+            confirmed: false,
+        },
         local_handshake_timeout: LIMIT,
-        open_timeout: LIMIT,
-        idle_timeout: LIMIT,
         half_closed_timeout: LIMIT,
         ping_interval: LIMIT,
         ping_timeout: LIMIT,
         receive_window_max: 16 << 20,
-        memory_limit: 64 << 20,
-        confirmed: false,
         workers: 1,
         log_level: LevelFilter::INFO,
     }

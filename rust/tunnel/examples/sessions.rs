@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use ech_workers_proxy::Target;
 use ech_workers_tls::{ClientContext, Profile, Trust};
-use ech_workers_tunnel::{Client, ClientConfig, DialPlan, Event, Mode, Next};
+use ech_workers_tunnel::{Client, ClientConfig, ClientLimits, DialPlan, Event, Mode, Next};
 use tracing::level_filters::LevelFilter;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -135,17 +135,19 @@ fn wait_sessions(client: &Client, mut wanted: usize) -> Result<(), Box<dyn Error
 
 fn config(streams: usize) -> ClientConfig {
     ClientConfig {
-        max_connections: streams,
+        limits: ClientLimits {
+            max_connections: streams,
+            open_timeout: LIMIT,
+            idle_timeout: FOR_EVER,
+            memory_limit: 256 << 20,
+            confirmed: false,
+        },
         local_handshake_timeout: LIMIT,
-        open_timeout: LIMIT,
-        idle_timeout: FOR_EVER,
         half_closed_timeout: LIMIT,
         // As `ech-workers proxy` does it.
         ping_interval: Duration::from_secs(20),
         ping_timeout: LIMIT,
         receive_window_max: 16 << 20,
-        memory_limit: 256 << 20,
-        confirmed: false,
         workers: 1,
         log_level: LevelFilter::INFO,
     }

@@ -11,6 +11,7 @@ pub(crate) fn of(code: &str) -> &'static str {
         "tcp-unreachable" => "there is no route to it",
         "token-rejected" => "it does not accept the token",
         "websocket-redirect" => "something before it answers with a redirect",
+        "server-full" => "it has as many sessions as it may have",
         "websocket-busy" => "it takes no more connections for now",
         "cdn-challenge" | "cdn-refused" => "a CDN before it refuses the connection",
         "cdn-origin" => "a CDN before it does not reach it",

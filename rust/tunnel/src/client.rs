@@ -12,12 +12,12 @@ use ech_workers_rules::{Rules, Way};
 use ech_workers_session::{
     self as session, Abort, Ledger, LocalEnd as _, Open, Refusal, Returned, Session,
 };
-use ech_workers_sync::Mutex;
+use ech_workers_sync::{Mutex, RwLock};
 use ech_workers_tls::ClientContext;
 use ech_workers_yamux as yamux;
 use futures_util::FutureExt;
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::level_filters::LevelFilter;
 
@@ -29,12 +29,12 @@ use crate::counters::{Counter, Traffic};
 use crate::desk::Desk;
 use crate::dial::{self, DialPlan, Dialed, Learned, Mode};
 use crate::direct;
-use crate::driver::{Driver, Handle, Owner, SessionStats, Side};
+use crate::driver::{Driver, Handle, Owner, SessionStats, Side, Sums};
 use crate::events::Events;
 use crate::failure::{Code, Ended, Failure, Layer};
 use crate::fetch::{self, FetchPlan, Fetched};
 use crate::listen::{accept, bind};
-use crate::local::{self, Place};
+use crate::local::{self, Place, Places};
 use crate::log;
 use crate::names::Resolved;
 use crate::panics::caught;
@@ -60,15 +60,11 @@ const GOODBYE: Duration = Duration::from_millis(500);
 /// What the client is made with.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
-    /// Local connections at a time.
-    pub max_connections: usize,
+    /// What may be changed while it runs.
+    pub limits: ClientLimits,
     /// How long a local program may take to say where it wants to go.
     pub local_handshake_timeout: Duration,
-    /// How long a local connection waits for a session.
-    pub open_timeout: Duration,
-    /// Without a byte either way for this long, a stream ends.
-    pub idle_timeout: Duration,
-    /// The same for a stream with one direction ended.
+    /// The idle timeout of a stream with one direction ended.
     pub half_closed_timeout: Duration,
     /// Between keep-alive pings.
     pub ping_interval: Duration,
@@ -76,14 +72,25 @@ pub struct ClientConfig {
     pub ping_timeout: Duration,
     /// The largest receive window of a stream, in bytes.
     pub receive_window_max: u32,
-    /// The most memory that receive windows may promise, in bytes.
-    pub memory_limit: usize,
-    /// The local reply waits for the server's status.
-    pub confirmed: bool,
     /// Threads that carry traffic; no more than the process has cores.
     pub workers: usize,
     /// What is worth a log line.
     pub log_level: LevelFilter,
+}
+
+/// What may be changed while a client runs: what is open keeps what it began with, but for the memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientLimits {
+    /// Local connections at a time.
+    pub max_connections: usize,
+    /// How long a local connection waits for a session.
+    pub open_timeout: Duration,
+    /// Without a byte either way for this long, a stream ends.
+    pub idle_timeout: Duration,
+    /// The most memory that receive windows may promise, in bytes.
+    pub memory_limit: usize,
+    /// The local reply waits for the server's status.
+    pub confirmed: bool,
 }
 
 /// What the client reports.
@@ -207,7 +214,8 @@ pub struct Client {
 
 struct Shared {
     config: ClientConfig,
-    tls: ClientContext,
+    limits: RwLock<ClientLimits>,
+    tls: RwLock<ClientContext>,
     windows: Arc<yamux::WindowBudget>,
     addresses: Addresses,
     events: Arc<Events<Event>>,
@@ -219,7 +227,7 @@ struct Shared {
     next: AtomicU64,
     sessions_total: AtomicU64,
     started: Instant,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     connections: Arc<Counter>,
     connections_total: Counter,
     connections_failed: Counter,
@@ -260,16 +268,16 @@ impl Client {
         };
         let log = log::dispatch(Arc::clone(&events), config.log_level);
         let threads = Threads::start("ech-client", numbers, &log)?;
-        let desk = |thread| Desk::open(thread, config.max_connections.min(DESK_MAX));
+        let desk = |thread| Desk::open(thread, DESK_MAX);
         let desks = threads.traffic().iter().map(desk).collect();
-        let windows = Arc::new(yamux::WindowBudget::new(config.memory_limit));
-        let memory = Arc::new(Ledger::new(config.memory_limit));
-        let places = Arc::new(Semaphore::new(
-            config.max_connections.min(Semaphore::MAX_PERMITS),
-        ));
+        let limits = config.limits;
+        let windows = Arc::new(yamux::WindowBudget::new(limits.memory_limit));
+        let memory = Arc::new(Ledger::new(limits.memory_limit));
+        let places = Arc::new(Places::new(limits.max_connections));
         let shared = Arc::new(Shared {
             config,
-            tls,
+            limits: RwLock::new(limits),
+            tls: RwLock::new(tls),
             windows,
             addresses: Addresses::default(),
             pool: Pool::new(Arc::clone(&events)),
@@ -306,6 +314,20 @@ impl Client {
     /// The client's reports.
     pub fn events(&self) -> &Arc<Events<Event>> {
         &self.shared.events
+    }
+
+    /// Other limits, for the connections and sessions that come from now on; that of the memory counts at once.
+    pub fn set_limits(&self, limits: ClientLimits) {
+        let shared = &self.shared;
+        *shared.limits.write() = limits;
+        shared.places.set_limit(limits.max_connections);
+        shared.windows.set_limit(limits.memory_limit);
+        shared.memory.set_limit(limits.memory_limit);
+    }
+
+    /// Other authorities, for the dials and exchanges that begin from now on.
+    pub fn set_tls(&self, tls: ClientContext) {
+        *self.shared.tls.write() = tls;
     }
 
     /// Opens a SOCKS5/HTTP port, until the listener is closed or the client is.
@@ -391,7 +413,8 @@ impl Client {
         let fetch = self.shared.number();
         let shared = Arc::clone(&self.shared);
         self.shared.control.spawn(async move {
-            let fetched = caught(fetch::fetch(&plan, &shared.tls, &shared.addresses)).await;
+            let tls = shared.tls();
+            let fetched = caught(fetch::fetch(&plan, &tls, &shared.addresses)).await;
             let event = match fetched.and_then(|fetched| fetched) {
                 Ok(fetched) => Event::Fetched { fetch, fetched },
                 Err(failure) => Event::FetchFailed { fetch, failure },
@@ -406,7 +429,7 @@ impl Client {
         let (pending, mut opening) = pending(done);
         let shared = &self.shared;
         let limit = limit
-            .unwrap_or(shared.config.open_timeout)
+            .unwrap_or(shared.limits().open_timeout)
             .min(Duration::from_secs(86400));
         let deadline = Instant::now() + limit;
         shared.connections_total.add(1);
@@ -442,6 +465,11 @@ impl Client {
     /// Other rules, for the connections that come from now on.
     pub fn set_rules(&self, rules: Rules) {
         self.shared.ways.set_rules(rules);
+    }
+
+    /// Nothing that was found out about names holds any more: addresses are reached in another way now.
+    pub fn forget_names(&self) {
+        self.shared.ways.names.forget();
     }
 
     /// What was found out about a name that was wanted, which holds for `ttl`.
@@ -526,6 +554,14 @@ impl Drop for Client {
 }
 
 impl Shared {
+    fn limits(&self) -> ClientLimits {
+        *self.limits.read()
+    }
+
+    fn tls(&self) -> ClientContext {
+        self.tls.read().clone()
+    }
+
     fn number(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
@@ -579,14 +615,15 @@ impl Shared {
         else {
             return;
         };
-        let deadline = Instant::now() + self.config.open_timeout;
+        let limits = self.limits();
+        let deadline = Instant::now() + limits.open_timeout;
         let target = request.target.clone();
         let authority = target.authority();
         let protocol = request.kind.name();
         let early = std::mem::take(&mut request.early);
         let exchange = request.exchange.take();
         // A forwarded request has no reply of its own that could be early: a failure can be told.
-        let confirm = self.config.confirmed || request.kind == RequestKind::HttpForward;
+        let confirm = limits.confirmed || request.kind == RequestKind::HttpForward;
         let mut end = Program::new(
             Socket::from(tcp),
             Reply::Local(request),
@@ -617,7 +654,7 @@ impl Shared {
     fn go_directly(self: Arc<Self>, open: Open<Program>, target: Target, near: Option<usize>) {
         open.end.carried_by(Carried::Direct);
         let limits = direct::Limits {
-            idle: self.config.idle_timeout,
+            idle: self.limits().idle_timeout,
             half_closed: self.config.half_closed_timeout,
         };
         let (thread, _) = near.map_or_else(
@@ -857,10 +894,11 @@ impl Shared {
         thread: usize,
     ) -> (Running, Member) {
         let mode = plan.mode;
+        let limits = self.limits();
         let (session_mode, memory_share) = match mode {
             Mode::Yamux => (
                 session::Mode::Yamux(self.yamux_config()),
-                self.config.memory_limit,
+                limits.memory_limit,
             ),
             Mode::Simple => (session::Mode::Simple, STREAM_MEMORY),
         };
@@ -868,8 +906,8 @@ impl Shared {
             mode: session_mode,
             extended: dialed.extended(mode),
             limits: session::Limits {
-                answer: self.config.open_timeout.max(Duration::from_secs(15)),
-                idle: self.config.idle_timeout,
+                answer: limits.open_timeout.max(Duration::from_secs(15)),
+                idle: limits.idle_timeout,
                 half_closed_idle: self.config.half_closed_timeout,
             },
             ping_interval: self.config.ping_interval,
@@ -884,7 +922,10 @@ impl Shared {
             Session::client(carrier, config, since),
             Side::Client,
             Arc::clone(&stats),
-            Some(Arc::clone(&self.traffic)),
+            Sums {
+                traffic: Some(Arc::clone(&self.traffic)),
+                ..Sums::default()
+            },
         );
         let retiring = Arc::new(AtomicBool::new(false));
         let load = Arc::<Load>::default();
@@ -938,7 +979,8 @@ impl Shared {
     /// One dial, counted, with what it learned reported.
     async fn dial(&self, number: u64, plan: &DialPlan) -> Result<(WebSocket, Dialed), Failure> {
         self.dials_total.add(1);
-        let dialing = dial::dial(plan, &self.tls, &self.addresses, |what| {
+        let tls = self.tls();
+        let dialing = dial::dial(plan, &tls, &self.addresses, |what| {
             if matches!(what, Learned::Ech(_)) {
                 self.ech_retries.add(1);
             }
@@ -1097,16 +1139,18 @@ mod tests {
 
     fn client() -> Client {
         let config = ClientConfig {
-            max_connections: 16,
+            limits: ClientLimits {
+                max_connections: 16,
+                open_timeout: LIMIT,
+                idle_timeout: LIMIT,
+                memory_limit: 1 << 20,
+                confirmed: false,
+            },
             local_handshake_timeout: LIMIT,
-            open_timeout: LIMIT,
-            idle_timeout: LIMIT,
             half_closed_timeout: LIMIT,
             ping_interval: LIMIT,
             ping_timeout: LIMIT,
             receive_window_max: 1 << 20,
-            memory_limit: 1 << 20,
-            confirmed: false,
             workers: 1,
             log_level: LevelFilter::DEBUG,
         };
@@ -1190,6 +1234,41 @@ mod tests {
             "{lines:?}"
         );
         assert!(client.snapshot().sessions.is_empty());
+    }
+
+    fn failed(opening: &Pending) -> Code {
+        assert!(opening.wait(LIMIT));
+        opening.take().unwrap().map(|_| ()).unwrap_err().code
+    }
+
+    #[test]
+    fn other_limits_count_for_what_comes_next() {
+        let client = client();
+        let shared = &client.shared;
+        let limits = ClientLimits {
+            max_connections: 1,
+            open_timeout: Duration::from_millis(1),
+            memory_limit: 5 << 20,
+            ..shared.limits()
+        };
+        client.set_limits(limits);
+        assert_eq!(shared.limits(), limits);
+        assert_eq!(
+            (shared.windows.limit(), shared.memory.limit()),
+            (5 << 20, 5 << 20)
+        );
+        let target: Target = "target.example:80".parse().unwrap();
+        let waiting = client.open(&target, Some(LIMIT), None);
+        let refused = client.open(&target, None, None);
+        assert_eq!(failed(&refused), Code::TooManyConnections);
+        drop(waiting);
+        let deadline = Instant::now() + LIMIT;
+        while !client.is_idle() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // There is no session, and the new timeout is short.
+        let late = client.open(&target, None, None);
+        assert_eq!(failed(&late), Code::SessionTimeout);
     }
 
     #[test]

@@ -264,6 +264,7 @@ fn is_answer(failure: &Failure) -> bool {
             failure.code,
             Code::WebSocketStatus
                 | Code::WebSocketBusy
+                | Code::ServerFull
                 | Code::WebSocketRedirect
                 | Code::CdnChallenge
                 | Code::CdnRefused

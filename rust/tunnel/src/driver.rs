@@ -156,6 +156,15 @@ impl<L> Handle<L> {
     }
 }
 
+/// Where a session is counted beside its own numbers.
+#[derive(Debug, Default)]
+pub(crate) struct Sums {
+    /// All sessions together.
+    pub(crate) all: Option<Arc<SessionStats>>,
+    /// The traffic of those that it is one of.
+    pub(crate) traffic: Option<Arc<Traffic>>,
+}
+
 /// A session with what it needs to run.
 pub(crate) struct Driver<L: LocalEnd> {
     session: Session<WebSocket, L>,
@@ -163,8 +172,8 @@ pub(crate) struct Driver<L: LocalEnd> {
     opens: mpsc::Receiver<Box<Open<L>>>,
     signals: Arc<Signals>,
     stats: Arc<SessionStats>,
-    /// The traffic of all sessions together, if that is counted elsewhere.
-    all: Option<Arc<Traffic>>,
+    /// Where else it is counted.
+    sums: Sums,
     /// Open streams as they were counted last.
     counted: u64,
     timer: std::pin::Pin<Box<Sleep>>,
@@ -176,7 +185,7 @@ impl<L: LocalEnd> Driver<L> {
         session: Session<WebSocket, L>,
         side: Side,
         stats: Arc<SessionStats>,
-        all: Option<Arc<Traffic>>,
+        sums: Sums,
     ) -> (Self, Handle<L>) {
         let (sender, opens) = mpsc::channel(OPENS);
         let signals = Arc::<Signals>::default();
@@ -191,7 +200,7 @@ impl<L: LocalEnd> Driver<L> {
             opens,
             signals,
             stats,
-            all,
+            sums,
             counted: 0,
             timer: Box::pin(tokio::time::sleep_until(timer_at.into())),
             timer_at,
@@ -296,24 +305,31 @@ impl<L: LocalEnd> Driver<L> {
 
     fn publish(&mut self) {
         let open = self.session.streams() as u64;
+        let all = self.sums.all.as_ref();
         if open != self.counted {
-            // Added and taken away, not set: a server counts all its sessions together.
-            self.stats.streams.add(open.saturating_sub(self.counted));
-            self.stats.streams.sub(self.counted.saturating_sub(open));
+            for stats in [Some(&self.stats), all].into_iter().flatten() {
+                // Added and taken away, not set: these may be the streams of several sessions.
+                stats.streams.add(open.saturating_sub(self.counted));
+                stats.streams.sub(self.counted.saturating_sub(open));
+            }
             self.counted = open;
         }
         let traffic = self.session.take_traffic();
         if traffic.opened > 0 {
-            self.stats.streams_total.add(traffic.opened);
+            for stats in [Some(&self.stats), all].into_iter().flatten() {
+                stats.streams_total.add(traffic.opened);
+            }
         }
         let (up, down) = match self.side {
             Side::Client => (traffic.sent, traffic.received),
             Side::Server => (traffic.received, traffic.sent),
         };
-        for counters in [Some(&self.stats.traffic), self.all.as_ref()]
-            .into_iter()
-            .flatten()
-        {
+        let counters = [
+            Some(&self.stats.traffic),
+            all.map(|all| &all.traffic),
+            self.sums.traffic.as_ref(),
+        ];
+        for counters in counters.into_iter().flatten() {
             if up > 0 {
                 counters.up.add(up);
             }
@@ -321,9 +337,7 @@ impl<L: LocalEnd> Driver<L> {
                 counters.down.add(down);
             }
         }
-        if self.side == Side::Client {
-            self.stats.heard.set(self.session.last_received());
-        }
+        self.stats.heard.set(self.session.last_received());
         if let Some(round_trip) = self.session.round_trip() {
             self.stats
                 .rtt_us
@@ -334,7 +348,12 @@ impl<L: LocalEnd> Driver<L> {
 
 impl<L: LocalEnd> Drop for Driver<L> {
     fn drop(&mut self) {
-        self.stats.streams.sub(self.counted);
+        for stats in [Some(&self.stats), self.sums.all.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            stats.streams.sub(self.counted);
+        }
     }
 }
 

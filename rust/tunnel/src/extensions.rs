@@ -10,6 +10,9 @@ pub(crate) const ANNOUNCED: &str = "1, connect, half-close, simple-open";
 /// records as one message. A deployed server gets a message for each record.
 pub(crate) const LONG_MESSAGES: &str = "long-messages";
 
+/// In a 503 for somebody with a token: there is no place for one more session of this client, those that it has go on.
+pub(crate) const FULL: &str = "full";
+
 /// The words of an announcement.
 pub(crate) fn words(value: &str) -> Vec<String> {
     value

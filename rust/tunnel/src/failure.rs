@@ -68,6 +68,8 @@ pub enum Code {
     WebSocketStatus,
     WebSocketRedirect,
     WebSocketBusy,
+    /// The server has no place for one more session of this client.
+    ServerFull,
     CdnChallenge,
     CdnRefused,
     CdnOrigin,
@@ -127,6 +129,7 @@ impl Code {
             Self::WebSocketStatus => "websocket-status",
             Self::WebSocketRedirect => "websocket-redirect",
             Self::WebSocketBusy => "websocket-busy",
+            Self::ServerFull => "server-full",
             Self::CdnChallenge => "cdn-challenge",
             Self::CdnRefused => "cdn-refused",
             Self::CdnOrigin => "cdn-origin",

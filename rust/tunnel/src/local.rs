@@ -1,12 +1,12 @@
 //! Conversations with local programs, up to the point where it is known where they want to go.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ech_workers_proxy::{Credentials, Negotiation, Progress, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::counters::{Counted, Counter};
@@ -14,21 +14,62 @@ use crate::counters::{Counted, Counter};
 /// How long a refused program may take to read the refusal.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// How many local connections there may be. The limit may change: those that are there stay.
+#[derive(Debug)]
+pub(crate) struct Places {
+    limit: AtomicUsize,
+    taken: AtomicUsize,
+}
+
+impl Places {
+    pub(crate) const fn new(limit: usize) -> Self {
+        Self {
+            limit: AtomicUsize::new(limit),
+            taken: AtomicUsize::new(0),
+        }
+    }
+
+    /// Another limit, for the connections that come from now on.
+    pub(crate) fn set_limit(&self, limit: usize) {
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    fn take(self: &Arc<Self>) -> Option<Taken> {
+        let limit = self.limit.load(Ordering::Relaxed);
+        self.taken
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
+                (taken < limit).then_some(taken + 1)
+            })
+            .ok()?;
+        Some(Taken(Arc::clone(self)))
+    }
+}
+
+/// One of the [`Places`], given back when it is dropped.
+#[derive(Debug)]
+struct Taken(Arc<Places>);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A place among the limited local connections, given up when the connection ends.
 #[derive(Debug)]
 pub(crate) struct Place {
     _counted: Counted,
-    _permit: OwnedSemaphorePermit,
+    _taken: Taken,
     /// Among the connections of one thread.
     _of_thread: Option<Counted>,
 }
 
 impl Place {
-    pub(crate) fn take(places: &Arc<Semaphore>, counter: &Arc<Counter>) -> Option<Self> {
-        let permit = Arc::clone(places).try_acquire_owned().ok()?;
+    pub(crate) fn take(places: &Arc<Places>, counter: &Arc<Counter>) -> Option<Self> {
+        let taken = places.take()?;
         Some(Self {
             _counted: Counted::new(counter),
-            _permit: permit,
+            _taken: taken,
             _of_thread: None,
         })
     }
@@ -96,4 +137,25 @@ async fn refuse(tcp: &mut TcpStream, reply: &[u8]) {
     };
     // Whatever goes wrong here, the connection is over.
     let _ = timeout(LINGER, gentle).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_limit_of_places_holds_for_those_who_come() {
+        let (places, counter) = (Arc::new(Places::new(1)), Arc::default());
+        let take = || Place::take(&places, &counter);
+        let first = take();
+        assert!(first.is_some() && take().is_none());
+        places.set_limit(3);
+        let others = [take(), take()];
+        assert!(others.iter().all(Option::is_some) && take().is_none());
+        places.set_limit(2);
+        drop(first);
+        assert!(take().is_none());
+        drop(others);
+        assert!(take().is_some());
+    }
 }

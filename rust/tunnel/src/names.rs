@@ -85,6 +85,11 @@ impl Names {
         }
     }
 
+    /// Nothing that is known holds any more.
+    pub(crate) fn forget(&self) {
+        self.state.lock().known.clear();
+    }
+
     /// The owner's answer, which holds for `ttl`.
     pub(crate) fn resolved(&self, name: &str, answer: Resolved, ttl: Duration) {
         let mut state = self.state.lock();
@@ -143,6 +148,20 @@ mod tests {
             assert_eq!(answer, addresses("192.0.2.1"));
         }
         assert_eq!(asked.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_forgotten_is_asked_for_again() {
+        let (names, asked) = (Names::default(), AtomicUsize::new(0));
+        for _ in 0..2 {
+            let found = names.look_up("a.example", || {
+                asked.fetch_add(1, Ordering::Relaxed);
+                names.resolved("a.example", addresses("192.0.2.1"), LIMIT);
+            });
+            assert_eq!(found.await, addresses("192.0.2.1"));
+            names.forget();
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 2);
     }
 
     #[tokio::test]

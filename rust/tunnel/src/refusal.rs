@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use ech_workers_websocket::handshake::Refusal;
 
+use crate::extensions;
 use crate::failure::{Code, Failure, Layer};
 
 /// No server is waited for longer.
@@ -26,6 +27,12 @@ pub(crate) fn failure(refusal: &Refusal) -> Failure {
             format!(
                 "the CDN before the server wants a browser to solve a challenge: it answered {what}"
             ),
+        ),
+        503 if refusal.header(extensions::FIELD) == Some(extensions::FULL) => (
+            Layer::WebSocket,
+            Code::ServerFull,
+            "the server has as many sessions as it may have, and ends none that has streams for another one of the same client"
+                .to_owned(),
         ),
         429 | 503 => (
             Layer::WebSocket,
@@ -199,6 +206,12 @@ mod tests {
                 Code::WebSocketBusy,
             ),
             ("503 Service Unavailable", &[], "", Code::WebSocketBusy),
+            (
+                "503 Service Unavailable",
+                &["x-stream-extensions: full"],
+                "",
+                Code::ServerFull,
+            ),
             ("522 ", &[RAY], "error code: 522", Code::CdnOrigin),
             ("530 ", &[RAY], "error code: 1033", Code::CdnOrigin),
             ("502 Bad Gateway", &["Server: nginx"], "", Code::CdnOrigin),

@@ -24,6 +24,7 @@ use crate::events::Events;
 use crate::listen;
 use crate::log;
 use crate::runtime::{self, Numbers, Threads};
+use crate::served::ServedSession;
 use crate::target::{Paths, Policy};
 use crate::tokens::Tokens;
 use crate::web::{Face, FaceConfig};
@@ -38,23 +39,22 @@ const WINDOWS: usize = 256 << 20;
 pub struct ServerConfig {
     /// What visitors see, and who may pass.
     pub face: FaceConfig,
-    /// Where the WebSocket is; `/` means every path.
-    pub path: String,
-    /// Sessions at a time: connections whose client has shown a token.
-    pub max_sessions: usize,
     /// What may be changed while it runs.
     pub limits: Limits,
-    /// What all sessions together may hold for targets that do not take it, in bytes. One session may hold a sixth of it.
-    pub memory_limit: usize,
     /// Threads that carry traffic, and as many that make handshakes; 0: as many as there are cores.
     pub workers: usize,
     /// What is worth a log line.
     pub log_level: LevelFilter,
 }
 
-/// What may be changed while a server runs: sessions that are there keep what they began with, but for the targets.
+/// What may be changed while a server runs: sessions that are there keep what they began with, but for the targets and the
+/// memory of all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
+    /// Sessions at a time: connections whose client has shown a token.
+    pub max_sessions: usize,
+    /// What all sessions together may hold for targets that do not take it, in bytes. One session may hold a sixth of it.
+    pub memory_limit: usize,
     /// Streams of one session at a time.
     pub max_streams: usize,
     /// Also connect to targets that are not of the public Internet.
@@ -114,6 +114,8 @@ pub struct Server {
     stopping: watch::Sender<Stopping>,
     accepting: Mutex<JoinSet<()>>,
     started: Instant,
+    /// Where log lines go.
+    log: tracing::Dispatch,
 }
 
 /// How far the end of the server has come.
@@ -128,7 +130,6 @@ pub(crate) enum Stopping {
 
 /// What every connection of a server uses.
 pub(crate) struct Shared {
-    pub(crate) config: ServerConfig,
     pub(crate) tls: ServerContext,
     face: RwLock<Arc<Face>>,
     limits: RwLock<Limits>,
@@ -184,17 +185,13 @@ impl Server {
         };
         let threads = Threads::start("ech-server", numbers, &log)?;
         let (stopping, stop) = watch::channel(Stopping::No);
-        let budget = tracing::dispatcher::with_default(&log, || budget(config.max_sessions));
+        let budget = tracing::dispatcher::with_default(&log, || budget(config.limits.max_sessions));
         let shared = Arc::new(Shared {
-            face: RwLock::new(Arc::new(Face::new(
-                config.face.clone(),
-                &Tokens::default(),
-            )?)),
+            face: RwLock::new(Arc::new(Face::new(config.face, &Tokens::default())?)),
             limits: RwLock::new(config.limits),
             rooms: Rooms::new(&budget),
             paths: Arc::new(Paths::new(Policy::from(config.limits), &budget)),
-            memory: Arc::new(Ledger::new(config.memory_limit)),
-            config,
+            memory: Arc::new(Ledger::new(config.limits.memory_limit)),
             tls,
             windows: Arc::new(yamux::WindowBudget::new(WINDOWS)),
             stats: ServerStats::default(),
@@ -220,6 +217,7 @@ impl Server {
             stopping,
             accepting: Mutex::new(accepting),
             started: Instant::now(),
+            log,
         })
     }
 
@@ -247,7 +245,7 @@ impl Server {
         self.shared.tls.set_ech_keys(keys)
     }
 
-    /// Swaps tokens and decoy. Sessions whose token is not there any more take no new streams.
+    /// Swaps path, tokens and decoy. Sessions whose token is not there any more take no new streams.
     ///
     /// # Errors
     /// A token is too long: nothing has changed then.
@@ -259,8 +257,20 @@ impl Server {
 
     /// Other limits, for the sessions and targets that come from now on.
     pub fn set_limits(&self, limits: Limits) {
-        *self.shared.limits.write() = limits;
-        self.shared.paths.set_policy(limits.into());
+        let shared = &self.shared;
+        let before = std::mem::replace(&mut *shared.limits.write(), limits);
+        shared.paths.set_policy(limits.into());
+        shared.memory.set_limit(limits.memory_limit);
+        if before.max_sessions != limits.max_sessions {
+            let budget =
+                tracing::dispatcher::with_default(&self.log, || budget(limits.max_sessions));
+            shared.rooms.resize(&budget);
+        }
+    }
+
+    /// The sessions now, at most `most` of them, those that have carried the most first.
+    pub fn sessions(&self, most: usize) -> Vec<ServedSession> {
+        self.shared.rooms.sessions.sessions(most)
     }
 
     /// What each token carries, in the order in which they were given.
@@ -346,5 +356,58 @@ fn budget(max_sessions: usize) -> Budget {
 impl Drop for Server {
     fn drop(&mut self) {
         self.close(Duration::ZERO);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ech_workers_tls::authority::{CertificateAuthority, Validity};
+
+    use super::*;
+
+    #[test]
+    fn other_limits_reach_everything_that_goes_by_them() {
+        let authority = CertificateAuthority::new().unwrap();
+        let identity = authority
+            .issue(&["server.example"], Validity::days(7))
+            .unwrap();
+        let limits = Limits {
+            max_sessions: 1,
+            memory_limit: 16 << 20,
+            max_streams: 1,
+            allow_private_targets: false,
+            connect_timeout: Duration::from_secs(1),
+            idle_timeout: Duration::from_secs(1),
+        };
+        let config = ServerConfig {
+            face: FaceConfig {
+                path: "/".to_owned(),
+                tokens: vec![("token".to_owned(), "ours".to_owned())],
+                decoy: None,
+                healthz: false,
+            },
+            limits,
+            workers: 1,
+            log_level: LevelFilter::INFO,
+        };
+        let tls = ServerContext::new(&[identity]).unwrap();
+        let server = Server::new("127.0.0.1", 0, config, tls).unwrap();
+        let rooms = &server.shared.rooms;
+        let enter = || {
+            (0..5)
+                .filter_map(|last| rooms.sessions.enter([192, 0, 2, last].into()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(enter().len(), 1);
+        let other = Limits {
+            max_sessions: 3,
+            memory_limit: 64 << 20,
+            max_streams: 7,
+            ..limits
+        };
+        server.set_limits(other);
+        assert_eq!(server.shared.limits(), other);
+        assert_eq!(server.shared.memory.limit(), 64 << 20);
+        assert_eq!(enter().len(), 3);
     }
 }

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::admission::Place;
 use crate::carrier::WebSocket;
 use crate::counters::Counted;
-use crate::driver::{Driver, Owner, Side};
+use crate::driver::{Driver, Owner, SessionStats, Side, Sums};
 use crate::failure::{Code, Ended, Failure, Layer};
 use crate::log;
 use crate::server::{Shared, Stopping};
@@ -46,6 +46,8 @@ pub(crate) struct Begun {
     place: Place,
     /// Whose token it has, and that it is one of its sessions.
     holder: Arc<Holder>,
+    /// What it carries.
+    stats: Arc<SessionStats>,
     counted: Counted,
 }
 
@@ -59,8 +61,13 @@ pub(crate) async fn begin(
         mut tls,
         early,
         place,
-        holder,
     } = upgraded;
+    let Some((holder, stats)) = place
+        .served()
+        .map(|served| (Arc::clone(served.holder()), Arc::clone(&served.stats)))
+    else {
+        return Ok(None);
+    };
     holder.sessions_total.add(1);
     let counted = Counted::new(&holder.sessions);
     let mut stopping = shared.stopping.clone();
@@ -82,6 +89,7 @@ pub(crate) async fn begin(
         first,
         place,
         holder,
+        stats,
         counted,
     }))
 }
@@ -93,8 +101,15 @@ pub(crate) async fn run(shared: &Arc<Shared>, begun: Begun) -> Result<(), Failur
         first,
         place,
         holder,
+        stats,
         counted: _counted,
     } = begun;
+    if let Some(served) = place.served() {
+        served.begin(match first.kind {
+            MessageKind::Binary => "yamux",
+            MessageKind::Text => "simple",
+        });
+    }
     let limits = shared.limits();
     let tls = tls
         .into_current_runtime()
@@ -109,7 +124,7 @@ pub(crate) async fn run(shared: &Arc<Shared>, begun: Begun) -> Result<(), Failur
             };
             (
                 session::Mode::Yamux(config),
-                shared.config.memory_limit / SESSION_PART,
+                limits.memory_limit / SESSION_PART,
             )
         }
         MessageKind::Text => (session::Mode::Simple, STREAM_MEMORY),
@@ -131,7 +146,7 @@ pub(crate) async fn run(shared: &Arc<Shared>, begun: Begun) -> Result<(), Failur
     let carrier = WebSocket::new(tls, Role::Server, first.bytes);
     let connector = Box::new(Targets(Arc::new(Route::new(&shared.paths))));
     let session = Session::server(carrier, connector, config, Instant::now());
-    match run_session(shared, session, &place, &holder).await {
+    match run_session(shared, session, &place, &holder, stats).await {
         Ended::Lost(failure) => Err(failure),
         _ => Ok(()),
     }
@@ -163,10 +178,13 @@ async fn run_session(
     session: Session<WebSocket, TargetEnd>,
     place: &Place,
     holder: &Holder,
+    stats: Arc<SessionStats>,
 ) -> Ended {
-    let stats = Arc::clone(&shared.stats.streams);
-    let carried = Arc::clone(&holder.traffic);
-    let (driver, handle) = Driver::new(session, Side::Server, stats, Some(carried));
+    let sums = Sums {
+        all: Some(Arc::clone(&shared.stats.streams)),
+        traffic: Some(Arc::clone(&holder.traffic)),
+    };
+    let (driver, handle) = Driver::new(session, Side::Server, stats, sums);
     let watcher = Watcher(Arc::clone(shared));
     let mut stopping = shared.stopping.clone();
     let running = driver.run(&watcher);

@@ -59,7 +59,7 @@ impl Ways {
     ) -> Result<TcpStream, Refusal> {
         let refusal = |status, why: &str| Err(Refusal::new(status, format!("{target}: {why}")));
         let addresses = match &target.host {
-            Host::Ip(address) => [*address].into(),
+            Host::Ip(address) => Arc::from([*address]),
             Host::Domain(name) => {
                 let name = name.trim_end_matches('.').to_ascii_lowercase();
                 let resolved = match loopback(&name) {
@@ -77,20 +77,36 @@ impl Ways {
                 }
             }
         };
-        let candidates = stream::iter(addresses.iter().take(ADDRESSES_MAX).copied());
-        let reached = race(candidates, HEAD_START, AT_ONCE, |address| {
-            connect(SocketAddr::new(address, target.port))
-        });
-        match reached.await {
-            Ok(tcp) => Ok(tcp),
-            Err(failures) => {
-                let worst = failures.into_iter().max_by_key(|(status, _)| rank(*status));
-                let (status, why) =
-                    worst.unwrap_or((Status::NameNotFound, "the name has no address".to_owned()));
-                refusal(status, &why)
+        let mut reached = race_to(&addresses, target.port).await;
+        if let (Host::Ip(address @ IpAddr::V4(_)), Err((Status::NetworkUnreachable, _))) =
+            (&target.host, &reached)
+        {
+            // A network with IPv6 alone may have a translator, which the owner knows.
+            let address = address.to_string();
+            let found = self.names.look_up(&address, || ask(address.clone())).await;
+            if let Resolved::Addresses(translated) = found
+                && translated != addresses
+            {
+                reached = race_to(&translated, target.port).await;
             }
         }
+        match reached {
+            Ok(tcp) => Ok(tcp),
+            Err((status, why)) => refusal(status, &why),
+        }
     }
+}
+
+/// Connects to the first of these addresses that can be reached; an error: the one that says the most.
+async fn race_to(addresses: &[IpAddr], port: u16) -> Result<TcpStream, (Status, String)> {
+    let candidates = stream::iter(addresses.iter().take(ADDRESSES_MAX).copied());
+    let attempt = |address| connect(SocketAddr::new(address, port));
+    race(candidates, HEAD_START, AT_ONCE, attempt)
+        .await
+        .map_err(|failures| {
+            let worst = failures.into_iter().max_by_key(|(status, _)| rank(*status));
+            worst.unwrap_or((Status::NameNotFound, "the name has no address".to_owned()))
+        })
 }
 
 async fn connect(address: SocketAddr) -> Result<TcpStream, (Status, String)> {

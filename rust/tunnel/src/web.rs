@@ -23,6 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use crate::admission::Place;
 use crate::extensions;
 use crate::patience::Patient;
+use crate::served::Served;
 use crate::server::Shared;
 use crate::tokens::{Holder, Tokens};
 
@@ -40,15 +41,15 @@ pub(crate) struct Upgraded {
     pub(crate) early: Bytes,
     /// Its place among the sessions.
     pub(crate) place: Place,
-    /// Whose token it has.
-    pub(crate) holder: Arc<Holder>,
 }
 
-/// An upgrade that was answered with 101 and is to take place, with its place among the sessions and whose token it has.
-type Switching = Mutex<Option<(OnUpgrade, Place, Arc<Holder>)>>;
+/// An upgrade that was answered with 101 and is to take place, with its place among the sessions.
+type Switching = Mutex<Option<(OnUpgrade, Place)>>;
 
 /// What the web face is made of.
 pub(crate) struct Face {
+    /// Where the WebSocket is; `/` means every path.
+    path: String,
     /// The page that everybody sees who has no token; all answers share it.
     page: Bytes,
     pub(crate) tokens: Tokens,
@@ -59,6 +60,8 @@ pub(crate) struct Face {
 /// What the web face is made with.
 #[derive(Debug, Clone)]
 pub struct FaceConfig {
+    /// Where the WebSocket is; `/` means every path.
+    pub path: String,
     /// Those who may pass, each a Sec-WebSocket-Protocol, with what the operator calls it.
     pub tokens: Vec<(String, String)>,
     /// The page for everybody else.
@@ -74,6 +77,7 @@ impl Face {
     /// A token is too long.
     pub(crate) fn new(config: FaceConfig, before: &Tokens) -> io::Result<Self> {
         Ok(Self {
+            path: config.path,
             tokens: Tokens::new(&config.tokens, before)?,
             page: config
                 .decoy
@@ -108,13 +112,12 @@ pub(crate) async fn serve(
         tracing::debug!("a request of {peer}: {error}");
         return None;
     }
-    let (upgrade, place, holder) = switching.lock().take()?;
+    let (upgrade, place) = switching.lock().take()?;
     let parts = upgrade.await.ok()?.downcast::<TokioIo<Patient>>().ok()?;
     Some(Upgraded {
         tls: parts.io.into_inner().into_inner(),
         early: parts.read_buf,
         place,
-        holder,
     })
 }
 
@@ -129,7 +132,7 @@ fn respond(
     }
     let face = shared.face();
     let path = request.uri().path();
-    if shared.config.path == "/" || shared.config.path == path {
+    if face.path == "/" || face.path == path {
         let headers = request
             .headers()
             .iter()
@@ -143,7 +146,8 @@ fn respond(
                 let Some(place) = shared.rooms.sessions.enter(peer.ip()) else {
                     return full();
                 };
-                *switching.lock() = Some((hyper::upgrade::on(&mut request), place, holder));
+                place.serve(Served::new(peer, holder));
+                *switching.lock() = Some((hyper::upgrade::on(&mut request), place));
                 return response;
             }
             shared.stats.tokens_rejected.add(1);
@@ -213,12 +217,16 @@ fn switch(
     Some((response, holder))
 }
 
-/// For one with a token, when there are as many sessions as there may be.
+/// For one with a token, when there are as many sessions as there may be. It is told that this is the reason.
 fn full() -> Response<Full<Bytes>> {
     let mut response = text(StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable\n");
     response
         .headers_mut()
         .insert(header::RETRY_AFTER, HeaderValue::from_static("30"));
+    response.headers_mut().insert(
+        extensions::FIELD,
+        HeaderValue::from_static(extensions::FULL),
+    );
     response
 }
 

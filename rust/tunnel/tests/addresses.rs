@@ -144,19 +144,19 @@ fn context(authority: &CertificateAuthority) -> ServerContext {
 fn server(address: IpAddr, port: u16, context: ServerContext) -> Server {
     let config = ServerConfig {
         face: FaceConfig {
+            path: "/ws".to_owned(),
             tokens: vec![(TOKEN.to_owned(), "ours".to_owned())],
             decoy: None,
             healthz: false,
         },
-        path: "/ws".to_owned(),
-        max_sessions: 64,
         limits: Limits {
+            max_sessions: 64,
+            memory_limit: 256 << 20,
             max_streams: 256,
             allow_private_targets: true,
             connect_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(60),
         },
-        memory_limit: 256 << 20,
         workers: 1,
         log_level: LevelFilter::DEBUG,
     };

@@ -52,6 +52,7 @@ impl Site {
         tls.set_ech_keys(std::slice::from_ref(&key)).unwrap();
         let config = ServerConfig {
             face: FaceConfig {
+                path: "/ws".to_owned(),
                 tokens: vec![
                     ("another-token".to_owned(), "another".to_owned()),
                     (TOKEN.to_owned(), "ours".to_owned()),
@@ -59,15 +60,14 @@ impl Site {
                 decoy: None,
                 healthz: false,
             },
-            path: "/ws".to_owned(),
-            max_sessions: 64,
             limits: Limits {
+                max_sessions: 64,
+                memory_limit: 256 << 20,
                 max_streams: 256,
                 allow_private_targets: true,
                 connect_timeout: Duration::from_secs(5),
                 idle_timeout: Duration::from_secs(60),
             },
-            memory_limit: 256 << 20,
             workers: 1,
             log_level: LevelFilter::DEBUG,
         };
@@ -351,6 +351,11 @@ fn a_target_that_cannot_be_reached_is_told_with_its_reason() {
         let failure = opened(&client, &closed, None).unwrap_err();
         assert_eq!(failure.code, Code::TargetRefused);
         assert!(failure.message.contains("connection refused"), "{failure}");
+        // It is counted by another thread than the one that has told it.
+        let deadline = Instant::now() + LIMIT;
+        while client.snapshot().targets_failed == 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
         let snapshot = client.snapshot();
         assert_eq!(snapshot.targets_failed, 1);
         assert_eq!(snapshot.last_target_failure, Some(failure.message));

@@ -11,7 +11,7 @@ use crate::frame::INITIAL_WINDOW;
 /// When it runs short, the streams that hold the most give back as they go, so that new ones can grow.
 #[derive(Debug)]
 pub struct WindowBudget {
-    limit: usize,
+    limit: AtomicUsize,
     used: AtomicUsize,
     holders: AtomicUsize,
 }
@@ -20,7 +20,7 @@ impl WindowBudget {
     /// A budget of `limit` bytes.
     pub fn new(limit: usize) -> Self {
         Self {
-            limit,
+            limit: AtomicUsize::new(limit),
             used: AtomicUsize::new(0),
             holders: AtomicUsize::new(0),
         }
@@ -28,7 +28,12 @@ impl WindowBudget {
 
     /// The limit, in bytes.
     pub fn limit(&self) -> usize {
-        self.limit
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Another limit. What is handed out beyond a smaller one comes back as the streams that hold it go on.
+    pub fn set_limit(&self, limit: usize) {
+        self.limit.store(limit, Ordering::Relaxed);
     }
 
     /// What is handed out now, in bytes.
@@ -38,12 +43,12 @@ impl WindowBudget {
 
     /// Takes up to `wanted` bytes.
     fn take(&self, wanted: usize) -> usize {
-        let mut taken = 0;
+        let (limit, mut taken) = (self.limit(), 0);
         // The closure always returns a value, so the update cannot fail.
         let _ = self
             .used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                taken = wanted.min(self.limit.saturating_sub(used));
+                taken = wanted.min(limit.saturating_sub(used));
                 Some(used + taken)
             });
         taken
@@ -55,7 +60,7 @@ impl WindowBudget {
 
     fn fair_share(&self) -> usize {
         fair_share(
-            self.limit,
+            self.limit(),
             self.used(),
             self.holders.load(Ordering::Relaxed),
         )

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ech_workers_tls::authority::CertificateAuthority;
 use ech_workers_tls::{ClientContext, Profile, Trust};
-use ech_workers_tunnel::{Client, ClientConfig, DialPlan, Mode};
+use ech_workers_tunnel::{Client, ClientConfig, ClientLimits, DialPlan, Mode};
 use tracing::level_filters::LevelFilter;
 
 /// A client that trusts `authority` alone.
@@ -15,16 +15,18 @@ pub(crate) fn client(authority: &CertificateAuthority) -> Client {
         extra_pem: vec![authority.root_pem().unwrap()],
     };
     let config = ClientConfig {
-        max_connections: 1024,
+        limits: ClientLimits {
+            max_connections: 1024,
+            open_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(60),
+            memory_limit: 64 << 20,
+            confirmed: false,
+        },
         local_handshake_timeout: Duration::from_secs(5),
-        open_timeout: Duration::from_secs(5),
-        idle_timeout: Duration::from_secs(60),
         half_closed_timeout: Duration::from_secs(30),
         ping_interval: Duration::from_secs(20),
         ping_timeout: Duration::from_secs(10),
         receive_window_max: 16 << 20,
-        memory_limit: 64 << 20,
-        confirmed: false,
         workers: 1,
         log_level: LevelFilter::DEBUG,
     };
