@@ -111,6 +111,7 @@ fuzz_target!(|run: Run| {
         ping_timeout: Duration::from_secs(10),
         memory: Arc::clone(&memory),
         memory_share: SHARE,
+        early_bulk: None,
         seed: 1,
     };
     let carrier = Wire::new(shared.clone());

@@ -194,7 +194,9 @@ class H2Chosen:
 
 @final
 class BulkChanged:
-    """A session has another number of bulk streams: those that move more than 512 KiB in five seconds."""
+    """A session has another number of bulk streams (``streams``): those that move more than 512 KiB in five seconds.
+
+    ``growing``: the server is far (20 ms to connect), and a stream has moved more than 24 KiB in five seconds."""
 
     @property
     def upstream(self) -> int: ...
@@ -202,6 +204,8 @@ class BulkChanged:
     def session(self) -> int: ...
     @property
     def streams(self) -> int: ...
+    @property
+    def growing(self) -> bool: ...
 
 @final
 class Unreached:

@@ -2,7 +2,8 @@
 
 What is in one TCP connection waits for each packet of it that is lost, so a small request beside a bulk transfer waits for
 that one's losses too. So there is one session while nothing much happens, and one more than there are sessions with bulk
-transfers: small streams find one without. No clock and no engine: what happened goes in, a number comes out.
+transfers: small streams find one without. Where the server is far, the second one is there before a stream has become a bulk
+transfer: as soon as one has moved as much as the first flights of a transfer do. No clock and no engine: what happened goes in, a number comes out.
 """
 
 from __future__ import annotations
@@ -32,14 +33,16 @@ class Lanes:
 
     def __init__(self) -> None:
         self._bulk: set[int] = set()
+        self._growing: set[int] = set()
         self._further = Further(failed_for=FAILED_FOR, displaced_for=DISPLACED_FOR)
         self.wanted = 1
         self.look_at = math.inf
         """When it is time to see whether one can be closed; never while all are needed."""
 
-    def bulk(self, session: int, streams: int, now: float) -> None:
-        """A session has so many bulk transfers from now on."""
+    def bulk(self, session: int, streams: int, now: float, *, growing: bool = False) -> None:
+        """A session has so many bulk transfers from now on. growing: it has a stream that may become one, and to dial takes long."""
         (self._bulk.add if streams else self._bulk.discard)(session)
+        (self._growing.add if growing else self._growing.discard)(session)
         self._count(now)
 
     def up(self, now: float) -> None:
@@ -63,8 +66,9 @@ class Lanes:
 
     def keep(self, live: Collection[int], now: float) -> None:
         """These are the sessions that take new streams."""
-        if not self._bulk <= set(live):
+        if not self._bulk | self._growing <= set(live):
             self._bulk.intersection_update(live)
+            self._growing.intersection_update(live)
             self._count(now)
 
     def shrink(self, streams: Mapping[int, int], now: float, *, extra: int = 0) -> list[int]:
@@ -79,7 +83,9 @@ class Lanes:
         return closed
 
     def _enough(self, now: float) -> int:
-        return min(MOST, 1 + len(self._bulk)) if self._further.may_try(now) else 1
+        if not self._further.may_try(now):
+            return 1
+        return max(min(MOST, 1 + len(self._bulk)), 2 if self._growing else 1)
 
     def _count(self, now: float) -> None:
         enough = self._enough(now)

@@ -194,9 +194,9 @@ class Pool:
             self.lanes.lost(now)
 
     def bulk_changed(self, event: _native.BulkChanged, now: float) -> None:
-        """A session has another number of bulk transfers."""
+        """A session moves more than before, or less."""
         if self.lanes is not None and event.session in self.sessions:
-            self.lanes.bulk(event.session, event.streams, now)
+            self.lanes.bulk(event.session, event.streams, now, growing=event.growing)
 
     def close_lanes(self, now: float, look: Callable[[], _native.Snapshot]) -> list[int]:
         """The sessions that are to be ended because they are idle and fewer are enough. look: at the engine."""

@@ -21,7 +21,7 @@ from ech_workers.endpoints import resolvers
 
 from .authority import Authority
 from .name_server import NameServer
-from .processes import Processes
+from .processes import Processes, python_program
 from .tunnel import PATH, SERVER_NAME, TOKEN, ServerProgram, Site
 from .waiting import wait_until
 
@@ -143,22 +143,32 @@ def nat64(site: Site) -> None:
         assert set(resolver.questions) == {"ipv4only.arpa"}, resolver.questions
 
 
-def other_route(site: Site) -> None:
-    """The machine's only way out goes away, and another one comes, from another address: what had begun on the first is dead,
-    and nobody says so."""
+@contextlib.contextmanager
+def _other_namespace() -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Another network, where the server is: the process that holds it, and what runs a command there."""
     holder = subprocess.Popen(["unshare", "-n", "sleep", "300"])
     try:
-        there = ("nsenter", "-t", str(holder.pid), "-n")
         # The namespace is there when it is another one than ours.
         own = Path("/proc/self/ns/net").readlink()
         wait_until(lambda: Path(f"/proc/{holder.pid}/ns/net").readlink() != own, "the other namespace is there", 20)
+        there = ("nsenter", "-t", str(holder.pid), "-n")
         subprocess.run([*there, "ip", "link", "set", "lo", "up"], check=True)
         subprocess.run([*there, "ip", "address", "add", f"{SERVER}/32", "dev", "lo"], check=True)
+        _ip("link", "set", "lo", "up")
+        yield holder.pid, there
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def other_route(site: Site) -> None:
+    """The machine's only way out goes away, and another one comes, from another address: what had begun on the first is dead,
+    and nobody says so."""
+    with _other_namespace() as (holder, there):
         for way in (1, 2):
-            _ip("link", "add", f"way{way}", "type", "veth", "peer", "name", f"end{way}", "netns", str(holder.pid))
+            _ip("link", "add", f"way{way}", "type", "veth", "peer", "name", f"end{way}", "netns", str(holder))
             subprocess.run([*there, "ip", "address", "add", f"10.0.{way}.1/24", "dev", f"end{way}"], check=True)
             subprocess.run([*there, "ip", "link", "set", f"end{way}", "up"], check=True)
-        _ip("link", "set", "lo", "up")
         _take(1)
         server = site.server(listen=f"{SERVER}:0", publish=False, prefix=there)
         with _tunnel(site, server, SERVER) as tunnel:
@@ -174,9 +184,33 @@ def other_route(site: Site) -> None:
             # How long it takes is the machine's affair; what found it out is ours: the session's own ping, 15 s and more later,
             # would have had it lost instead.
             assert logged.steps(PROBED, GIVEN_UP, LOST) == [PROBED, GIVEN_UP], logged.lines
-    finally:
-        holder.kill()
-        holder.wait()
+
+
+def far_server(site: Site) -> None:
+    """The server is 60 ms away. A stream that moves as much as the first flights of a bulk transfer gets a session beside it,
+    long before it is one, and the next stream goes there. The folder has the program that delays the link."""
+    with _other_namespace() as (holder, there):
+        site.processes.start(site.folder / "delay_link", "near", "far", "30", "0").wait_line("ready")
+        _ip("link", "set", "far", "netns", str(holder))
+        _ip("address", "add", "10.0.1.2", "peer", "10.0.1.1", "dev", "near")
+        _ip("link", "set", "near", "up")
+        _ip("route", "add", "default", "via", "10.0.1.1")
+        subprocess.run([*there, "ip", "address", "add", "10.0.1.1", "peer", "10.0.1.2", "dev", "far"], check=True)
+        subprocess.run([*there, "ip", "link", "set", "far", "up"], check=True)
+        targets = site.processes.start(
+            *there, *python_program("harness.targets"), site.folder, env={"PYTHONPATH": str(TESTS)}
+        ).wait_event("listening")
+        server = site.server(listen=f"{SERVER}:0", publish=False, prefix=there)
+        http, echo = (("127.0.0.1", targets[name]) for name in ("http", "echo"))
+        with _tunnel(site, server, SERVER) as tunnel, tunnel.create_connection(http, 30.0) as first:
+            first.sendall(b"GET /bytes/100000 HTTP/1.1\r\n\r\n")
+            received = 0
+            while received < 100_000:
+                received += len(first.recv(1 << 16))
+            wait_until(lambda: len(tunnel.status().sessions) == 2, "there is a session beside it", 60)
+            with tunnel.create_connection(echo, 30.0):
+                sessions = [connection.session for connection in tunnel.connections()]
+                assert len(set(sessions)) == 2, sessions
 
 
 def _take(way: int) -> None:
@@ -189,7 +223,7 @@ def main(scenario: str, folder: Path) -> None:
     processes = Processes()
     site = Site.make(folder, processes, Authority(folder))
     try:
-        {"nat64": nat64, "other_route": other_route}[scenario](site)
+        {"nat64": nat64, "other_route": other_route, "far_server": far_server}[scenario](site)
         print("done")
     except BaseException:
         print(processes.report())

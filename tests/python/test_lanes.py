@@ -49,6 +49,20 @@ def test_sessions_that_are_kept_for_another_reason_are_not_closed() -> None:
     assert lanes.wanted == 1
 
 
+def test_a_stream_that_grows_gets_one_session_beside_it_and_not_more() -> None:
+    lanes = Lanes()
+    for session in (1, 2, 3):
+        lanes.bulk(session, 0, 0.0, growing=True)
+        assert lanes.wanted == 2
+    lanes.bulk(1, 1, 1.0, growing=True)
+    assert lanes.wanted == 2
+    lanes.bulk(2, 1, 1.0, growing=True)
+    assert lanes.wanted == 3
+    for session in (1, 2, 3):
+        lanes.bulk(session, 0, 2.0)
+    assert lanes.look_at == 2.0 + QUIET
+
+
 def test_what_is_gone_does_not_count() -> None:
     lanes = Lanes()
     lanes.bulk(1, 1, 0.0)
@@ -59,8 +73,8 @@ def test_what_is_gone_does_not_count() -> None:
     assert lanes.wanted == 2
 
 
-def bulk(world: World, session: int, streams: int) -> None:
-    world.post(0.0, stand_in("BulkChanged")(session=session, upstream=0, streams=streams))
+def bulk(world: World, session: int, streams: int, *, growing: bool = False) -> None:
+    world.post(0.0, stand_in("BulkChanged")(session=session, upstream=0, streams=streams, growing=growing))
 
 
 def test_a_bulk_transfer_gets_a_second_session_beside_it_which_ends_when_it_is_quiet(world: World) -> None:

@@ -156,6 +156,7 @@ pub(crate) struct BulkChanged {
     session: u64,
     upstream: u32,
     streams: u64,
+    growing: bool,
 }
 
 /// A server cannot reach a target, and the stream goes to another one.
@@ -324,12 +325,14 @@ pub(crate) fn event(py: Python<'_>, event: Event) -> PyResult<Py<PyAny>> {
             session,
             upstream,
             streams,
+            growing,
         } => Py::new(
             py,
             BulkChanged {
                 session,
                 upstream,
                 streams,
+                growing,
             },
         )?
         .into_any(),

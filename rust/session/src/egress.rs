@@ -198,7 +198,8 @@ impl Egress {
         self.bulk.rotate_left(1);
         self.small_turns = 0;
         stream.active = now;
-        streams.transfers += usize::from(stream.note_moved(rest));
+        let moved = stream.pace.note(rest);
+        streams.bulk.note(moved);
         streams.traffic.sent += rest as u64;
         let mut records = 0;
         for sizes in sizes.chunks(per_message) {
@@ -328,8 +329,8 @@ impl Egress {
             stream.first.drain(..first);
         }
         stream.active = now;
-        let begins = stream.note_moved(read);
-        streams.transfers += usize::from(begins);
+        let moved = stream.pace.note(read);
+        streams.bulk.note(moved);
         streams.traffic.sent += read as u64;
         let message = streams.wire.begin_message(id, length, carrier.space());
         if streams.wire.is_simple() {

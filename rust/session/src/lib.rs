@@ -13,6 +13,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 mod backlog;
+mod bulk;
 mod carrier;
 mod egress;
 mod end;
@@ -29,6 +30,7 @@ mod stream;
 mod streams;
 mod wire;
 
+pub use bulk::BulkLoad;
 pub use carrier::{Carrier, CloseCode, Closed, Incoming, MessageKind};
 pub use end::{Abort, Connector, LocalEnd, Overflow, Refusal, Status};
 pub use ledger::Ledger;

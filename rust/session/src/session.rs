@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ech_workers_yamux::{self as yamux, Connection, GoAwayCode, Side};
 
+use crate::bulk::BulkLoad;
 use crate::carrier::{Carrier, CloseCode, Closed, Incoming};
 use crate::egress::{Egress, Sent};
 use crate::end::{Abort, Connector, LocalEnd, Refusal};
@@ -66,6 +67,9 @@ pub struct Config {
     pub memory: Arc<Ledger>,
     /// What of it this session may hold, in bytes, before nothing more is read from its peer.
     pub memory_share: usize,
+    /// A client's owner is told of a stream that moves so many bytes within some seconds, since that may become a bulk transfer.
+    /// `None`: of bulk transfers alone.
+    pub early_bulk: Option<u64>,
     /// For random numbers that protect nothing.
     pub seed: u64,
 }
@@ -79,8 +83,8 @@ pub enum Event<L> {
     TargetFailed(Refusal),
     /// A stream that was not begun, to be placed elsewhere.
     Returned(Open<L>, Returned),
-    /// So many streams of a client are bulk transfers now.
-    BulkChanged(usize),
+    /// A client's streams move much, or do not any more.
+    BulkChanged(BulkLoad),
     /// The server did not connect a stream's target, and another server may. The stream is to be placed there, or its end to
     /// be refused: nothing was said to it of this.
     Unreached(Open<L>, Refusal),
@@ -153,8 +157,8 @@ pub struct Session<C: Carrier, L: LocalEnd> {
     /// The peer has closed the carrier: nothing more comes, and nothing can be sent.
     closed: bool,
     shutdown: bool,
-    /// The number of bulk transfers that the owner knows of.
-    transfers_told: usize,
+    /// What the owner knows of how much the streams move.
+    bulk_told: BulkLoad,
     sweep_at: Instant,
     /// Since when nothing is read because too much is held, and nothing of that moves.
     stuck_since: Option<Instant>,
@@ -209,7 +213,7 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
             carrier,
             incoming: Vec::new(),
             ingress: Ingress::default(),
-            streams: Streams::new(wire, role, share, config.limits, now),
+            streams: Streams::new(wire, role, share, config.limits, config.early_bulk, now),
             egress: Egress::default(),
             liveness: Liveness::new(
                 config.seed,
@@ -221,7 +225,7 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
             round_trip: None,
             closed: false,
             shutdown: false,
-            transfers_told: 0,
+            bulk_told: BulkLoad::default(),
             sweep_at: now + SWEEP,
             stuck_since: None,
         }
@@ -294,7 +298,8 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
 
     /// When [`poll`](Self::poll) must be called even if nothing else gives cause to.
     pub fn next_timeout(&self) -> Option<Instant> {
-        let sweep = (!self.streams.is_empty()).then_some(self.sweep_at);
+        let is_watched = !self.streams.is_empty() || self.streams.bulk.load().is_growing;
+        let sweep = is_watched.then_some(self.sweep_at);
         let paused = self.stuck_since.map(|since| since + STUCK);
         let wire = if self.stuck_since.is_some() {
             None
@@ -368,7 +373,7 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
                 Poll::Pending => false,
             };
         }
-        self.tell_transfers();
+        self.tell_bulk();
         if let Wire::Simple(simple) = &self.streams.wire
             && !simple.is_unused()
         {
@@ -384,11 +389,11 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
         Ok(if more { Turn::More } else { Turn::Idle })
     }
 
-    fn tell_transfers(&mut self) {
-        let transfers = self.streams.transfers;
-        if transfers != self.transfers_told && matches!(self.streams.role, Role::Client { .. }) {
-            self.transfers_told = transfers;
-            self.streams.events.push_back(Event::BulkChanged(transfers));
+    fn tell_bulk(&mut self) {
+        let bulk = self.streams.bulk.load();
+        if bulk != self.bulk_told && matches!(self.streams.role, Role::Client { .. }) {
+            self.bulk_told = bulk;
+            self.streams.events.push_back(Event::BulkChanged(bulk));
         }
     }
 

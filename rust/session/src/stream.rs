@@ -7,6 +7,7 @@ use std::time::Instant;
 use ech_workers_yamux::StreamId;
 
 use crate::backlog::Backlog;
+use crate::bulk::Pace;
 use crate::end::{Abort, LocalEnd, Overflow, Refusal, Status};
 use crate::open::Open;
 use crate::preamble::Extended;
@@ -17,9 +18,6 @@ use crate::readiness::SocketWaker;
 pub(crate) const BEFORE_ANSWER_MAX: usize = 16 * 1024;
 /// The most pieces handed to an end in one call.
 const PIECES: usize = 16;
-/// A stream that moves so many bytes between two looks is a bulk transfer, until it moves fewer than the second.
-const TRANSFER: u64 = 512 << 10;
-const TRANSFER_LEAST: u64 = 128 << 10;
 
 /// Where a stream is in its life.
 #[derive(Debug)]
@@ -132,10 +130,8 @@ pub(crate) struct Stream<L> {
     pub(crate) inbound: Inbound,
     /// The end filled all the space that it was given the last time.
     pub(crate) bulk: bool,
-    /// Payload that went either way since the last look.
-    moved: u64,
-    /// It moves much: small streams do well to keep away from it.
-    pub(crate) transfer: bool,
+    /// How much it moves: small streams do well to keep away from one that moves much.
+    pub(crate) pace: Pace,
     /// It is among the streams that may have something to send.
     pub(crate) queued: bool,
     /// When a byte last went either way.
@@ -162,8 +158,7 @@ impl<L: LocalEnd> Stream<L> {
             outbound: Outbound::Open,
             inbound: Inbound::Open,
             bulk: false,
-            moved: 0,
-            transfer: false,
+            pace: Pace::default(),
             queued: false,
             active: now,
         }
@@ -190,22 +185,6 @@ impl<L: LocalEnd> Stream<L> {
                 ServerState::Preamble(_) | ServerState::Connecting(_) | ServerState::Refusing,
             ) => 0,
         }
-    }
-
-    /// Payload went either way. True if that makes the stream a bulk transfer.
-    pub(crate) const fn note_moved(&mut self, bytes: usize) -> bool {
-        self.moved += bytes as u64;
-        let begins = !self.transfer && self.moved >= TRANSFER;
-        self.transfer |= begins;
-        begins
-    }
-
-    /// A look after a while. True if it was a bulk transfer and is none any more.
-    pub(crate) const fn look(&mut self) -> bool {
-        let ends = self.transfer && self.moved < TRANSFER_LEAST;
-        self.transfer &= !ends;
-        self.moved = 0;
-        ends
     }
 
     /// Keeps what is sent before the stream is known to be taken.

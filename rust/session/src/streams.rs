@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use ech_workers_yamux::{self as yamux, GoAwayCode, IdHash, StreamId};
 
+use crate::bulk::Bulk;
 use crate::end::{Abort, Connector, LocalEnd, Refusal, Status};
 use crate::ledger::Share;
 use crate::open::{Open, Returned};
@@ -77,8 +78,8 @@ pub(crate) struct Streams<L> {
     pub(crate) limits: Limits,
     pub(crate) now: Instant,
     pub(crate) traffic: Traffic,
-    /// Streams that are bulk transfers.
-    pub(crate) transfers: usize,
+    /// Streams that are bulk transfers, or may become such.
+    pub(crate) bulk: Bulk,
     /// Bytes have moved to local ends since the last time somebody asked.
     pub(crate) moved: bool,
     /// No new streams; the session ends with the last one.
@@ -91,6 +92,7 @@ impl<L: LocalEnd> Streams<L> {
         role: Role<L>,
         share: Share,
         limits: Limits,
+        early: Option<u64>,
         now: Instant,
     ) -> Self {
         Self {
@@ -108,7 +110,7 @@ impl<L: LocalEnd> Streams<L> {
             limits,
             now,
             traffic: Traffic::default(),
-            transfers: 0,
+            bulk: Bulk::new(early),
             moved: false,
             retiring: false,
         }
@@ -354,7 +356,7 @@ impl<L: LocalEnd> Streams<L> {
             return;
         }
         let total = pieces.iter().map(|(_, range)| range.len()).sum();
-        self.transfers += usize::from(stream.note_moved(total));
+        self.bulk.note(stream.pace.note(total));
         for pieces in pieces.chunks(PIECES) {
             let mut slices = [IoSlice::new(&[]); PIECES];
             let mut total = 0;
@@ -851,7 +853,7 @@ impl<L: LocalEnd> Streams<L> {
         let stream = self.map.remove(&id)?;
         let held = stream.held();
         self.share.adjust(held, 0);
-        self.transfers -= usize::from(stream.transfer);
+        self.bulk.forget(stream.pace);
         if matches!(stream.state, State::Server(ServerState::Connecting(_))) {
             self.connecting -= held.min(self.connecting);
         }
@@ -899,8 +901,8 @@ impl<L: LocalEnd> Streams<L> {
 
     /// Ends streams on which nothing has happened for too long.
     pub(crate) fn sweep(&mut self) {
-        let looks = self.map.values_mut().map(Stream::look);
-        self.transfers -= looks.filter(|has_ended| *has_ended).count();
+        let paces = self.map.values_mut().map(|stream| &mut stream.pace);
+        self.bulk.look(paces);
         let (now, limits) = (self.now, &self.limits);
         let late: Vec<StreamId> = self
             .map

@@ -33,6 +33,7 @@ use crate::driver::{Driver, Handle, Owner, SessionStats, Side, Sums};
 use crate::events::Events;
 use crate::failure::{Code, Ended, Failure, Layer};
 use crate::fetch::{self, FetchPlan, Fetched};
+use crate::lanes::{EARLY_BULK, FAR};
 use crate::listen::{accept, bind};
 use crate::local::{self, Place, Places};
 use crate::log;
@@ -152,6 +153,8 @@ pub enum Event {
         upstream: u32,
         /// How many.
         streams: u64,
+        /// A stream moves so much that it may become one. Never on a short path.
+        growing: bool,
     },
     /// A server cannot reach a target, and the stream goes to another one.
     Unreached {
@@ -782,6 +785,9 @@ impl Shared {
 
     /// Dials and keeps what comes of it for the next streams.
     async fn make_session(self: Arc<Self>, number: u64, plan: DialPlan) {
+        if plan.mode == Mode::Yamux {
+            self.pool.dial_began(number, plan.upstream);
+        }
         let (carrier, dialed) = match self.dial(number, &plan).await {
             Ok(made) => made,
             Err(failure) => {
@@ -819,12 +825,17 @@ impl Shared {
                 });
             }
             let Running { driver, observer } = running;
-            self.keep_session(member, &observer, driver.run(&observer))
+            self.pool.add(member);
+            self.pool.dial_ended(number);
+            self.keep_session(session, purpose, &observer, driver.run(&observer))
                 .await;
         });
     }
 
     fn tell_dial_failed(&self, dial: u64, plan: &DialPlan, failure: Failure) {
+        if plan.mode == Mode::Yamux {
+            self.pool.dial_ended(dial);
+        }
         self.events.push(Event::DialFailed {
             dial,
             upstream: plan.upstream,
@@ -880,7 +891,9 @@ impl Shared {
                 permit.send(open);
             }
             let Running { driver, observer } = running;
-            self.keep_session(member, &observer, driver.run(&observer))
+            let session = member.session;
+            self.pool.add(member);
+            self.keep_session(session, Purpose::Taken, &observer, driver.run(&observer))
                 .await;
         });
     }
@@ -914,6 +927,7 @@ impl Shared {
             ping_timeout: self.config.ping_timeout,
             memory: Arc::clone(&self.memory),
             memory_share,
+            early_bulk: (mode == Mode::Yamux && dialed.tcp >= FAR).then_some(EARLY_BULK),
             seed: seed(),
         };
         let since = Instant::now();
@@ -952,19 +966,19 @@ impl Shared {
             retiring,
             load,
             thread,
+            distance: dialed.tcp,
         };
         (Running { driver, observer }, member)
     }
 
-    /// Keeps a session in the pool while it runs, and tells how it ended.
+    /// Keeps a session in the pool, where it is already, while it runs, and tells how it ended.
     async fn keep_session(
         self: Arc<Self>,
-        member: Member,
+        session: u64,
+        purpose: Purpose,
         observer: &Observer,
         running: impl Future<Output = Ended>,
     ) {
-        let (session, purpose) = (member.session, member.purpose);
-        self.pool.add(member);
         self.pool.wake();
         let ended = caught(running).await.unwrap_or_else(Ended::Lost);
         self.pool.remove(session);
@@ -1072,13 +1086,13 @@ impl Owner<Program> for Observer {
                 self.tell(gone_away(code));
             }
             session::Event::TargetFailed(refusal) => self.shared.target_failed(&refusal.reason),
-            session::Event::BulkChanged(streams) => {
-                let streams = streams as u64;
-                self.load.note_bulk(streams);
+            session::Event::BulkChanged(bulk) => {
+                self.load.note_bulk(bulk);
                 self.shared.events.push(Event::BulkChanged {
                     session: self.session,
                     upstream: self.upstream,
-                    streams,
+                    streams: bulk.transfers as u64,
+                    growing: bulk.is_growing,
                 });
             }
             session::Event::Unreached(open, refusal) => {
@@ -1173,6 +1187,7 @@ mod tests {
             retiring: Arc::default(),
             load: Arc::default(),
             thread: 0,
+            distance: Duration::ZERO,
         }
     }
 
@@ -1218,7 +1233,10 @@ mod tests {
                 std::hint::black_box(nothing[std::hint::black_box(3)]);
                 Ended::Retired
             };
-            shared.keep_session(member(7), &observer, running).await;
+            shared.pool.add(member(7));
+            shared
+                .keep_session(7, Purpose::Many, &observer, running)
+                .await;
         });
         client.shared.control.block_on(session).unwrap();
         let (ends, lines) = reported(&client, 1);

@@ -23,6 +23,7 @@ mod events;
 mod extensions;
 mod failure;
 mod fetch;
+mod lanes;
 mod listen;
 mod local;
 mod log;

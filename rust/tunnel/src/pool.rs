@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use ech_workers_session::BulkLoad;
 use ech_workers_sync::Mutex;
 use tokio::sync::Notify;
 
@@ -17,6 +18,7 @@ use crate::dial::DialPlan;
 use crate::driver::{Handle, SessionStats};
 use crate::events::Events;
 use crate::failure::Failure;
+use crate::lanes::Dials;
 use crate::program::Program;
 use crate::snapshot::SessionSnapshot;
 
@@ -52,6 +54,7 @@ struct State {
     /// Which servers streams go to: numbers and weights, the first tier that can take one. Empty: all alike.
     tiers: Vec<Vec<(u32, u32)>>,
     unavailable: Option<Unavailable>,
+    dials: Dials,
     /// When the owner was last told that all sessions of a server are full, by the server's number.
     full_told: BTreeMap<u32, Instant>,
 }
@@ -89,6 +92,8 @@ pub(crate) struct Member {
     pub(crate) load: Arc<Load>,
     /// The number of the thread that carries it.
     pub(crate) thread: usize,
+    /// How long it took to connect: a round trip, or more if a packet was lost.
+    pub(crate) distance: Duration,
 }
 
 /// What a session carries, and when it was full.
@@ -97,7 +102,7 @@ pub(crate) struct Load {
     /// Streams that were assigned to it and have not ended. Those that its driver has not begun yet count too, or a burst of
     /// streams would all go to one session.
     assigned: AtomicU64,
-    /// Streams that are bulk transfers.
+    /// Twice the streams that are bulk transfers, or one if one may become such.
     bulk: AtomicU64,
     /// With how many streams it had no room for another one, and when.
     full: Mutex<Option<(u64, Instant)>>,
@@ -108,9 +113,11 @@ impl Load {
         self.assigned.load(Ordering::Relaxed)
     }
 
-    /// So many of its streams are bulk transfers now.
-    pub(crate) fn note_bulk(&self, streams: u64) {
-        self.bulk.store(streams, Ordering::Relaxed);
+    /// So much its streams move now.
+    pub(crate) fn note_bulk(&self, bulk: BulkLoad) {
+        let transfers = 2 * bulk.transfers as u64;
+        let bulk = transfers.max(u64::from(bulk.is_growing));
+        self.bulk.store(bulk, Ordering::Relaxed);
     }
 
     fn bulk(&self) -> u64 {
@@ -172,6 +179,13 @@ pub(crate) enum Purpose {
     Taken,
 }
 
+/// What is to be done with a stream.
+enum Choice {
+    Carrier(Carrier),
+    /// It waits, until this time at most, for a session that is about to be up: those that there are carry bulk transfers.
+    Later(Instant),
+}
+
 pub(crate) enum Carrier {
     Session(Handle<Program>, Ticket),
     /// A session for this stream alone is to be dialled.
@@ -195,6 +209,20 @@ impl Pool {
     /// Lets those who wait look again.
     pub(crate) fn wake(&self) {
         self.changed.notify_waiters();
+    }
+
+    /// A dial has begun whose session many streams will be able to use.
+    pub(crate) fn dial_began(&self, number: u64, upstream: u32) {
+        self.state
+            .lock()
+            .dials
+            .begin(number, upstream, Instant::now());
+    }
+
+    /// It has ended. Its session, if there is one, was added before.
+    pub(crate) fn dial_ended(&self, number: u64) {
+        self.state.lock().dials.end(number);
+        self.wake();
     }
 
     pub(crate) fn remove(&self, session: u64) {
@@ -315,20 +343,21 @@ impl Pool {
     ) -> Result<Carrier, Unavailable> {
         let mut is_full = false;
         while Instant::now() < deadline {
-            if let Some(carrier) = self.choose(failed, avoided, near, only)?.0 {
+            if let Some(Choice::Carrier(carrier)) = self.choose(failed, avoided, near, only)?.0 {
                 return Ok(carrier);
             }
             let mut changed = std::pin::pin!(self.changed.notified());
             // From here on no change is missed; one may have come since the look.
             changed.as_mut().enable();
-            let (carrier, any_full) = self.choose(failed, avoided, near, only)?;
-            if let Some(carrier) = carrier {
-                return Ok(carrier);
-            }
+            let (choice, any_full) = self.choose(failed, avoided, near, only)?;
             is_full = any_full;
+            let until = match choice {
+                Some(Choice::Carrier(carrier)) => return Ok(carrier),
+                Some(Choice::Later(until)) => deadline.min(until),
+                // A session that was full may have room again.
+                None => deadline.min(Instant::now() + LOOK_AGAIN),
+            };
             self.waiting.add(1);
-            // A session that was full may have room again.
-            let until = deadline.min(Instant::now() + LOOK_AGAIN);
             let _ = tokio::time::timeout_at(until.into(), changed).await;
             self.waiting.sub(1);
         }
@@ -353,7 +382,7 @@ impl Pool {
         avoided: &[u32],
         near: Option<usize>,
         only: Option<u32>,
-    ) -> Result<(Option<Carrier>, bool), Unavailable> {
+    ) -> Result<(Option<Choice>, bool), Unavailable> {
         let (carrier, full) = {
             let mut state = self.state.lock();
             let (carrier, passed) = state.choose(failed, avoided, near, only)?;
@@ -401,7 +430,7 @@ impl State {
         avoided: &[u32],
         near: Option<usize>,
         only: Option<u32>,
-    ) -> Result<(Option<Carrier>, Vec<u32>), Unavailable> {
+    ) -> Result<(Option<Choice>, Vec<u32>), Unavailable> {
         let tiers = if let Some(server) = only {
             vec![vec![(server, 1)]]
         } else if self.tiers.is_empty() {
@@ -416,8 +445,8 @@ impl State {
             for tier in &tiers {
                 let tier = tier.iter().filter(|(number, _)| !left_out.contains(number));
                 let tier = tier.copied().collect::<Vec<_>>();
-                if let Some(carrier) = self.choose_of(&tier, near) {
-                    return Ok((Some(carrier), passed));
+                if let Some(choice) = self.choose_of(&tier, near) {
+                    return Ok((Some(choice), passed));
                 }
                 passed.extend(tier.iter().map(|&(number, _)| number));
             }
@@ -442,7 +471,7 @@ impl State {
 
     /// Of the server with the fewest streams for its weight the session with the fewest bulk transfers, then with the fewest
     /// streams, of several the one that answers fastest, or how simple mode goes at the server with the fewest.
-    fn choose_of(&mut self, tier: &[(u32, u32)], near: Option<usize>) -> Option<Carrier> {
+    fn choose_of(&mut self, tier: &[(u32, u32)], near: Option<usize>) -> Option<Choice> {
         let best = tier
             .iter()
             .filter_map(|&(upstream, weight)| Some((self.offer_of(upstream, weight)?, upstream)))
@@ -456,10 +485,10 @@ impl State {
                     && !member.handle.is_closed()
                 {
                     member.purpose = Purpose::Taken;
-                    return Some(member.assign());
+                    return Some(Choice::Carrier(member.assign()));
                 }
             }
-            return Some(Carrier::Dial(plan));
+            return Some(Choice::Carrier(Carrier::Dial(plan)));
         }
         let open = self
             .sessions
@@ -474,7 +503,16 @@ impl State {
             let streams = (assigned + moving, is_far);
             (load.bulk(), streams, member.round_trip())
         })?;
-        Some(least.assign())
+        if least.load.bulk() > 0 {
+            let all = self.sessions.iter();
+            let own = all.filter(|member| member.upstream == upstream && member.is_open());
+            let distance = own.map(|member| member.distance).min()?;
+            let now = Instant::now();
+            if let Some(until) = self.dials.worth_waiting_for(upstream, distance, now) {
+                return Some(Choice::Later(until));
+            }
+        }
+        Some(Choice::Carrier(least.assign()))
     }
 
     /// How full a server would be with one more stream, for its weight; `None` if it can take none.
@@ -554,6 +592,14 @@ mod tests {
 
     use super::*;
     use crate::events::Next;
+    use crate::lanes::FAR;
+
+    fn transfers(transfers: usize) -> BulkLoad {
+        BulkLoad {
+            transfers,
+            is_growing: false,
+        }
+    }
 
     /// A pool whose sessions do nothing, and their queues, which must not close.
     #[derive(Default)]
@@ -585,6 +631,7 @@ mod tests {
                     retiring: Arc::default(),
                     load,
                     thread: usize::try_from(session).unwrap(),
+                    distance: FAR,
                 });
             }
             this
@@ -631,16 +678,49 @@ mod tests {
     #[tokio::test]
     async fn streams_keep_away_from_sessions_with_bulk_transfers() {
         let sessions = Sessions::new(&[0, 0]);
-        sessions.loads[0].note_bulk(1);
+        sessions.loads[0].note_bulk(transfers(1));
         let mut held = Vec::new();
         for _ in 0..3 {
             let (session, ticket) = sessions.assign().await.unwrap();
             assert_eq!(session, 1);
             held.push(ticket);
         }
-        sessions.loads[1].note_bulk(2);
+        sessions.loads[1].note_bulk(transfers(2));
         assert_eq!(sessions.assign().await.unwrap().0, 0);
-        sessions.loads[0].note_bulk(0);
+        sessions.loads[0].note_bulk(transfers(0));
+        assert_eq!(sessions.assign().await.unwrap().0, 0);
+    }
+
+    #[tokio::test]
+    async fn a_stream_waits_for_a_session_that_is_about_to_be_up_if_all_others_carry_bulk_transfers()
+     {
+        let sessions = Sessions::new(&[0, 0]);
+        sessions.pool.dial_began(9, 0);
+        assert_eq!(sessions.assign().await.unwrap().0, 0);
+        for load in &sessions.loads {
+            load.note_bulk(BulkLoad {
+                transfers: 0,
+                is_growing: true,
+            });
+        }
+        let choose = || {
+            let chosen = sessions.pool.choose(&[], &[], None, None).unwrap().0;
+            matches!(chosen, Some(Choice::Later(_)))
+        };
+        // On a busy machine the moment may pass before the choice.
+        let waits = (0..1000).any(|_| {
+            sessions.pool.dial_ended(9);
+            let begun = Instant::now().checked_sub(FAR * 2).unwrap();
+            sessions.pool.state.lock().dials.begin(9, 0, begun);
+            choose()
+        });
+        assert!(waits);
+        sessions.pool.dial_ended(9);
+        assert!(!choose());
+        // A dial that takes longer is not waited for any longer.
+        let begun = Instant::now().checked_sub(FAR * 4).unwrap();
+        sessions.pool.state.lock().dials.begin(9, 0, begun);
+        assert!(!choose());
         assert_eq!(sessions.assign().await.unwrap().0, 0);
     }
 
@@ -655,7 +735,7 @@ mod tests {
             .route(vec![vec![(0, 1)], vec![(1, 1)], vec![(2, 1)]]);
         let chosen = |failed: &[u32], avoided: &[u32]| {
             let chosen = sessions.pool.choose(failed, avoided, None, None).unwrap();
-            let Some(Carrier::Session(_, ticket)) = chosen.0 else {
+            let Some(Choice::Carrier(Carrier::Session(_, ticket))) = chosen.0 else {
                 panic!("there is no session");
             };
             let mut loads = sessions.loads.iter();
@@ -669,7 +749,7 @@ mod tests {
         assert_eq!(chosen(&[0, 1, 2], &[]), 0);
         // A rule names the only server: it may be avoided, or have failed, and no other will do.
         let only = sessions.pool.choose(&[2], &[2], None, Some(2)).unwrap();
-        let Some(Carrier::Session(_, ticket)) = only.0 else {
+        let Some(Choice::Carrier(Carrier::Session(_, ticket))) = only.0 else {
             panic!("there is no session");
         };
         assert!(Arc::ptr_eq(&sessions.loads[2], &ticket.0));

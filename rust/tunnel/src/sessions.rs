@@ -141,6 +141,7 @@ pub(crate) async fn run(shared: &Arc<Shared>, begun: Begun) -> Result<(), Failur
         ping_timeout: PING_TIMEOUT,
         memory: Arc::clone(&shared.memory),
         memory_share,
+        early_bulk: None,
         seed: seed(),
     };
     let carrier = WebSocket::new(tls, Role::Server, first.bytes);

@@ -312,6 +312,7 @@ impl World {
                 ping_timeout: Duration::from_secs(15),
                 memory: Arc::clone(&memory),
                 memory_share: share,
+                early_bulk: None,
                 seed: random.next(),
             };
             (config, memory)
@@ -619,6 +620,7 @@ impl Alone {
             ping_timeout: Duration::from_secs(15),
             memory: Arc::new(Ledger::new(1 << 20)),
             memory_share: 1 << 20,
+            early_bulk: None,
             seed: 3,
         };
         let session = Session::client(link, config, clock.now());
