@@ -219,6 +219,9 @@ class Unreached:
     @property
     def reason(self) -> str:
         """The server's words, which name the target."""
+    @property
+    def tried(self) -> list[int]:
+        """Every server that has said so to this stream."""
 
 @final
 class Fetched:

@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     from ech_workers.overview import Role, UpstreamStatus
     from ech_workers.upstream import Upstream
 
-__all__ = ["Selection"]
+__all__ = ["ASKED_FOR", "Selection"]
 
 _log = logging.getLogger("ech_workers")
+
+
+ASKED_FOR = 60.0
+"""How long a cold standby server is kept up for the targets that the servers before it cannot reach, in seconds."""
 
 
 class Selection:
@@ -56,6 +60,8 @@ class Selection:
         self._tiers: Tiers = ()
         self._told: frozenset[int] = frozenset()
         self._was_ready: set[int] = set()
+        self._asked_for: dict[int, float] = {}
+        """Cold servers that are kept up for targets which others cannot reach, each with the time until when."""
         if self._is_cold:
             # Before the first turn, in which every server that is needed is dialled.
             self._set_needed(-math.inf)
@@ -86,7 +92,8 @@ class Selection:
         for priority in sorted({upstream.server.priority for upstream in self._upstreams}):
             tier = [upstream for upstream in self._upstreams if upstream.server.priority == priority]
             for upstream in tier:
-                upstream.is_needed = is_needed or upstream.number in self._named
+                is_asked_for = now < self._asked_for.get(upstream.number, now)
+                upstream.is_needed = is_needed or is_asked_for or upstream.number in self._named
             roles = [self.role(upstream, now) for upstream in tier]
             is_under_way = any(upstream.settled is None and not upstream.is_ready for upstream in tier)
             if is_under_way and not self._was_ready.intersection(upstream.number for upstream in tier):
@@ -94,6 +101,15 @@ class Selection:
             if any(role in ("in use", "standby") for role in roles):
                 is_needed = False
         self._was_ready |= {upstream.number for upstream in self._upstreams if upstream.is_ready}
+
+    def unreached(self, tried: Collection[int], now: float) -> None:
+        """A stream's target cannot be reached by these servers: the best of the others is to be there, if it is cold too."""
+        if not self._is_cold:
+            return
+        others = [upstream for upstream in self._upstreams if upstream.number not in tried]
+        if others:
+            best = min(others, key=lambda upstream: (upstream.settled is not None, upstream.server.priority))
+            self._asked_for[best.number] = now + ASKED_FOR
 
     def deadlines(self, now: float) -> list[float]:
         """When the next turn is due, at the latest."""

@@ -344,6 +344,7 @@ class Supervisor:
                 upstream.pool.bulk_changed(event, now.clock)
             case _native.Unreached():
                 upstream.unreached.note(event)
+                self._selection.unreached(event.tried, now.clock)
 
     def _look_around(self, now: Moment, *, slept: float = 0.0) -> None:
         """After a change of the network sessions may be dead, and what failed may work. After a sleep (or when the process

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from ech_workers.config import Mode
-    from ech_workers.options.client import Reply
+    from ech_workers.options.client import Reply, Standby
 
 
 class Requests:
@@ -88,6 +88,7 @@ class Fleet:
         looked_up: bool = False,
         strict: Collection[int] = (),
         reply: Reply = "optimistic",
+        standby: Standby = "warm",
     ) -> None:
         """looked_up: where the servers are and their ECH configurations come from the site's resolver. strict: the servers that
         reach none of a test's targets."""
@@ -117,11 +118,13 @@ class Fleet:
             ca_pem=site.authority.path.read_bytes(),
             listen=(ListenAddress("127.0.0.1", 0),),
             reply=reply,
+            standby=standby,
         )
         self.tunnel = Tunnel.from_config(config)
         self.tunnel.start()
         self.tunnel.wait_ready(20)
-        wait_until(lambda: all(role != "down" for role in self.roles), "every server is warm", 20)
+        kept = 1 if standby == "cold" else len(modes)
+        wait_until(lambda: "down" not in self.roles[:kept], "every server that is kept up is up", 20)
 
     @property
     def port(self) -> tuple[str, int]:

@@ -91,3 +91,33 @@ def test_a_target_that_refuses_connections_is_not_asked_of_every_server(site: Si
         assert fleet.unreached == [0, 0]
     finally:
         fleet.close()
+
+
+@pytest.mark.parametrize("reply", ["optimistic", "confirmed"])
+@pytest.mark.parametrize("modes", MIXED, ids="-".join)
+def test_a_target_that_the_first_server_cannot_reach_brings_up_the_cold_one_that_can(
+    site: Site, targets: dict[str, int], modes: tuple[Mode, Mode], reply: Reply
+) -> None:
+    fleet = Fleet(site, modes, strict=[0], reply=reply, standby="cold")
+    try:
+        assert not fleet.tunnel.status().upstreams[1].sessions
+        with socks.connect(fleet.port, "127.0.0.1", targets["echo"]) as connection:
+            connection.sendall(b"hello")
+            assert connection.recv(5) == b"hello"
+        wait_until(lambda: fleet.unreached == [1, 0], "it is counted", 20)
+        assert fleet.tunnel.snapshot().targets_failed == 0
+    finally:
+        fleet.close()
+
+
+@pytest.mark.parametrize("mode", ["yamux", "simple"])
+def test_if_the_cold_server_is_dead_the_program_hears_what_the_first_one_said(site: Site, mode: Mode) -> None:
+    fleet = Fleet(site, ["yamux", mode], strict=[0], reply="confirmed", standby="cold")
+    try:
+        fleet.programs[1].process.kill()
+        for _ in range(2):
+            with pytest.raises(socks.ReplyError) as refused:
+                socks.connect(fleet.port, "127.0.0.1", unused_port())
+            assert refused.value.reply == 2
+    finally:
+        fleet.close()

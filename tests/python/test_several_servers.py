@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from ech_workers.selection import ASKED_FOR
+from harness.native import stand_in
 from harness.servers import PAIR, begin, roles, server
 from harness.world import REFUSED, World
 
@@ -151,6 +153,19 @@ def test_a_cold_standby_about_which_everything_is_known_is_not_dialled_at_the_st
     begin(world, server("one", **known), server("two", priority=1, **known), standby="cold")
     world.run(60)
     assert {plan.upstream for _, plan in world.dials} == {0}
+
+
+def test_a_cold_standby_is_there_for_a_minute_when_the_preferred_server_cannot_reach_a_target(world: World) -> None:
+    begin(world, *PAIR, standby="cold")
+    world.run(60)
+    world.post(0.0, stand_in("Unreached")(upstream=0, kind="not-allowed", reason="no", tried=[0]))
+    world.run(1)
+    assert {world.upstreams[session] for session in world.live} == {0, 1}
+    assert world.used == 0
+    world.run(ASKED_FOR - 2)
+    assert {world.upstreams[session] for session in world.live} == {0, 1}
+    world.run(10)
+    assert {world.upstreams[session] for session in world.live} == {0}
 
 
 def test_a_cold_standby_is_dialled_when_the_preferred_server_was_never_there(world: World) -> None:

@@ -165,6 +165,7 @@ pub(crate) struct Unreached {
     upstream: u32,
     kind: &'static str,
     reason: String,
+    tried: Vec<u32>,
 }
 
 /// The answer of an exchange.
@@ -340,12 +341,14 @@ pub(crate) fn event(py: Python<'_>, event: Event) -> PyResult<Py<PyAny>> {
             upstream,
             kind,
             reason,
+            tried,
         } => Py::new(
             py,
             Unreached {
                 upstream,
                 kind,
                 reason,
+                tried,
             },
         )?
         .into_any(),

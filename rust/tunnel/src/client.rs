@@ -40,7 +40,7 @@ use crate::log;
 use crate::names::Resolved;
 use crate::panics::caught;
 use crate::pending::{Done, Pending, pending};
-use crate::pool::{Carrier, Load, Member, Pool, Purpose, Unavailable, WARM};
+use crate::pool::{Carrier, Load, Member, Pool, Prospect, Purpose, Unavailable, WARM};
 use crate::program::Program;
 use crate::reply::Reply;
 use crate::runtime::{self, Numbers, Threads};
@@ -57,6 +57,8 @@ const STREAM_MEMORY: usize = 256 << 10;
 const DESK_MAX: usize = 1 << 16;
 /// How long the end of the client waits for its sessions' goodbyes.
 const GOODBYE: Duration = Duration::from_millis(500);
+/// How long a stream whose server cannot reach its target waits for a server that stands by without a session.
+const STANDBY_WAIT: Duration = Duration::from_secs(5);
 
 /// What the client is made with.
 #[derive(Debug, Clone)]
@@ -164,6 +166,8 @@ pub enum Event {
         kind: &'static str,
         /// The server's words, which name the target.
         reason: String,
+        /// Every server that has said so of this target, to this stream.
+        tried: Vec<u32>,
     },
     /// The addresses of this name are wanted, for connections that go straight to it. In lower case, without a final dot.
     NameWanted(String),
@@ -758,9 +762,13 @@ impl Shared {
     ) {
         let now = Instant::now();
         let is_new = open.end.note_unreached(upstream, refusal.clone());
+        let tried = open.end.tried().to_vec();
         // A rule may name the only server.
-        let has_other = open.end.only().is_none() && self.pool.has_other(open.end.tried());
-        if !is_new || open.deadline <= now || !has_other {
+        let other = match open.end.only() {
+            Some(_) => Prospect::None,
+            None => self.pool.prospect(&tried),
+        };
+        if !is_new || open.deadline <= now || other == Prospect::None {
             return self.tell_unreached(*open, &refusal);
         }
         self.unreached
@@ -768,9 +776,27 @@ impl Shared {
         self.events.push(Event::Unreached {
             upstream,
             kind: refusal.status.word(),
-            reason: refusal.reason,
+            reason: refusal.reason.clone(),
+            tried: tried.clone(),
         });
-        self.place_again(open, Vec::new(), None);
+        if other == Prospect::Now {
+            return self.place_again(open, Vec::new(), None);
+        }
+        let shared = Arc::clone(self);
+        let waiting = async move {
+            let deadline = open.deadline.min(now + STANDBY_WAIT);
+            let has_other = tokio::select! {
+                biased;
+                has_other = shared.pool.wait_for_other(&tried, deadline) => has_other,
+                () = std::future::poll_fn(|cx| open.end.poll_abandoned(cx)) => return,
+            };
+            if has_other {
+                shared.place_beside(open, Vec::new(), None).await;
+            } else {
+                shared.tell_unreached(*open, &refusal);
+            }
+        };
+        self.control.spawn(waiting.boxed());
     }
 
     /// No server reaches the stream's target.
@@ -834,7 +860,7 @@ impl Shared {
 
     fn tell_dial_failed(&self, dial: u64, plan: &DialPlan, failure: Failure) {
         if plan.mode == Mode::Yamux {
-            self.pool.dial_ended(dial);
+            self.pool.dial_failed(dial, plan.upstream);
         }
         self.events.push(Event::DialFailed {
             dial,

@@ -34,6 +34,9 @@ const FULL_FOR: Duration = Duration::from_secs(30);
 /// How often the owner hears that all sessions of a server are full, while streams would go there.
 const FULL_NEWS: Duration = Duration::from_secs(1);
 
+/// How long a server that could not be reached is not waited for.
+const DOWN_FOR: Duration = Duration::from_secs(600);
+
 /// What new streams can go to.
 #[derive(Default)]
 pub(crate) struct Pool {
@@ -55,6 +58,8 @@ struct State {
     tiers: Vec<Vec<(u32, u32)>>,
     unavailable: Option<Unavailable>,
     dials: Dials,
+    /// When a dial to a server failed, if no session to it has come up since.
+    failed_at: BTreeMap<u32, Instant>,
     /// When the owner was last told that all sessions of a server are full, by the server's number.
     full_told: BTreeMap<u32, Instant>,
 }
@@ -179,6 +184,17 @@ pub(crate) enum Purpose {
     Taken,
 }
 
+/// Whether a stream can go to another server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Prospect {
+    /// At once.
+    Now,
+    /// To one that has no session: it has to be dialled.
+    Later,
+    /// There is none, or its last dial failed.
+    None,
+}
+
 /// What is to be done with a stream.
 enum Choice {
     Carrier(Carrier),
@@ -203,7 +219,9 @@ impl Pool {
 
     /// Takes in a session that is up.
     pub(crate) fn add(&self, member: Member) {
-        self.state.lock().sessions.push(member);
+        let mut state = self.state.lock();
+        state.failed_at.remove(&member.upstream);
+        state.sessions.push(member);
     }
 
     /// Lets those who wait look again.
@@ -217,6 +235,20 @@ impl Pool {
             .lock()
             .dials
             .begin(number, upstream, Instant::now());
+    }
+
+    /// It has failed.
+    pub(crate) fn dial_failed(&self, number: u64, upstream: u32) {
+        {
+            let mut state = self.state.lock();
+            state.dials.end(number);
+            let mut sessions = state.sessions.iter();
+            // A further session that could not be had says nothing of the server.
+            if !sessions.any(|member| member.upstream == upstream) {
+                state.failed_at.insert(upstream, Instant::now());
+            }
+        }
+        self.wake();
     }
 
     /// It has ended. Its session, if there is one, was added before.
@@ -276,6 +308,46 @@ impl Pool {
                 .sessions
                 .iter()
                 .any(|member| member.is_open() && is_other(member.upstream))
+    }
+
+    /// Whether there is a server beside these, which may be one that stands by without a session.
+    pub(crate) fn prospect(&self, failed: &[u32]) -> Prospect {
+        if self.has_other(failed) {
+            return Prospect::Now;
+        }
+        let state = self.state.lock();
+        let now = Instant::now();
+        let mut all = state.tiers.iter().flatten();
+        let may_come = |upstream: u32| {
+            let failed_at = state.failed_at.get(&upstream);
+            !failed.contains(&upstream)
+                && failed_at.is_none_or(|&at| now.duration_since(at) > DOWN_FOR)
+        };
+        if all.any(|&(upstream, _)| may_come(upstream)) {
+            Prospect::Later
+        } else {
+            Prospect::None
+        }
+    }
+
+    /// Waits until a server beside these can take a stream; `false`: until the deadline, or until none is to be expected.
+    pub(crate) async fn wait_for_other(&self, failed: &[u32], deadline: Instant) -> bool {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            match self.prospect(failed) {
+                Prospect::Now => return true,
+                Prospect::None => return false,
+                Prospect::Later => {}
+            }
+            self.waiting.add(1);
+            let waited = tokio::time::timeout_at(deadline.into(), changed).await;
+            self.waiting.sub(1);
+            if waited.is_err() {
+                return false;
+            }
+        }
     }
 
     /// With a reason: streams that find no session fail at once. Without: they wait.
