@@ -525,7 +525,7 @@ mod tests {
         let (mut carrier, mut peer) = pair().await;
         for (long, frames) in [(false, 10), (true, 3)] {
             carrier.long_messages = long;
-            let content: Vec<u8> = (0..150_000_u32).map(|i| (i * 7 >> 3) as u8).collect();
+            let content: Vec<u8> = (0..150_000_u32).map(|i| ((i * 7) >> 3) as u8).collect();
             poll_fn(|cx| carrier.poll_ready(cx)).await.unwrap();
             assert_eq!(send(&mut carrier, &content), content.len());
             // What comes behind them has a frame of its own.
