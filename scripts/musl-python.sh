@@ -70,7 +70,7 @@ cp zlib.h zconf.h "$work/installed/include"
 
 # A cross build, also for this machine's processor: what is built is not run, and nothing of this system is looked for.
 cd "$work/python"
-./configure --host=$processor-linux-musl --build="$(sh ./config.guess)" --with-build-python="$(command -v python3.11)" --prefix=/opt/musl-python \
+./configure --host=$processor-linux-musl --build="$(uname -m)-pc-linux-gnu" --with-build-python="$(command -v python3.11)" --prefix=/opt/musl-python \
     --with-openssl="$work/installed" --disable-test-modules --without-ensurepip \
     ac_cv_file__dev_ptmx=yes ac_cv_file__dev_ptc=no ac_cv_buggy_getaddrinfo=no CPPFLAGS="-I$work/installed/include" LDFLAGS="-L$work/installed/lib" OPT="-DNDEBUG -O1"
 make -j"$jobs"
