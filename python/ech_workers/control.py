@@ -254,6 +254,9 @@ class ControlClient:
                     yield answer["ok"]
                 if answer.get("end"):
                     return
+        except ControlError:
+            # An OSError too, as every error of the package.
+            raise
         except (BrokenPipeError, ConnectionResetError):
             pass
         except (OSError, ValueError) as error:

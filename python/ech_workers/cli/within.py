@@ -141,6 +141,10 @@ def _connected(
         length = {1: 4, 4: 16}.get(kind)
         _exactly(stream, (_exactly(stream, 1)[0] if length is None else length) + 2)
         connection.settimeout(None)
+    except ConnectError:
+        # An OSError too, as every error of the package.
+        connection.close()
+        raise
     except (OSError, EOFError) as error:
         connection.close()
         raise ConnectError(
