@@ -50,8 +50,8 @@ mkdir "$work/bin" "$work/kernel"
 cp -r "$work/musl/usr/include/linux" "$work/musl/usr/include/asm-generic" "$work/musl/usr/include/$processor-linux-gnu/asm" "$work/kernel"
 cat >"$work/bin/cc" <<END
 #!/bin/sh
-# CPython's configure asks.
-[ "\$*" != --print-multiarch ] || { echo $processor-linux-musl; exit 0; }
+# CPython's configure asks, and its setup.py.
+case "\$*" in *-print-multiarch) echo $processor-linux-musl; exit 0 ;; esac
 exec $gcc "\$@" -specs "$work/specs" -idirafter "$work/kernel" $flags -w
 END
 chmod +x "$work/bin/cc"
@@ -63,14 +63,14 @@ cd "$work/openssl"
 make -j"$jobs" build_libs
 make install_dev
 cd "$work/zlib"
-CHOST=$processor-linux-musl ./configure --static --prefix="$work/installed"
+CFLAGS="-O2 -fPIC" CHOST=$processor-linux-musl ./configure --static --prefix="$work/installed"
 make libz.a
 cp libz.a "$work/installed/lib"
 cp zlib.h zconf.h "$work/installed/include"
 
 # A cross build, also for this machine's processor: what is built is not run, and nothing of this system is looked for.
 cd "$work/python"
-./configure --host=$processor-linux-musl --build="$(uname -m)-pc-linux-gnu" --with-build-python="$(command -v python3.11)" --prefix=/opt/musl-python \
+./configure --host=$processor-linux-musl --build="$(uname -m)-build-linux-musl" --with-build-python="$(command -v python3.11)" --prefix=/opt/musl-python \
     --with-openssl="$work/installed" --disable-test-modules --without-ensurepip \
     ac_cv_file__dev_ptmx=yes ac_cv_file__dev_ptc=no ac_cv_buggy_getaddrinfo=no CPPFLAGS="-I$work/installed/include" LDFLAGS="-L$work/installed/lib" OPT="-DNDEBUG -O1"
 make -j"$jobs"
