@@ -16,7 +16,7 @@ pub(crate) const EARLY_BULK: u64 = 24 << 10;
 const DIAL_QUARTERS: u32 = 13;
 
 /// A stream waits so many round trips at most, and so long: what is further away is not worth it, and may not come.
-const WAIT_QUARTERS: u32 = 8;
+const WAIT_QUARTERS: u32 = 12;
 const WAIT_MAX: Duration = Duration::from_millis(500);
 
 /// The dials that are under way.
@@ -79,8 +79,8 @@ mod tests {
             until.map(|until| until.duration_since(start).as_millis())
         };
         assert_eq!(wait(&dials, 0), None);
-        assert_eq!(wait(&dials, 99), None);
-        assert_eq!(wait(&dials, 100), Some(260));
+        assert_eq!(wait(&dials, 19), None);
+        assert_eq!(wait(&dials, 20), Some(260));
         assert_eq!(wait(&dials, 259), Some(260));
         assert_eq!(wait(&dials, 260), None);
         dials.end(7);
