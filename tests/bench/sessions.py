@@ -31,28 +31,34 @@ def beside_others(bench: Bench) -> Table:
     wait_connections(server.port, SESSIONS)
     _, port = bench.target()
     count = 200 if bench.quick else 1000
-    taken: dict[str, list[tuple[float, float]]] = {}
+    taken: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for _ in range(bench.rounds):
-        for name, beside in (("alone", 0), (f"beside {SESSIONS - 1} bulk streams", SESSIONS - 1)):
-            bulk = []
-            for _ in range(beside):
-                target, to = bench.target()
-                load = ("bulk", local(proxy.port), local(to), "down", str(LONG))
-                bulk += [bench.processes.start(bench.programs["load"], *load), target]
-                # One after the other: each goes to a session without one.
-                time.sleep(0.2)
-            # So these go to the only one that is left without.
-            found = bench.load("requests", local(proxy.port), local(port), count)
-            taken.setdefault(name, []).append((found["p50"], found["p99"]))
-            assert all(process.running for process in bulk)
-            for process in bulk:
-                process.stop()
-    made = Table(f"Small requests on one of {SESSIONS} sessions", ("64 bytes there and back", "p50 ms", "p99 ms"))
-    for name, pairs in taken.items():
-        made.rows.append((name, *(f"{median(pair[which] for pair in pairs):.2f}" for which in (0, 1))))
+        for case, beside in (("alone", 0), (f"beside {SESSIONS - 1} bulk streams", SESSIONS - 1)):
+            for name, way in (("direct TCP", "-"), ("ech-workers", local(proxy.port))):
+                bulk = []
+                for _ in range(beside):
+                    target, to = bench.target()
+                    load = ("bulk", way, local(to), "down", str(LONG))
+                    bulk += [bench.processes.start(bench.programs["load"], *load), target]
+                    # One after the other: each goes to a session without one.
+                    time.sleep(0.2)
+                # So these go to the only one that is left without.
+                found = bench.load("requests", way, local(port), count)
+                taken.setdefault((case, name), []).append((found["p50"], found["p99"]))
+                assert all(process.running for process in bulk)
+                for process in bulk:
+                    process.stop()
+    made = Table(f"Small requests on one of {SESSIONS} sessions", ("64 bytes there and back", "", "p50 ms", "p99 ms"))
+    for (case, name), pairs in taken.items():
+        columns = [
+            with_ratio(median(pair[which] for pair in pairs), median(pair[which] for pair in taken[case, "direct TCP"]))
+            for which in (0, 1)
+        ]
+        made.rows.append((case, name, *columns))
     made.notes.append(
         "One every 2 ms. The bulk streams go down, each on a session of its own; all sessions are of one proxy and one"
-        " server."
+        " server. With direct TCP each has a connection of its own. Each load and each target is a process, so that on few cores"
+        " a request waits for its turn among them."
     )
     return made
 
