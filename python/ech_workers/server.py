@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -199,12 +200,15 @@ class TunnelServer:
         """Takes what can be changed while the server runs from another configuration; the rest keeps its value. Raises
         ConfigError and ListenError: nothing has changed then."""
         with self._changing:
-            before = self.config.status_listen
+            before = self.config
             self._move_status_port(config.status_listen)
             try:
                 self._take(config)
             except ConfigError:
-                self._move_status_port(before)
+                self._move_status_port(before.status_listen)
+                with contextlib.suppress(ConfigError):
+                    # What was taken before the refusal: keys, certificates.
+                    self._take(before)
                 raise
             self._native.set_limits(
                 allow_private_targets=config.allow_private_targets,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import TYPE_CHECKING
 
 from ech_workers import doh
+from ech_workers.addresses import is_address
 from ech_workers.candidate import addresses_of
 from ech_workers.families import FAMILIES, Found, address_questions
 
@@ -34,7 +34,7 @@ class TargetNames:
     def wanted(self, name: str) -> None:
         """The engine wants this name's addresses; or of an IPv4 address to which there is no route, the addresses by which it
         can be reached."""
-        if _is_address(name):
+        if is_address(name):
             self._engine.resolved(name, self._translation.reach((name,)), 0.0)
             return
         if name in self._asked:
@@ -58,11 +58,3 @@ class TargetNames:
             self._engine.resolved(name, None, 0.0)
             return
         self._engine.resolved(name, self._translation.reach(addresses), float(min(answer.ttl for answer in answers)))
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

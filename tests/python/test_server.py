@@ -22,6 +22,7 @@ from ech_workers import Tunnel, _native
 from ech_workers.cli import main
 from ech_workers.config import ServerConfig
 from ech_workers.demo import Demo
+from ech_workers.errors import ConfigError
 from ech_workers.keys import KeyDirectory
 from ech_workers.server import TunnelServer
 from harness.waiting import wait_until
@@ -384,6 +385,20 @@ def test_a_renewed_certificate_is_served_within_a_second_and_a_wrong_one_is_not(
         assert sum("has no certificate in it" in line for line in said) == 1
     finally:
         server.close()
+
+
+def test_keys_are_put_back_when_something_else_of_the_same_configuration_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "other.pem", 7)
+    with Demo() as demo:
+        server = demo.server
+        before = server.config
+        foreign = msgspec.structs.replace(before.certificates[0], key=b"no key")
+        with pytest.raises(ConfigError):
+            server.apply(msgspec.structs.replace(before, ech_keys=tmp_path, certificates=(foreign,)))
+        assert server.config == before
+        assert server.status()["ech_keys"] == ["demo.pem"]
+        server.apply(msgspec.structs.replace(before, ech_keys=tmp_path))
+        assert server.status()["ech_keys"] == ["other.pem"]
 
 
 def test_ech_goes_on_after_the_certificates_were_renewed(tmp_path: Path) -> None:
