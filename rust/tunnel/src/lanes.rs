@@ -12,11 +12,11 @@ pub(crate) const FAR: Duration = Duration::from_millis(20);
 /// of slow start gets it there, twenty packets (RFC 6928), while the first one often comes with the server's answer and does not count.
 pub(crate) const EARLY_BULK: u64 = 24 << 10;
 
-/// A dial takes three round trips (TCP, TLS, the WebSocket), and some time at both ends.
+/// In quarters of a round trip. A dial takes three (TCP, TLS, the WebSocket), and some time at both ends.
 const DIAL_QUARTERS: u32 = 13;
 
 /// A stream waits so many round trips at most, and so long: what is further away is not worth it, and may not come.
-const WAIT_QUARTERS: u32 = 12;
+const WAIT_ROUND_TRIPS: u32 = 3;
 const WAIT_MAX: Duration = Duration::from_millis(500);
 
 /// The dials that are under way.
@@ -52,7 +52,7 @@ impl Dials {
         if distance < FAR {
             return None;
         }
-        let most = (distance * WAIT_QUARTERS / 4).min(WAIT_MAX);
+        let most = (distance * WAIT_ROUND_TRIPS).min(WAIT_MAX);
         self.0
             .iter()
             .filter(|dial| dial.upstream == upstream)
