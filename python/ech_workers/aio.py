@@ -14,6 +14,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, Unpack
 
+from ech_workers import readiness
 from ech_workers import tunnel as blocking
 from ech_workers.errors import EngineClosed, TargetTimeout
 from ech_workers.stream import reset
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
     from ech_workers import _native
     from ech_workers.config import ClientConfig, ClientOptions
+    from ech_workers.overview import SupervisorStatus
     from ech_workers.stream import StreamSocket
-    from ech_workers.supervisor import SupervisorStatus
     from ech_workers.tunnel import Connect
 
 __all__ = ["Listener", "Tunnel"]
@@ -126,7 +127,7 @@ class Tunnel:
             while not supervisor.is_ready(patient=patient):
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
-                    raise supervisor.late(timeout or 0.0)
+                    raise readiness.late(supervisor, timeout or 0.0)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), left)
                 changed.clear()

@@ -10,6 +10,18 @@ if TYPE_CHECKING:
     from ech_workers import _native
     from ech_workers.routing import Tiers
 
+    ServerEvent = (
+        _native.SessionUp
+        | _native.SessionLost
+        | _native.SessionsFull
+        | _native.DialFailed
+        | _native.EchLearned
+        | _native.H2Chosen
+        | _native.BulkChanged
+        | _native.Unreached
+    )
+    """What the engine tells of one server."""
+
 __all__ = ["EngineLike", "FetchEngine", "NamesEngine", "ProbeEngine", "SelectionEngine", "UpstreamEngine"]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from ech_workers import _native
-from ech_workers.nat64 import Translation
 from ech_workers.resolvers import Resolvers
 
 if TYPE_CHECKING:
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from ech_workers.clocks import Clocks
     from ech_workers.config import ClientConfig, Resolver
     from ech_workers.engine import FetchEngine
+    from ech_workers.nat64 import Translation
     from ech_workers.steps import Step
     from ech_workers.timing import Timing
 
@@ -32,12 +32,13 @@ class LookUps(Resolvers):
         timing: Timing,
         uniform: Callable[[], float],
         trace: Callable[[Step], object],
+        translation: Translation,
     ) -> None:
+        """translation: how addresses are reached from here."""
         self._engine = engine
         self._clocks = clocks
         self._profile = config.profile
-        self.translation = Translation()
-        """How addresses are reached from here."""
+        self._translation = translation
         super().__init__(
             config.resolvers,
             self._fetch,
@@ -64,7 +65,7 @@ class LookUps(Resolvers):
         plan = _native.FetchPlan(
             server_name=resolver.host,
             port=resolver.port,
-            addresses=self.translation.reach(resolver.addresses),
+            addresses=self._translation.reach(resolver.addresses),
             path=path,
             method=method,
             body=body,

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
+    from ech_workers.overview import SupervisorStatus
     from ech_workers.status.port import StatusPort
-    from ech_workers.supervisor import SupervisorStatus
 
 __all__ = ["LIVE", "Listener", "Running"]
 

@@ -14,24 +14,23 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 import time
 from typing import TYPE_CHECKING
 
 from ech_workers import _native, waiting
 from ech_workers._logging import forward
 from ech_workers.clocks import Clocks
-from ech_workers.errors import Cause, EngineClosed, SessionTimeout
+from ech_workers.errors import Cause, EngineClosed
 from ech_workers.liveness import Liveness
-from ech_workers.nat64 import Nat64, Translation
-from ech_workers.network import NetworkWatch
-from ech_workers.overview import EchStatus, SessionStatus, SupervisorStatus, UpstreamStatus, overview
+from ech_workers.overview import overview
 from ech_workers.questions import LookUps
+from ech_workers.readiness import Watchers
 from ech_workers.rules import servers_of
 from ech_workers.selection import Selection
 from ech_workers.steps import Step, ignore
+from ech_workers.surroundings import Surroundings
 from ech_workers.target_names import TargetNames
-from ech_workers.timing import Moment, Timing
+from ech_workers.timing import Timing
 from ech_workers.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -40,22 +39,12 @@ if TYPE_CHECKING:
     from ech_workers._native import Event
     from ech_workers.config import ClientConfig
     from ech_workers.ech import EchStore
-    from ech_workers.engine import EngineLike
-    from ech_workers.errors import TunnelError
+    from ech_workers.engine import EngineLike, ServerEvent
     from ech_workers.options.client import Policy, Standby
+    from ech_workers.overview import SupervisorStatus
+    from ech_workers.timing import Moment
 
-    _OfAServer = (
-        _native.SessionUp
-        | _native.SessionLost
-        | _native.SessionsFull
-        | _native.DialFailed
-        | _native.EchLearned
-        | _native.H2Chosen
-        | _native.BulkChanged
-        | _native.Unreached
-    )
-
-__all__ = ["EchStatus", "SessionStatus", "Supervisor", "SupervisorStatus", "Timing", "UpstreamStatus"]
+__all__ = ["Supervisor"]
 
 _log = logging.getLogger("ech_workers")
 
@@ -97,17 +86,15 @@ class Supervisor:
         if refresh:
             for upstream in self._upstreams:
                 upstream.refresh()
-        self._look_ups = LookUps(config, engine, self._clocks, self._timing, uniform, trace or ignore)
         # Held while state is changed or read, never while waiting for an event.
         self._lock = waiting.lock()
-        self._watchers: list[Callable[[], object]] = []
+        self._watchers = Watchers()
         self._stopping = False
         self._ended = False
         self._unavailable: str | None = None
-        self._watches_network = watch_network
-        self._network_changed = False
-        self._nat64 = Nat64(translation := Translation(), self.network_changed)
-        self._look_ups.translation = translation
+        self._surroundings = Surroundings(self._clocks, engine.wake, watches_network=watch_network)
+        translation = self._surroundings.translation
+        self._look_ups = LookUps(config, engine, self._clocks, self._timing, uniform, trace or ignore, translation)
         for upstream in self._upstreams:
             upstream.knowledge.translation = translation
         self._liveness = Liveness(engine)
@@ -118,8 +105,6 @@ class Supervisor:
 
     def _select(self, policy: Policy, standby: Standby) -> Selection:
         return Selection(policy, standby, self._upstreams, self._engine, self._named, self._former)
-
-    # ------------------------------------------------------------ for every thread
 
     def select(self, policy: Policy, standby: Standby) -> None:
         """From now on new streams go to servers by another policy."""
@@ -132,54 +117,38 @@ class Supervisor:
 
     def run(self) -> None:
         """Works until ``stop`` is called or the engine is closed."""
-        network = NetworkWatch(self.network_changed) if self._watches_network else None
-        if network is not None:
-            self._nat64.look()
-            # Otherwise the first attempt would fail on a network with IPv6 alone, and be told as the tunnel's failure.
-            self._nat64.wait()
         try:
-            while not self._stopping:
-                event = self._engine.next_event(self._turn())
-                # Many events may have come at once; the timers get their turn in between.
-                for _ in range(256):
-                    if event is None or self._stopping:
-                        break
-                    self._take(event)
-                    event = self._engine.next_event(0.0)
+            with self._surroundings.watched():
+                while not self._stopping:
+                    event = self._engine.next_event(self._turn())
+                    # Many events may have come at once; the timers get their turn in between.
+                    for _ in range(256):
+                        if event is None or self._stopping:
+                            break
+                        self._take(event)
+                        event = self._engine.next_event(0.0)
         except EngineClosed:
             pass
         finally:
-            if network is not None:
-                network.close()
-            self._nat64.close()
             with self._lock:
                 self._ended = True
-                self._notify()
+                self._watchers.tell()
 
     def stop(self) -> None:
         """Ends ``run``. The engine is left as it is."""
         with self._lock:
             self._stopping = True
-            self._notify()
+            self._watchers.tell()
         self._engine.wake()
 
     def network_changed(self) -> None:
         """Has every session asked for a sign of life, and what failed tried again. For any thread."""
-        with self._lock:
-            self._network_changed = True
-        self._engine.wake()
+        self._surroundings.network_changed()
 
     def watch(self, changed: Callable[[], object]) -> Callable[[], None]:
         """Has ``changed`` called each time that something may have changed, and at the end; in the loop's thread, which it
         must not hold up. Returns what takes that back."""
-        with self._lock:
-            self._watchers.append(changed)
-
-        def stop() -> None:
-            with self._lock:
-                self._watchers.remove(changed)
-
-        return stop
+        return self._watchers.add(changed)
 
     def is_ready(self, *, patient: bool = False) -> bool:
         """Whether a session is up. Raises the TunnelError that says why there is none, once an attempt has failed for good
@@ -193,52 +162,14 @@ class Supervisor:
                 return True
             if self._stopping or self._ended:
                 raise EngineClosed
-            self._hurry()
+            # Somebody waits: what was put off for a server's sake alone is done now.
+            for pacing in (upstream.pacing for upstream in self._upstreams if upstream.pacing.is_spread):
+                pacing.hurry(self._clocks.now().clock)
+                self._engine.wake()
             settled = self._settled()
         if settled is not None and not patient:
             raise settled.error()
         return False
-
-    def _hurry(self) -> None:
-        """Somebody waits: what was put off for a server's sake alone is done now."""
-        spread = [upstream.pacing for upstream in self._upstreams if upstream.pacing.is_spread]
-        for pacing in spread:
-            pacing.hurry(self._clocks.now().clock)
-        if spread:
-            self._engine.wake()
-
-    def late(self, timeout: float) -> TunnelError:
-        """What to raise when ``timeout`` seconds were not enough for a session."""
-        best = self.status()
-        if best.cause is None:
-            why, detail, advice = f"still {best.phase}", None, None
-        else:
-            why, detail, advice = best.cause.message, best.cause.detail, best.cause.advice or ""
-        names = ", ".join(upstream.name for upstream in self._upstreams)
-        message = f"no session to {names} within {timeout:g} s: {why}"
-        return SessionTimeout(message, code="session-timeout", detail=detail, advice=advice)
-
-    def wait_ready(self, timeout: float | None = None) -> None:
-        """Waits until a session is up, or the first attempt has failed for good.
-
-        Raises what ``is_ready`` raises, SessionTimeout when ``timeout`` (seconds) passes first.
-        """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        changed = threading.Event()
-        stop = self.watch(changed.set)
-        try:
-            while not self.is_ready():
-                remaining = None if deadline is None else deadline - time.monotonic()
-                if remaining is not None and remaining <= 0:
-                    raise self.late(timeout or 0.0)
-                changed.wait(remaining)
-                changed.clear()
-        finally:
-            stop()
-
-    def _notify(self) -> None:
-        for changed in tuple(self._watchers):
-            changed()
 
     def status(self) -> SupervisorStatus:
         """What is going on, and why."""
@@ -254,16 +185,14 @@ class Supervisor:
         reasons = [upstream.settled for upstream in self._upstreams]
         return None if None in reasons else reasons[0]
 
-    # ------------------------------------------------------------ the loop
-
     def _turn(self) -> float:
         """Does what is due, and returns how long to wait for events at most."""
         with self._lock:
             try:
                 now = self._clocks.now()
-                missing = self._clocks.missing(now)
-                if missing or self._network_changed:
-                    self._look_around(now, slept=missing)
+                slept = self._surroundings.change(now)
+                if slept is not None:
+                    self._look_around(now, slept)
                 for number in self._liveness.dead(now.clock):
                     for upstream in self._upstreams:
                         upstream.give_up(number, now)
@@ -282,7 +211,7 @@ class Supervisor:
                 self._selection.turn(now.clock)
                 deadlines += self._selection.deadlines(now.clock) + self._liveness.deadlines()
                 self._tell_engine()
-                self._notify()
+                self._watchers.tell()
                 return max(0.0, min(deadlines) - self._clocks.now().clock)
             except EngineClosed:
                 raise
@@ -298,7 +227,7 @@ class Supervisor:
                 self._handle(event, now)
                 self._selection.turn(now.clock)
                 self._tell_engine()
-                self._notify()
+                self._watchers.tell()
             if self._on_event is not None:
                 self._on_event(event)
         except EngineClosed:
@@ -326,7 +255,7 @@ class Supervisor:
                     # A dial that was under way when its server was taken out of the configuration.
                     self._engine.retire(event.session)
 
-    def _handle_of(self, upstream: Upstream, event: _OfAServer, now: Moment) -> None:
+    def _handle_of(self, upstream: Upstream, event: ServerEvent, now: Moment) -> None:
         match event:
             case _native.SessionUp():
                 upstream.session_up(event, now)
@@ -346,20 +275,13 @@ class Supervisor:
                 upstream.unreached.note(event)
                 self._selection.unreached(event.tried, now.clock)
 
-    def _look_around(self, now: Moment, *, slept: float = 0.0) -> None:
+    def _look_around(self, now: Moment, slept: float) -> None:
         """After a change of the network sessions may be dead, and what failed may work. After a sleep (or when the process
         was stopped) the other side has given the sessions up: all are replaced."""
-        self._network_changed = False
-        if slept:
-            _log.info("%.0f s are missing (sleep, or a clock that was set): every session is probed and renewed", slept)
-        else:
-            _log.info("the network has changed: every session is probed")
         self._liveness.begin(now.clock)
         self._look_ups.forgive()
         self._selection.network_changed()
         self._target_names.forget()
-        if self._watches_network:
-            self._nat64.look()
         for upstream in self._upstreams:
             if slept:
                 upstream.slept(now)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
 import threading
-import time
 import warnings
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
 
-from ech_workers import _native, waiting
+from ech_workers import _native, readiness, waiting
 from ech_workers.config import ClientConfig, ListenAddress
 from ech_workers.errors import ConfigError, EngineClosed, SessionError, SessionTimeout, TargetError
 from ech_workers.names import ascii_name
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from ech_workers import _native
     from ech_workers.config import ClientOptions
     from ech_workers.errors import Cause
-    from ech_workers.supervisor import Supervisor, SupervisorStatus
+    from ech_workers.overview import SupervisorStatus
 
 __all__ = ["Connect", "Listener", "StreamSocket", "Tunnel"]
 
@@ -101,14 +99,7 @@ class Tunnel:
         it waits on: for a server that comes back. Raises SessionTimeout when the time is up, EngineClosed when the tunnel
         is closed.
         """
-        supervisor = self._started().supervisor
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with _watching(supervisor) as turns:
-            while not supervisor.is_ready(patient=patient):
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise supervisor.late(timeout or 0.0)
-                turns.wait(left)
+        readiness.wait_ready(self._started().supervisor, timeout, patient=patient)
 
     def states(self) -> Iterator[SupervisorStatus]:
         """The status now, and again each time that its phase, its cause or its sessions change; ends with the tunnel.
@@ -116,7 +107,7 @@ class Tunnel:
         Whoever is slow sees the newest state, and may miss some in between.
         """
         running = self._started()
-        with _watching(running.supervisor) as turns:
+        with readiness.watching(running.supervisor) as turns:
             seen: object = None
             while True:
                 status = running.status()
@@ -337,14 +328,3 @@ def _without_session(error: SessionError, cause: Cause, limit: float | None) -> 
     return SessionTimeout(
         f"no session{within}: {cause.message}", code=error.code, detail=cause.detail, advice=cause.advice or ""
     )
-
-
-@contextlib.contextmanager
-def _watching(supervisor: Supervisor) -> Iterator[waiting.Turns]:
-    turns = waiting.Turns()
-    stop = supervisor.watch(turns.set)
-    try:
-        yield turns
-    finally:
-        stop()
-        turns.close()

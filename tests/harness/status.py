@@ -7,9 +7,9 @@ from typing import Any
 
 from ech_workers.config import ClientConfig, ListenAddress
 from ech_workers.errors import EngineClosed
+from ech_workers.overview import EchStatus, SessionStatus, SupervisorStatus
 from ech_workers.resolvers import ResolverStatus
 from ech_workers.status.port import StatusPort
-from ech_workers.supervisor import EchStatus, SessionStatus, SupervisorStatus
 
 CONFIG = ClientConfig.build(
     server="hidden.test/very-hidden-path",

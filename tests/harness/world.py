@@ -27,7 +27,7 @@ from ech_workers.ech import Configuration, EchStore
 from ech_workers.errors import (
     EngineClosed,
 )
-from ech_workers.supervisor import Supervisor, SupervisorStatus, Timing
+from ech_workers.supervisor import Supervisor
 
 from .native import alternatives, stand_in
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import pytest
+
+    from ech_workers.overview import SupervisorStatus
+    from ech_workers.timing import Timing
 
 EPOCH = 1_700_000_000.0
 

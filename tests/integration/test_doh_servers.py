@@ -13,7 +13,8 @@ import pytest
 from ech_workers import _native, doh
 from ech_workers.config import ClientConfig
 from ech_workers.ech import EchStore
-from ech_workers.supervisor import Supervisor, SupervisorStatus, Timing
+from ech_workers.supervisor import Supervisor
+from ech_workers.timing import Timing
 from harness.doh_servers import NAME, DohServer, build_coredns, reload_named, start_coredns, start_named, zone
 from harness.ech import ech_key
 from harness.processes import Processes
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from ech_workers.overview import SupervisorStatus
     from harness.authority import Authority
     from harness.tunnel import Site
 

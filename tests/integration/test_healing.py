@@ -15,8 +15,10 @@ import pytest
 from ech_workers import _native
 from ech_workers.config import ClientConfig
 from ech_workers.ech import EchStore
+from ech_workers.readiness import wait_ready
 from ech_workers.stream import open_stream
-from ech_workers.supervisor import Supervisor, Timing
+from ech_workers.supervisor import Supervisor
+from ech_workers.timing import Timing
 from harness.resolver import Resolver
 from harness.tunnel import PATH, PUBLIC_NAME, RESOLVER_NAME, SERVER_NAME, TOKEN
 from harness.waiting import wait_until
@@ -91,7 +93,7 @@ class Rig:
         )
         self._thread = threading.Thread(target=self.supervisor.run, daemon=True)
         self._thread.start()
-        self.supervisor.wait_ready(20)
+        wait_ready(self.supervisor, 20)
         return self.supervisor
 
     def open(self, port: int) -> socket.socket:

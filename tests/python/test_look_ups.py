@@ -16,6 +16,7 @@ from ech_workers.errors import (
     EchError,
     ResolverError,
 )
+from ech_workers.readiness import wait_ready
 from harness.world import EchLearned, World, bad_list, cached, ech_list, https, start
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def test_all_resolvers_down_is_said_with_each_ones_reason_and_ends_when_one_is_b
     assert status.next_attempt_in is not None
     assert world.reason == status.cause.line()
     with pytest.raises(ResolverError):
-        supervisor.wait_ready(5)
+        wait_ready(supervisor, 5)
     assert world.dials == []
     world.run(120)
     world.resolvers["b.dns"].failure = None
@@ -165,7 +166,7 @@ def test_no_https_record_is_an_error_and_never_a_connection_in_clear(world: Worl
     assert "--ech-domain" in status.cause.line()
     assert world.dials == []
     with pytest.raises(EchError):
-        supervisor.wait_ready(1)
+        wait_ready(supervisor, 1)
 
 
 def test_a_record_without_ech_is_an_error_too(world: World) -> None:
@@ -220,7 +221,7 @@ def test_a_published_configuration_that_no_plan_accepts_is_an_error(world: World
     assert status.cause is not None
     assert issubclass(status.cause.kind, EchError)
     with pytest.raises(EchError):
-        supervisor.wait_ready(1)
+        wait_ready(supervisor, 1)
     asked = sum(kind == "HTTPS" for resolver in world.resolvers.values() for _, _, kind in resolver.asked)
     assert asked < 6
 
@@ -235,7 +236,7 @@ def test_bootstrap_asks_the_server_itself_when_no_resolver_answers(world: World,
     )
     status = world.run(2)
     assert status.phase == "up"
-    supervisor.wait_ready(1)
+    wait_ready(supervisor, 1)
     assert world.dials[0][1].ech == made_up
     world.answer = lambda plan: "up"
     world.run(10)
@@ -271,7 +272,7 @@ def test_a_warm_cache_is_enough_when_every_resolver_is_down(world: World, tmp_pa
     assert status.ech.expires_in is not None
     assert status.ech.expires_in < 0
     assert status.ech.refreshing
-    supervisor.wait_ready(1)
+    wait_ready(supervisor, 1)
     status = world.run(30)
     assert (status.phase, status.cause) == ("up", None)
     assert status.ech is not None

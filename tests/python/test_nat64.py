@@ -101,7 +101,7 @@ def test_servers_and_resolvers_are_reached_through_it(world: World, monkeypatch:
     monkeypatch.setattr(world, "fetch", note)
     store = EchStore(None)
     supervisor = start(world, store=store)
-    supervisor._look_ups.translation.use(IPv6Network("64:ff9b::/96"))
+    supervisor._surroundings.translation.use(IPv6Network("64:ff9b::/96"))
     world.zone["secret.test", "AAAA"] = []
     world.answer = lambda plan: {"address": f"[{plan.addresses[0]}]:443"}
     world.run(5)

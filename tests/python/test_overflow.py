@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ech_workers.overflow import Overflow
+from ech_workers.readiness import wait_ready
 from ech_workers.timing import Timing
 from harness.world import SessionsFull, World, refuse, start
 
@@ -85,7 +86,7 @@ def test_a_further_session_that_cannot_be_had_alarms_nobody(world: World, caplog
     full(world)
     assert len(world.run(5).sessions) == 1
     assert len(world.dials) == 2
-    supervisor.wait_ready(1)
+    wait_ready(supervisor, 1)
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == [
         "secret.test:443 allows no more connections in 1 sessions: new ones wait until others end"
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from ech_workers.readiness import wait_ready
 from ech_workers.selection import ASKED_FOR
 from harness.native import stand_in
 from harness.servers import PAIR, begin, roles, server
@@ -97,7 +98,7 @@ def test_only_when_no_server_can_be_reached_programs_are_told_why(world: World) 
     supervisor = begin(world, *PAIR)
     world.answer = lambda plan: REFUSED if plan.upstream == 0 else "up"
     world.run(5)
-    supervisor.wait_ready(1)
+    wait_ready(supervisor, 1)
     assert world.reason is None
     world.answer = lambda plan: REFUSED
     world.lose_server(1)

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from ech_workers.config import ClientConfig
 from ech_workers.errors import ConnectError, TokenError
+from ech_workers.overview import EchStatus, SessionStatus, SupervisorStatus, UpstreamStatus
 from ech_workers.status import facts, feed, lines, metrics, table
 from ech_workers.status.carried import carried
-from ech_workers.supervisor import EchStatus, SessionStatus, SupervisorStatus, UpstreamStatus
 from harness.status import CONFIG, SESSION, Made, resolver_status, snapshot, status
 
 

@@ -14,7 +14,8 @@ from ech_workers.errors import (
     SessionError,
     TunnelError,
 )
-from ech_workers.supervisor import Timing
+from ech_workers.readiness import wait_ready
+from ech_workers.timing import Timing
 from harness.world import (
     REFUSED,
     DialFailed,
@@ -392,7 +393,7 @@ def test_waiting_ends_when_the_session_is_up(world: World) -> None:
     done = threading.Event()
 
     def wait() -> None:
-        supervisor.wait_ready(10)
+        wait_ready(supervisor, 10)
         done.set()
 
     waiter = threading.Thread(target=wait)
@@ -408,7 +409,7 @@ def test_waiting_too_long_says_what_is_still_going_on(world: World) -> None:
     supervisor = start(world)
     world.run(0.5)
     with pytest.raises(SessionError, match="still resolving"):
-        supervisor.wait_ready(0.05)
+        wait_ready(supervisor, 0.05)
 
 
 def test_stopping_ends_the_loop_and_everyone_who_waits(world: World) -> None:
@@ -420,7 +421,7 @@ def test_stopping_ends_the_loop_and_everyone_who_waits(world: World) -> None:
 
     def wait() -> None:
         try:
-            supervisor.wait_ready(30)
+            wait_ready(supervisor, 30)
         except TunnelError as error:
             caught.append(error)
 

@@ -64,7 +64,7 @@ def test_resolvers_that_fail_are_told_as_such(world: World) -> None:
 def test_on_a_network_with_ipv6_alone_they_are_reached_through_its_translator(world: World) -> None:
     world.zone |= {("nas.test", "A"): ["60 192.0.2.7"], ("nas.test", "AAAA"): ["60 2001:db8::7"]}
     supervisor = start(world)
-    supervisor._look_ups.translation.use(IPv6Network("64:ff9b::/96"))
+    supervisor._surroundings.translation.use(IPv6Network("64:ff9b::/96"))
     # A program may give an address, to which there is no route then; this machine's own stays as it is.
     for name in ("nas.test", "192.0.2.8", "127.0.0.1"):
         world.post(1.0, NameWanted(name=name))

@@ -17,6 +17,7 @@ from ech_workers.errors import (
     TokenError,
     TunnelError,
 )
+from ech_workers.readiness import wait_ready
 from harness.world import REFUSED, EchLearned, H2Chosen, World, cached, ech_list, https, refuse, start
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def test_a_second_rejection_is_tried_once_more_with_what_came_with_it(world: Wor
     status = world.run(1)
     assert status.phase == "up"
     assert world.dials[-1][1].ech == ech_list("third")
-    supervisor.wait_ready(1)
+    wait_ready(supervisor, 1)
 
 
 def test_a_server_that_always_rejects_is_not_hammered(world: World) -> None:
@@ -100,7 +101,7 @@ def test_a_server_that_always_rejects_is_not_hammered(world: World) -> None:
     assert status.cause is not None
     assert issubclass(status.cause.kind, EchError)
     with pytest.raises(EchError):
-        supervisor.wait_ready(1)
+        wait_ready(supervisor, 1)
 
 
 def test_a_server_that_chooses_h2_is_met_with_the_websocket_hello_from_then_on(world: World, tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_a_list_none_of_whose_entries_is_the_servers_ends_in_an_error(world: Wor
     world.run(60)
     assert len(world.dials) < 12
     with pytest.raises(CertificateError):
-        supervisor.wait_ready(1)
+        wait_ready(supervisor, 1)
 
 
 # ---------------------------------------------------------------- each cause
@@ -175,7 +176,7 @@ def test_each_cause_is_raised_shown_given_to_programs_and_logged_once(
     with caplog.at_level(logging.WARNING, "ech_workers"):
         status = world.run(1)
         with pytest.raises(kind) as caught:
-            supervisor.wait_ready(5)
+            wait_ready(supervisor, 5)
         assert caught.value.code == code
         assert status.cause is not None
         assert issubclass(status.cause.kind, kind)
@@ -218,7 +219,7 @@ def test_a_dial_with_cached_records_that_fails_looks_them_up_before_it_is_an_err
     supervisor = start(world, store=store)
     status = world.run(1)
     assert status.phase == "up"
-    supervisor.wait_ready(1)
+    wait_ready(supervisor, 1)
     assert not any(verb == "unavailable" and reason for verb, reason, *_ in world.verbs if verb == "unavailable")
 
     again = EchStore(None, clock=world.wall)

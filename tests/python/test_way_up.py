@@ -10,6 +10,7 @@ import pytest
 from ech_workers.config import ServerAddress
 from ech_workers.ech import EchStore
 from ech_workers.errors import ConnectError, ResolverError
+from ech_workers.readiness import wait_ready
 from harness.world import REFUSED, EchLearned, World, ech_list, https, start
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def test_a_cold_start_looks_up_dials_and_is_up(world: World) -> None:
         "upstream": 0,
     }
     assert set(plan.addresses) == {"2001:db8::1", "192.0.2.1"}
-    supervisor.wait_ready(1)
+    wait_ready(supervisor, 1)
     assert status.ech is not None
     assert (status.ech.source, status.ech.origin, status.ech.public_name) == ("dns", "secret.test", "public.test")
     (session,) = status.sessions
@@ -100,7 +101,7 @@ def test_an_alias_loop_is_an_error_and_not_a_loop(world: World) -> None:
     assert "aliases" in status.cause.message
     assert all(resolver.failures == 0 for resolver in status.resolvers)
     with pytest.raises(ResolverError):
-        supervisor.wait_ready(1)
+        wait_ready(supervisor, 1)
     assert sum(len(resolver.asked) for resolver in world.resolvers.values()) < 150
 
 
@@ -183,7 +184,7 @@ def test_the_last_endpoint_decides_though_an_answer_about_it_came_after_its_fail
     supervisor = start(world)
     world.run(1)
     with pytest.raises(ConnectError) as raised:
-        supervisor.wait_ready(1)
+        wait_ready(supervisor, 1)
     assert raised.value.code == "tcp-refused"
     assert {plan.addresses for _, plan in world.dials} == {("192.0.2.2",)}
 
@@ -310,7 +311,7 @@ def test_of_a_network_a_few_addresses_are_tried_at_a_time_until_one_works(world:
     for _ in range(100):
         if world.run(30).phase == "up":
             break
-    supervisor.wait_ready(1)
+    wait_ready(supervisor, 1)
     assert all(len(plan.addresses) == 4 for _, plan in world.dials)
     assert 2 < len(world.dials) < 200
     world.lose_all()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import msgspec
 
 from ech_workers.config import authority
+from ech_workers.overview import EchStatus, SupervisorStatus
 from ech_workers.resolvers import ResolverStatus
-from ech_workers.supervisor import EchStatus, SupervisorStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ech_workers import errors
     from ech_workers._native import ConnectionSnapshot, SessionSnapshot, Snapshot
     from ech_workers.config import ClientConfig
-    from ech_workers.supervisor import SessionStatus
+    from ech_workers.overview import SessionStatus
 
 __all__ = ["Cause", "Connections", "Facts", "Observed", "Observer", "Rates", "Server", "Session"]
 
