@@ -14,6 +14,8 @@ from .subjects import Bench, cpu_seconds, local, memory_kib
 SESSIONS = 8
 # Seconds after which a bulk stream ends by itself.
 LONG = 120
+# The lowest priority.
+BEHIND = ("nice", "-n", "19")
 AT_A_TIME = 8
 # Descriptors that a process needs beside those of its sessions and streams.
 RESERVE = 500
@@ -25,7 +27,8 @@ IDLE_SECONDS = 5.0
 def beside_others(bench: Bench) -> Table:
     """Small requests on one session, while every other session of the same processes carries a bulk stream.
 
-    Each load is a process of its own, with a target of its own: the requests wait for nothing but the tunnel.
+    Each load is a process of its own, with a target of its own: the requests wait for nothing but the tunnel. The programs that make
+    the bulk run at the lowest priority: what is asked is how the tunnel shares its time, not how the system shares out its cores.
     """
     server, proxy = bench.ends("--sessions", str(SESSIONS))
     wait_connections(server.port, SESSIONS)
@@ -37,9 +40,9 @@ def beside_others(bench: Bench) -> Table:
             for name, way in (("direct TCP", "-"), ("ech-workers", local(proxy.port))):
                 bulk = []
                 for _ in range(beside):
-                    target, to = bench.target()
-                    load = ("bulk", way, local(to), "down", str(LONG))
-                    bulk += [bench.processes.start(bench.programs["load"], *load), target]
+                    target, to = bench.target(prefix=BEHIND)
+                    load = (*BEHIND, bench.programs["load"], "bulk", way, local(to), "down", str(LONG))
+                    bulk += [bench.processes.start(*load), target]
                     # One after the other: each goes to a session without one.
                     time.sleep(0.2)
                 # So these go to the only one that is left without.
@@ -57,8 +60,8 @@ def beside_others(bench: Bench) -> Table:
         made.rows.append((case, name, *columns))
     made.notes.append(
         "One every 2 ms. The bulk streams go down, each on a session of its own; all sessions are of one proxy and one"
-        " server. With direct TCP each has a connection of its own. Each load and each target is a process, so that on few cores"
-        " a request waits for its turn among them."
+        " server. With direct TCP each has a connection of its own. Each load and each target is a process; those of the"
+        " bulk run at the lowest priority, so that a request waits for the tunnel rather than for its turn among them."
     )
     return made
 
