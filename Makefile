@@ -23,6 +23,8 @@ export CCACHE_NOHASHDIR ?= 1
 CHECKED := --config scripts/checked.toml --release --locked
 CARGO_WORKSPACE := --workspace --exclude ech-workers-native
 PYTEST_ARGUMENTS ?=
+# A TLS implementation in Python that sends what others do not.
+TLSLITE := tlslite-ng==0.9.0b2
 BENCH_ARGUMENTS ?=
 
 .PHONY: help
@@ -90,13 +92,14 @@ fuzz: build ## libFuzzer on every parser (FUZZ_SECONDS=N each), then their prope
 
 .PHONY: chaos
 chaos: build ## servers that die, keys that change, connections that are cut, while traffic flows
+	$(BIN)/python -m pip install --quiet '$(TLSLITE)'
 	$(BIN)/pytest tests/chaos $(PYTEST_ARGUMENTS)
 
 .PHONY: tls-conformance
 tls-conformance: build ## BoringSSL's test runner (needs Go) and tlsfuzzer (TLSFUZZER=path of a checkout) against both ends of our TLS
 	@test -d '$(TLSFUZZER)/scripts' || { echo 'TLSFUZZER=PATH: a checkout of https://github.com/tlsfuzzer/tlsfuzzer, which no package index has'; exit 2; }
 	PYTHONPATH=tests $(BIN)/python -m conformance.bogo
-	$(BIN)/python -m pip install --quiet 'tlslite-ng==0.9.0b2' 'kyber-py>=1,<2'
+	$(BIN)/python -m pip install --quiet '$(TLSLITE)' 'kyber-py>=1,<2'
 	PYTHONPATH=tests $(BIN)/python -m conformance.tlsfuzzer '$(TLSFUZZER)'
 
 .PHONY: soak

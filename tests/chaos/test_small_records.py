@@ -1,0 +1,74 @@
+"""Peers that announce a record size limit (RFC 8449) while bulk flows. A limit below 16 KiB once made a driver panic."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import socket
+import urllib.request
+from typing import TYPE_CHECKING, Literal
+
+import pytest
+
+from harness import socks
+from harness.small_records import SmallRecords, needs_tlslite
+from harness.targets import pattern, pattern_sha256
+from harness.waiting import wait_until
+
+if TYPE_CHECKING:
+    from harness.tunnel import ProxyProgram, Site
+
+# The least, the two between which the header of a client's full message grows, a quarter of the largest, and the largest two.
+LIMITS = (64, 65, 134, 135, 257, 4096, 16_384, 16_385)
+# tlslite-ng is written in Python: it carries some hundred KB/s, and less in small records.
+SIZE = 150_001
+
+
+def download(proxy: ProxyProgram, port: int) -> None:
+    with socks.connect(proxy.address, "127.0.0.1", port, timeout=60) as connection:
+        connection.sendall(b"GET /bytes/%d HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % SIZE)
+        body = socks.until_end(connection).partition(b"\r\n\r\n")[2]
+    assert (len(body), hashlib.sha256(body).hexdigest()) == (SIZE, pattern_sha256(SIZE))
+
+
+def upload(proxy: ProxyProgram, port: int) -> None:
+    with socks.connect(proxy.address, "127.0.0.1", port, timeout=60) as connection:
+        connection.sendall(b"".join(pattern(SIZE)))
+        connection.shutdown(socket.SHUT_WR)
+        assert json.loads(socks.until_end(connection)) == {"bytes": SIZE, "sha256": pattern_sha256(SIZE)}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mode", ["--yamux", "--no-yamux"])
+@pytest.mark.parametrize("towards", ["server", "client"])
+def test_a_record_size_limit_of_the_peer_kills_nothing(
+    site: Site, targets: dict[str, int], towards: Literal["server", "client"], mode: str
+) -> None:
+    """Every byte arrives both ways, no driver dies, and the sessions are counted right during and after it."""
+    needs_tlslite()
+    server = site.server("--status-listen", "0", publish=False)
+    figures = server.process.wait_line(r"figures on (http://\S*:\d+/)").group(1)
+
+    def sessions() -> int:
+        with urllib.request.urlopen(f"{figures}metrics", timeout=20) as answer:
+            found = re.search(r"^ech_workers_server_sessions (\d+)$", answer.read().decode(), re.MULTILINE)
+        assert found
+        return int(found.group(1))
+
+    for limit in LIMITS:
+        with SmallRecords(site, server.port, towards, limit) as path:
+            proxy = site.proxy(
+                path.port, mode, "--no-ech", "--sessions", "1", "--server-ip", "127.0.0.1", "--control", ""
+            )
+            download(proxy, targets["http"])
+            upload(proxy, targets["digest"])
+            if mode == "--yamux":
+                assert sessions() == 1, limit
+            assert "session lost" not in proxy.process.output, proxy.process.output
+            assert path.failures == [], (limit, path.failures)
+            proxy.process.stop()
+            wait_until(lambda: sessions() == 0, "the session has ended", 20)
+        assert "panic" not in proxy.process.output
+    assert "panic" not in server.process.output
+    assert server.process.running
