@@ -11,6 +11,7 @@ from harness import go
 from harness.authority import Authority
 from harness.fleet import Fleet
 from harness.processes import Processes, python_program
+from harness.secrecy import WATCH
 from harness.tunnel import Site
 
 TESTS = Path(__file__).resolve().parent
@@ -21,6 +22,15 @@ def pytest_configure() -> None:
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+    WATCH.begin()
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_told_the_name() -> Iterator[None]:
+    """No proxy has named the server to whoever uses its port."""
+    yield
+    seen = WATCH.take()
+    assert not seen, f"a proxy names the server: {seen}"
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ech_workers import Tunnel
 from ech_workers.config import ClientConfig, ListenAddress, Resolver, ServerAddress, UpstreamConfig
 
+from .secrecy import WATCH
 from .tap import Tap
 from .tunnel import PATH, SERVER_NAME, TOKEN, ServerProgram, Site
 from .waiting import wait_until
@@ -122,6 +123,8 @@ class Fleet:
         )
         self.tunnel = Tunnel.from_config(config)
         self.tunnel.start()
+        self._is_open = True
+        WATCH.port(self.port[1], lambda: self._is_open)
         self.tunnel.wait_ready(20)
         kept = 1 if standby == "cold" else len(modes)
         wait_until(lambda: "down" not in self.roles[:kept], "every server that is kept up is up", 20)
@@ -145,6 +148,7 @@ class Fleet:
         self.programs[number] = ServerProgram(self.site.server(listen=f"127.0.0.1:{port}", publish=False).process, port)
 
     def close(self) -> None:
+        self._is_open = False
         self.tunnel.close()
         for path in self.paths:
             path.stop()

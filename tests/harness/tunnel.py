@@ -12,6 +12,7 @@ from .ech import EchKey, ech_key
 from .processes import Process, Processes
 from .resolver import Resolver
 from .secrecy import SERVER_NAME as SERVER_NAME
+from .secrecy import WATCH
 
 PUBLIC_NAME = "public.ech-workers.test"
 RESOLVER_NAME = "resolver.ech-workers.test"
@@ -163,6 +164,9 @@ class ServerProgram:
 class ProxyProgram:
     process: Process
     port: int
+
+    def __post_init__(self) -> None:
+        WATCH.port(self.port, lambda: self.process.running)
 
     @property
     def address(self) -> tuple[str, int]:

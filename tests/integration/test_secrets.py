@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import socket
 import threading
+import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
 
 from harness import socks
 from harness.processes import Processes
-from harness.secrecy import SPELLINGS
+from harness.secrecy import SPELLINGS, WATCH, heard
 from harness.tap import Tap
-from harness.tunnel import SERVER_NAME, TOKEN, Site
+from harness.tunnel import SERVER_NAME, TOKEN, ProxyProgram, Site
 from harness.waiting import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -87,3 +89,54 @@ def test_an_answer_that_names_the_server_fails_the_test_that_hears_it() -> None:
         with pytest.raises(AssertionError, match="names the server"):
             socks.connect(listener.getsockname(), "target.test", 80)
         serving.join(20)
+
+
+def test_a_raw_answer_of_a_proxy_that_names_the_server_is_found_whoever_reads_it(processes: Processes) -> None:
+    """Also in two pieces, in a thread that keeps its errors to itself, and through a file object."""
+    name = SERVER_NAME.encode()
+    running = processes.start("sleep", "60")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            for first, second in ((b"503 " + name[:9], name[9:]), (b"503 ", name), (b"503 ", b"nobody")):
+                with listener.accept()[0] as accepted:
+                    accepted.sendall(first)
+                    accepted.recv(1)
+                    accepted.sendall(second)
+
+        def read(whole: Callable[[socket.socket], bytes]) -> None:
+            with socket.create_connection(program.address, timeout=20) as connection:
+                connection.recv(100)
+                connection.sendall(b"x")
+                whole(connection)
+
+        def through_file(connection: socket.socket) -> bytes:
+            with connection.makefile("rb") as file:
+                return file.read()
+
+        program = ProxyProgram(running, listener.getsockname()[1])
+        answering = threading.Thread(target=answer, daemon=True)
+        answering.start()
+        for whole, times in ((lambda connection: connection.recv(100), 1), (through_file, 1), (through_file, 0)):
+            reading = threading.Thread(target=read, args=(whole,), daemon=True)
+            reading.start()
+            reading.join(20)
+            assert len(WATCH.take()) == times
+        answering.join(20)
+
+
+def test_the_proxys_configuration_for_browsers_names_no_server(site: Site) -> None:
+    """/proxy.pac, with a session and without one."""
+    server = site.server()
+    proxy = site.proxy(server.port, "--status-listen", "0")
+    port = int(proxy.process.wait_line(r"status page on http://127\.0\.0\.1:(\d+)/").group(1))
+
+    def script() -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/proxy.pac", timeout=20) as answer:
+            assert answer.headers["Content-Type"].startswith("application/x-ns-proxy-autoconfig")
+            return heard(answer.read() + str(answer.headers).encode())
+
+    assert f'"PROXY 127.0.0.1:{proxy.port}"'.encode() in script()
+    server.process.kill()
+    proxy.process.wait_line("refused")
+    assert b"function FindProxyForURL" in script()
