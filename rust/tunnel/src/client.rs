@@ -877,10 +877,21 @@ impl Shared {
         mut failed: Vec<u32>,
         near: Option<usize>,
     ) {
-        let made = tokio::select! {
-            biased;
-            made = self.dial(0, &plan) => made,
-            () = std::future::poll_fn(|cx| open.end.poll_abandoned(cx)) => return,
+        let made = {
+            let mut dialing = std::pin::pin!(self.dial(0, &plan));
+            tokio::select! {
+                biased;
+                made = &mut dialing => made,
+                () = std::future::poll_fn(|cx| open.end.poll_abandoned(cx)) => return,
+                () = tokio::time::sleep_until(open.deadline.into()) => {
+                    self.refuse(*open, &Unavailable::in_time());
+                    // The dial has its own limits, and its failure is news of the server.
+                    if let Err(failure) = dialing.await {
+                        self.tell_dial_failed(0, &plan, failure);
+                    }
+                    return;
+                }
+            }
         };
         let (carrier, dialed) = match made {
             Ok(made) => made,

@@ -74,6 +74,14 @@ pub(crate) struct Unavailable {
 }
 
 impl Unavailable {
+    /// The stream's time for opening is over.
+    pub(crate) fn in_time() -> Self {
+        Self {
+            reason: "no session came up in time".to_owned(),
+            cause: "none came up in time",
+        }
+    }
+
     /// A dial for the stream failed.
     pub(crate) fn after(failure: &Failure) -> Self {
         Self {
@@ -439,10 +447,7 @@ impl Pool {
                 cause: "there are as many connections as it allows",
             }
         } else {
-            Unavailable {
-                reason: "no session came up in time".to_owned(),
-                cause: "none came up in time",
-            }
+            Unavailable::in_time()
         })
     }
 
