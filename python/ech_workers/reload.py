@@ -21,11 +21,13 @@ class Difference(msgspec.Struct, frozen=True):
     """They count at once."""
     drains: tuple[str, ...] = ()
     """What is open goes on as it was; what is new goes by the new value."""
+    sessions: tuple[str, ...] = ()
+    """The same by sessions: a new connection in a session that is open goes by the session's value."""
     restart: tuple[str, ...] = ()
     """Only a new process takes them: the running one keeps its own."""
 
     def __bool__(self) -> bool:
-        return bool(self.applied or self.drains or self.restart)
+        return bool(self.applied or self.drains or self.sessions or self.restart)
 
     def line(self) -> str:
         """In words, in one line."""
@@ -34,6 +36,7 @@ class Difference(msgspec.Struct, frozen=True):
             for label, names in (
                 ("applied", self.applied),
                 ("applied to what is new", self.drains),
+                ("applied to new sessions", self.sessions),
                 ("needs a restart", self.restart),
             )
             if names
@@ -59,7 +62,7 @@ def difference(schema: Schema, old: msgspec.Struct, new: msgspec.Struct) -> Diff
     """What changed between two configurations of one side: by what they mean, so that a token file with another content
     is a change, and another file with the same content is none."""
     declared = options_of(schema)
-    found: dict[str, list[str]] = {"now": [], "drains": [], "restart": []}
+    found: dict[str, list[str]] = {"now": [], "drains": [], "sessions": [], "restart": []}
     for name in old.__struct_fields__:
         if _meaning(name, old) == _meaning(name, new):
             continue
@@ -69,7 +72,7 @@ def difference(schema: Schema, old: msgspec.Struct, new: msgspec.Struct) -> Diff
         option = _OPTIONS.get(name, name)
         if option in declared and option not in found[declared[option].live]:
             found[declared[option].live].append(option)
-    return Difference(tuple(found["now"]), tuple(found["drains"]), tuple(found["restart"]))
+    return Difference(*(tuple(found[live]) for live in ("now", "drains", "sessions", "restart")))
 
 
 def _meaning(name: str, config: msgspec.Struct) -> Any:

@@ -10,19 +10,20 @@ import signal
 import socket
 import ssl
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness import socks
+from harness.alone import MAY_UNSHARE, alone
 from harness.ech import ech_key
-from harness.processes import Process, run
+from harness.processes import Process, Processes, python_program, run
 from harness.tunnel import COMMAND, PATH, PUBLIC_NAME, TOKEN, ProxyProgram, Site
+from harness.unread import Beside, unread_uploads
 from harness.waiting import wait_until
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+TESTS = Path(__file__).resolve().parents[1]
 OTHER = "another-battery-of-staples"
 
 
@@ -172,6 +173,62 @@ def test_other_numbers_of_sessions_and_bytes_count_for_those_who_come(server: Se
             assert len(server.sessions()) == 2
         connection.sendall(b"y")
         assert socks.exactly(connection, 1) == b"y"
+
+
+def test_streams_and_idle_time_of_a_session_are_those_that_it_began_with(
+    server: Server, targets: dict[str, int]
+) -> None:
+    site = server.site
+    old = site.proxy(server.port, "--sessions", "1")
+    with echo(old, targets["echo"]) as first:
+        server.write(f"{TOKEN} # ours\n", "max_streams = 1", "idle_timeout = 1")
+        assert server.reload() == "applied to new sessions: max_streams, idle_timeout"
+        new = site.proxy(server.port, "--control", "")
+        with echo(old, targets["echo"]) as second, echo(new, targets["echo"]) as idle:
+            idle.settimeout(30)
+            with contextlib.suppress(ConnectionResetError):
+                assert idle.recv(1) == b""
+            for connection in (first, second):
+                connection.sendall(b"y")
+                assert socks.exactly(connection, 1) == b"y"
+            assert max(session["streams"] for session in server.sessions()) == 2
+        with echo(new, targets["echo"]), echo(new, targets["echo"]):
+            assert [session["streams"] for session in server.sessions()].count(1) >= 2
+
+
+@MAY_UNSHARE
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("first", ["16M", "256M"])
+def test_another_memory_limit_counts_at_once_for_the_session_that_is_open(
+    site: Site, processes: Processes, first: str
+) -> None:
+    """A session may hold a sixth. With 16 MiB it is not read any more when targets leave 25 MiB unread; with 256 MiB it is."""
+
+    def body() -> None:
+        served = processes.start(*python_program("harness.targets"), str(site.folder), env={"PYTHONPATH": str(TESTS)})
+        targets = served.wait_event("listening")
+        server = Server(site)
+        server.write(f"{TOKEN} # ours\n", f'memory_limit = "{first}"')
+        server.reload()
+        proxy = site.proxy(
+            server.port, "--sessions", "1", "--control", "", "--server-ip", "127.0.0.1", "--ech-config", site.key.base64
+        )
+        beside = Beside(proxy, targets["echo"])
+        with contextlib.closing(beside):
+            if first != "16M":
+                server.write(f"{TOKEN} # ours\n", 'memory_limit = "16M"')
+                assert server.reload() == "applied: memory_limit"
+            with unread_uploads(proxy, 100):
+                beside.wait_stopped()
+                server.write(f"{TOKEN} # ours\n", 'memory_limit = "256M"')
+                assert server.reload() == "applied: memory_limit"
+                assert beside.answers(30)
+                # It stays so: what stands still for 5 s is cut off, and lets others go on for a moment.
+                for _ in range(20):
+                    assert beside.answers(2)
+                assert len(server.sessions()) == 1
+
+    alone(body)
 
 
 def test_path_figures_and_keys_move_while_it_runs(server: Server, targets: dict[str, int]) -> None:

@@ -89,7 +89,7 @@ SERVER_ORDER = [
     "log_keep",
 ]
 
-_LIVE = {"now": "at once", "drains": "new ones", "restart": "restart"}
+_LIVE = {"now": "at once", "drains": "new ones", "sessions": "new sessions", "restart": "restart"}
 
 
 def generated(root: Path) -> dict[Path, str]:

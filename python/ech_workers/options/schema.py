@@ -25,9 +25,9 @@ __all__ = [
 ]
 
 Kind = Literal["text", "switch", "number", "seconds", "size", "choice"]
-Live = Literal["now", "drains", "restart"]
+Live = Literal["now", "drains", "sessions", "restart"]
 """What it takes to change an option of a running program. now: it counts at once. drains: what is open goes on as it was,
-what is new goes by the new value. restart: only a new process takes it."""
+what is new goes by the new value. sessions: a session goes by the value that it began with. restart: only a new process takes it."""
 
 
 Schema = tuple[type[msgspec.Struct], ...]

@@ -37,9 +37,9 @@ class ServerTuning(LogTuning, frozen=True, kw_only=True):
             live="drains",
         ),
     ] = 10000
-    max_streams: Annotated[int, option("streams of one session", low=1, high=1_000_000, metavar="N", live="drains")] = (
-        1024
-    )
+    max_streams: Annotated[
+        int, option("streams of one session", low=1, high=1_000_000, metavar="N", live="sessions")
+    ] = 1024
     memory_limit: Annotated[
         int,
         option(
@@ -55,7 +55,7 @@ class ServerTuning(LogTuning, frozen=True, kw_only=True):
         float, option("for reaching a target", kind="seconds", low=0.001, high=_DAY, live="drains")
     ] = 10.0
     idle_timeout: Annotated[
-        float, option("when a stream without traffic ends", kind="seconds", low=0.001, high=_DAY, live="drains")
+        float, option("when a stream without traffic ends", kind="seconds", low=0.001, high=_DAY, live="sessions")
     ] = 600.0
     drain: Annotated[
         float,

@@ -38,19 +38,28 @@ impl Ledger {
     }
 }
 
+/// What one session may hold of what the ledger allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Allowance {
+    /// So many bytes, whatever the ledger's limit is.
+    Bytes(usize),
+    /// The ledger's limit divided by this number, which is not 0. It follows the limit when that changes.
+    Part(usize),
+}
+
 /// What one session holds, and its share of the ledger.
 #[derive(Debug)]
 pub(crate) struct Share {
     ledger: Arc<Ledger>,
-    limit: usize,
+    allowance: Allowance,
     held: usize,
 }
 
 impl Share {
-    pub(crate) const fn new(ledger: Arc<Ledger>, limit: usize) -> Self {
+    pub(crate) const fn new(ledger: Arc<Ledger>, allowance: Allowance) -> Self {
         Self {
             ledger,
-            limit,
+            allowance,
             held: 0,
         }
     }
@@ -77,7 +86,11 @@ impl Share {
 
     /// The session holds as much as it may: nothing more is to be read from its peer.
     pub(crate) fn is_exhausted(&self) -> bool {
-        self.held > self.limit || self.held > SMALL && self.ledger.held() > self.ledger.limit()
+        let limit = match self.allowance {
+            Allowance::Bytes(bytes) => bytes,
+            Allowance::Part(part) => self.ledger.limit() / part,
+        };
+        self.held > limit || self.held > SMALL && self.ledger.held() > self.ledger.limit()
     }
 }
 
@@ -94,7 +107,7 @@ mod tests {
     #[test]
     fn what_is_held_is_counted_in_both_places_and_given_back() {
         let ledger = Arc::new(Ledger::new(10 << 20));
-        let mut share = Share::new(Arc::clone(&ledger), 1000);
+        let mut share = Share::new(Arc::clone(&ledger), Allowance::Bytes(1000));
         share.adjust(0, 800);
         assert!(!share.is_exhausted());
         share.adjust(0, 300);
@@ -109,13 +122,25 @@ mod tests {
     #[test]
     fn a_full_process_stops_sessions_that_hold_much_and_no_others() {
         let ledger = Arc::new(Ledger::new(4 << 20));
-        let mut large = Share::new(Arc::clone(&ledger), 16 << 20);
-        let mut small = Share::new(Arc::clone(&ledger), 16 << 20);
+        let mut large = Share::new(Arc::clone(&ledger), Allowance::Bytes(16 << 20));
+        let mut small = Share::new(Arc::clone(&ledger), Allowance::Bytes(16 << 20));
         large.adjust(0, 4 << 20);
         small.adjust(0, 1000);
         assert!(large.is_exhausted());
         assert!(!small.is_exhausted());
         ledger.set_limit(8 << 20);
         assert!(!large.is_exhausted());
+    }
+
+    #[test]
+    fn another_limit_counts_for_the_part_of_a_session_that_is_open() {
+        let ledger = Arc::new(Ledger::new(16 << 20));
+        let mut share = Share::new(Arc::clone(&ledger), Allowance::Part(4));
+        share.adjust(0, 5 << 20);
+        assert!(share.is_exhausted());
+        ledger.set_limit(24 << 20);
+        assert!(!share.is_exhausted());
+        ledger.set_limit(19 << 20);
+        assert!(share.is_exhausted());
     }
 }

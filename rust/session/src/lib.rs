@@ -33,7 +33,7 @@ mod wire;
 pub use bulk::BulkLoad;
 pub use carrier::{Carrier, CloseCode, Closed, Incoming, MessageKind};
 pub use end::{Abort, Connector, LocalEnd, Overflow, Refusal, Status};
-pub use ledger::Ledger;
+pub use ledger::{Allowance, Ledger};
 pub use open::{Open, Returned};
 pub use session::{Config, Ended, Event, Fault, Limits, Lost, Mode, Session};
 pub use streams::Traffic;

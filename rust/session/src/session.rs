@@ -12,7 +12,7 @@ use crate::carrier::{Carrier, CloseCode, Closed, Incoming};
 use crate::egress::{Egress, Sent};
 use crate::end::{Abort, Connector, LocalEnd, Refusal};
 use crate::ingress::{Arrived, Ingress};
-use crate::ledger::{Ledger, Share};
+use crate::ledger::{Allowance, Ledger, Share};
 use crate::liveness::{Due, Liveness};
 use crate::open::{Open, Returned};
 use crate::simple::Simple;
@@ -65,8 +65,8 @@ pub struct Config {
     pub ping_timeout: Duration,
     /// Memory held for peers, of the whole process.
     pub memory: Arc<Ledger>,
-    /// What of it this session may hold, in bytes, before nothing more is read from its peer.
-    pub memory_share: usize,
+    /// What of it this session may hold before nothing more is read from its peer.
+    pub memory_share: Allowance,
     /// A client's owner is told of a stream that moves so many bytes within some seconds, since that may become a bulk transfer.
     /// `None`: of bulk transfers alone.
     pub early_bulk: Option<u64>,

@@ -948,9 +948,12 @@ impl Shared {
         let (session_mode, memory_share) = match mode {
             Mode::Yamux => (
                 session::Mode::Yamux(self.yamux_config()),
-                limits.memory_limit,
+                session::Allowance::Part(1),
             ),
-            Mode::Simple => (session::Mode::Simple, STREAM_MEMORY),
+            Mode::Simple => (
+                session::Mode::Simple,
+                session::Allowance::Bytes(STREAM_MEMORY),
+            ),
         };
         let config = session::Config {
             mode: session_mode,

@@ -124,10 +124,13 @@ pub(crate) async fn run(shared: &Arc<Shared>, begun: Begun) -> Result<(), Failur
             };
             (
                 session::Mode::Yamux(config),
-                limits.memory_limit / SESSION_PART,
+                session::Allowance::Part(SESSION_PART),
             )
         }
-        MessageKind::Text => (session::Mode::Simple, STREAM_MEMORY),
+        MessageKind::Text => (
+            session::Mode::Simple,
+            session::Allowance::Bytes(STREAM_MEMORY),
+        ),
     };
     let config = session::Config {
         mode,

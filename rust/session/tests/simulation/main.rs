@@ -14,8 +14,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use ech_workers_session::{
-    Abort, Config, Ended, Event, Ledger, Limits, LocalEnd as _, Lost, Mode, Open, Returned,
-    Session, Status,
+    Abort, Allowance, Config, Ended, Event, Ledger, Limits, LocalEnd as _, Lost, Mode, Open,
+    Returned, Session, Status,
 };
 use ech_workers_yamux as yamux;
 
@@ -311,7 +311,7 @@ impl World {
                 ping_interval: Duration::from_secs(28),
                 ping_timeout: Duration::from_secs(15),
                 memory: Arc::clone(&memory),
-                memory_share: share,
+                memory_share: Allowance::Bytes(share),
                 early_bulk: None,
                 seed: random.next(),
             };
@@ -619,7 +619,7 @@ impl Alone {
             ping_interval: Duration::from_secs(28),
             ping_timeout: Duration::from_secs(15),
             memory: Arc::new(Ledger::new(1 << 20)),
-            memory_share: 1 << 20,
+            memory_share: Allowance::Bytes(1 << 20),
             early_bulk: None,
             seed: 3,
         };
