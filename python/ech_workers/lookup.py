@@ -57,4 +57,4 @@ class LookUp:
         """Logs why what is known could not be refreshed, once per reason."""
         if self.error is not None and (self.error.layer, self.error.code) != self._mentioned:
             self._mentioned = (self.error.layer, self.error.code)
-            _log.warning("%s", line)
+            _log.warning("%s", line, extra={"layer": self.error.layer, "code": self.error.code})

@@ -21,8 +21,9 @@ _log = logging.getLogger("ech_workers")
 class Reasons:
     """The present cause, and what the log knows of it."""
 
-    def __init__(self, trace: Callable[[Step], object]) -> None:
+    def __init__(self, trace: Callable[[Step], object], server: str) -> None:
         self._trace = trace
+        self._server = server
         self.settled: Cause | None = None
         """Why the last attempt failed for good; None while the first one is under way, and when a session was up since."""
         self.cause: Cause | None = None
@@ -43,13 +44,14 @@ class Reasons:
             self._cause_at = now.clock
         self.cause = error.cause
         self.is_news = True
+        about = {"layer": error.layer, "code": error.code, "server": self._server}
         if reason == self._told:
-            _log.debug("%s", error.line())
+            _log.debug("%s", error.line(), extra=about)
             return
         self._told = reason
-        _log.warning("%s", error.line())
+        _log.warning("%s", error.line(), extra=about)
         if error.detail:
-            _log.debug("%s", error.detail)
+            _log.debug("%s", error.detail, extra=about)
 
     def settle(self, error: TunnelError, now: Moment) -> None:
         """An attempt has failed, and nothing more is done about it before the next one."""

@@ -81,7 +81,7 @@ class Upstream:
         self._missing: TunnelError | None = None
         self._passed: TunnelError | None = None
 
-        self._reasons = Reasons(trace)
+        self._reasons = Reasons(trace, server.name)
         self._full_told_at = -math.inf
 
     @property
@@ -260,7 +260,8 @@ class Upstream:
         level = logging.INFO if self._reasons.over(forget=not self.pacing.flaps) else logging.DEBUG
         ech = f"ECH accepted, outer name {event.public_name}" if event.ech == "accepted" else "without ECH"
         milliseconds = event.tcp_ms + event.tls_ms + event.websocket_ms
-        _log.log(level, "session up: %s by %s, %s, %.0f ms", self.name, event.address, ech, milliseconds)
+        about = {"server": self.name, "session": event.session}
+        _log.log(level, "session up: %s by %s, %s, %.0f ms", self.name, event.address, ech, milliseconds, extra=about)
         if replaced is not None:
             self._engine.retire(replaced)
 
@@ -269,10 +270,11 @@ class Upstream:
         failure = event.failure
         if failure.code in ("retired", "shutdown"):
             return
+        about = {"layer": failure.layer, "code": failure.code, "server": self.name, "session": event.session}
         if session is None or session.retiring:
             # It took no new streams any more: no session is missing, but the streams that it still had were cut.
             if failure.code != "yamux-go-away":
-                _log.info("a session that was to end with its last stream was lost: %s", failure.message)
+                _log.info("a session that was to end with its last stream was lost: %s", failure.message, extra=about)
             return
         self.pool.lost(now.clock)
         self._reasons.is_news = True
@@ -285,9 +287,10 @@ class Upstream:
                 " needed, and within %.0f s",
                 self.name,
                 FAREWELL_SPREAD,
+                extra=about,
             )
             return
-        _log.info("session lost after %.0f s: %s", event.age, failure.message)
+        _log.info("session lost after %.0f s: %s", event.age, failure.message, extra=about)
         if failure.code in SILENT and event.received < PASSED:
             self.knowledge.stopped(session.up.address, now)
         if self.server.mode == "simple":
@@ -335,6 +338,7 @@ class Upstream:
                 self.pacing.dial_at = now.clock
                 self._reasons.note(error, now)
             return
+        about = {"layer": error.layer, "code": error.code, "server": self.name}
         replaced = self.pool.replaced_by(dial)
         if replaced is not None:
             # The old session still serves: no reason to alarm anyone, only to try again later.
@@ -343,10 +347,10 @@ class Upstream:
             replaced.renew_failures += 1
             pause = max(self._timing.backoff_limit, self.pacing.backoff(replaced.renew_failures))
             replaced.renew_at = now.clock + pause
-            _log.info("a session could not be replaced yet: %s", error.line())
+            _log.info("a session could not be replaced yet: %s", error.line(), extra=about)
             return
         if self.pool.further_failed(dial, now.clock):
-            _log.info("no further session could be had: %s", error.line())
+            _log.info("no further session could be had: %s", error.line(), extra=about)
             return
         remedy = self._remedy(error, dial, failure.ech_rejected, now)
         asked = min(failure.retry_after or 0.0, self._timing.retry_after_limit)
