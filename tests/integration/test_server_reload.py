@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import resource
 import signal
 import socket
@@ -278,6 +279,11 @@ def test_the_status_lists_sessions_with_their_tokens(server: Server, targets: di
         assert mine["address"].startswith("127.0.0.1:")
         assert 0 <= hers["age"] < 3600
         said = run(COMMAND, "status", "--of", "server", env=site.environment).stdout
+    told = dict(line.split("  ", 1) for line in said.partition("\n\n")[0].splitlines())
+    assert re.fullmatch(r" *\d+ s", told["uptime"])
+    assert told["ech by config"].strip() == "id 7: 2"
+    assert told["ech keys"].strip() == "7.pem"
+    assert told["bytes up"].endswith(" B")
     (line,) = [line.split() for line in said.splitlines() if mine["address"] in line]
     assert line[:4] == ["ours", mine["address"], "yamux", "2"]
     assert TOKEN not in said

@@ -213,6 +213,11 @@ def test_the_promised_options_are_all_there() -> None:
     ("arguments", "code", "pattern"),
     [
         (["proxy"], 2, r"config: --server: is missing; give --server HOST.*`ech-workers config init`"),
+        (
+            ["config", "init", "new.toml"],
+            2,
+            r"config: --server: is missing; give --server HOST.*on a terminal it is asked for",
+        ),
         (["prxy"], 2, r"usage: No such command 'prxy'"),
         (["proxy", "--sever", "x"], 2, r"usage: No such option.*--sever"),
         (["proxy", "--server", "a.test/", "--idle-timeout", "soon"], 2, r"--idle-timeout.*'soon' is no time; write 90"),

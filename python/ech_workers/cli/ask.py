@@ -83,7 +83,7 @@ def _in_words(role: str, found: dict[str, Any]) -> str:
         tokens = found.pop("tokens")
         # One of an earlier version has none.
         sessions = found.pop("session_list", [])
-        rows = [(label.replace("_", " "), str(value)) for label, value in found.items()]
+        rows = [(label.replace("_", " "), _served(label, value)) for label, value in found.items()]
     else:
         rows = [
             (row["label"], f"{row['text']}{'  ' + row['more'] if row.get('more') else ''}")
@@ -125,6 +125,19 @@ def _in_words(role: str, found: dict[str, Any]) -> str:
     if role == "proxy" and found["words"]["sessions"]:
         lines += ["", *_table([found["words"]["headings"], *found["words"]["sessions"]])]
     return "\n".join(lines)
+
+
+def _served(label: str, value: object) -> str:
+    """A value of the server's status, for people."""
+    from ech_workers.status.lines import duration, size
+
+    if label == "uptime" and isinstance(value, int | float):
+        return duration(value)
+    if label.startswith("bytes") and isinstance(value, int):
+        return size(value)
+    if isinstance(value, dict):
+        return ", ".join(f"id {number}: {count}" for number, count in value.items()) or "-"
+    return (", ".join(map(str, value)) or "-") if isinstance(value, list) else str(value)
 
 
 def _table(rows: list[list[str]]) -> list[str]:

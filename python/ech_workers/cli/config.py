@@ -121,6 +121,13 @@ def _write(layer: Layer, target: str | None, *, force: bool, is_asked: bool = Fa
     if path.exists() and not force:
         raise ConfigError(f"{path} is there already", option="FILE", advice="edit it, or replace it with --force")
     answers = _ask(layer) if is_asked else {}
+    if is_asked and "server" not in layer and not answers:
+        raise ConfigError(
+            "is missing",
+            option="--server",
+            code="server-missing",
+            advice="give --server HOST[:PORT]/PATH; on a terminal it is asked for",
+        )
     values = {name: entry.value for name, entry in layer.items()} | answers
     given_too = {name: Given(value, f"--{name}") for name, value in answers.items()}
     loaded = load.client({**layer, **given_too}, config="", variables=_HOME)
