@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from harness import socks
+from harness.processes import run
 from harness.terminal import Terminal
-from harness.tunnel import COMMAND, PATH, SERVER_NAME, Site
+from harness.tunnel import COMMAND, PATH, SERVER_NAME, TOKEN, Site
 from harness.waiting import wait_until
 
 
@@ -137,3 +138,54 @@ def test_stopped_proxy_leaves_a_usable_terminal(site: Site, tmp_path: Path) -> N
         screen = terminal.wait_for("exit=2")
         assert "--listen" in screen
         assert "Traceback" not in screen
+
+
+def test_config_init_asks_for_what_is_missing_and_does_not_show_the_token(site: Site, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    with Terminal(tmp_path, [COMMAND, "config", "init", file], env=site.environment) as terminal:
+        for question, answer in (("Server (HOST", f"{SERVER_NAME}{PATH}"), ("Token (it is not shown)", TOKEN)):
+            terminal.wait_for(question)
+            terminal.press("-l", answer)
+            terminal.press("Enter")
+        screen = terminal.wait_for("exit=0")
+    assert TOKEN not in screen
+    written = file.read_text()
+    assert f'\nserver = "{SERVER_NAME}{PATH}"\n' in written
+    assert f'\ntoken = "{TOKEN}"\n' in written
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_connections_are_a_key_away(site: Site, targets: dict[str, int], tmp_path: Path) -> None:
+    server, port = site.server(), free_port()
+    with Terminal(tmp_path, proxy_command(site, server.port, port), env=site.environment) as terminal:
+        wait_until(lambda: re.search(r"state +up", terminal.screen()), "the session", 20)
+        with socks.connect(("127.0.0.1", port), "localhost", targets["echo"]):
+            terminal.press("c")
+            terminal.wait_for(f"localhost:{targets['echo']}")
+        terminal.press("q")
+        terminal.wait_for("exit=0")
+
+
+@pytest.mark.parametrize("words", [["status"], ["status", "--of", "server"], ["connections"]])
+def test_no_word_is_broken_in_a_small_terminal(
+    site: Site, targets: dict[str, int], tmp_path: Path, words: list[str]
+) -> None:
+    server = site.processes.start(
+        COMMAND, "server", "--listen", "127.0.0.1:0", "--cert", site.inner.chain, "--key", site.inner.key,
+        "--cert", site.outer.chain, "--key", site.outer.key, "--ech-keys", site.keys_folder, "--token", TOKEN,
+        "--path", PATH, "--allow-private-targets", env=site.environment,
+    )  # fmt: skip
+    port = int(server.wait_line(r"listening on \S*:(\d+)\b").group(1))
+    site.publish(port, site.key.base64)
+    proxy = site.proxy(port)
+    with socks.connect(proxy.address, "localhost", targets["echo"]) as connection:
+        connection.sendall(b"x")
+        assert socks.exactly(connection, 1) == b"x"
+        whole = run(COMMAND, *words, env=site.environment).stdout.split()
+        small = {"width": 60, "height": 60}
+        with Terminal(tmp_path, [COMMAND, *words], env=site.environment, **small) as terminal:
+            screen = terminal.wait_for("exit=0")
+    assert whole
+    # Figures may be others by now; names and addresses are not.
+    names = {word for word in whole if len(word) > 10 and not word[0].isdigit()}
+    assert names <= set(screen.split()), screen

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
+import shutil
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -70,7 +73,7 @@ def status(role: str, path: str | None, as_json: bool, watch: bool) -> int:
             (found,) = client.ask("status")
             if watch and not as_json and sys.stdout.isatty():
                 click.clear()
-            click.echo(json.dumps(found) if as_json else _in_words(role, found))
+            click.echo(json.dumps(found) if as_json else _fitting(_in_words(role, found)))
             if not watch:
                 return 0 if role == "server" or found["facts"]["phase"] in ("up", "degraded") else 1
             time.sleep(1.0)
@@ -127,6 +130,21 @@ def _in_words(role: str, found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _fitting(text: str) -> str:
+    """On a terminal no line is broken inside a word: what is too long goes on below, behind the labels."""
+    if not sys.stdout.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    lines: list[str] = []
+    for line in text.splitlines():
+        label = re.match(r"\S+(?: \S+)* {2,}", line)
+        longest = max(map(len, line.split()), default=0)
+        indent = " " * (label.end() if label and label.end() + longest <= width else 2)
+        wrapped = textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        lines += wrapped or [""]
+    return "\n".join(lines)
+
+
 def _served(label: str, value: object) -> str:
     """A value of the server's status, for people."""
     from ech_workers.status.lines import duration, size
@@ -172,7 +190,7 @@ def connections(path: str | None, as_json: bool, kill: tuple[int, ...]) -> int:
 
     shown = [Carried(**one) for one in found]
     rows = [list(CARRIED_COLUMNS), *([cell(one) for cell in CARRIED_COLUMNS.values()] for one in shown)]
-    click.echo("\n".join(_table(rows)) if found else "no connection is open")
+    click.echo(_fitting("\n".join(_table(rows))) if found else "no connection is open")
     return 0
 
 
