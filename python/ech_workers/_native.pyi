@@ -398,40 +398,44 @@ class Rule:
         comment. ports: numbers, or ranges (8000-8099). Raises ValueError(message, argument, index in it)."""
 
 @final
-class Engine:
-    """The client: local listeners, sessions, the relay. Owns its threads; close() ends them."""
+class EngineConfiguration:
+    """Everything that may be changed while an Engine runs, checked when it is made."""
 
     def __new__(
         cls,
         *,
         ca_pem: Sequence[bytes] = ...,  # ()
         system_roots: bool = True,
+        rules: Sequence[Rule] = ...,  # ()
         max_connections: int = 4096,
-        local_handshake_timeout: float = 10.0,
         open_timeout: float = 8.0,
         idle_timeout: float = 600.0,
+        memory_limit: int = 268435456,
+        reply: Literal["optimistic", "confirmed"] = "optimistic",
+    ) -> EngineConfiguration:
+        """ca_pem: trusted beside the system's roots (system_roots). rules: which way connections go: the first that matches decides; without one through the tunnel.
+        max_connections: local ones at a time. open_timeout: how long one waits for a session. Raises ValueError."""
+
+@final
+class Engine:
+    """The client: local listeners, sessions, the relay. Owns its threads; close() ends them."""
+
+    def __new__(
+        cls,
+        configuration: EngineConfiguration,
+        *,
+        local_handshake_timeout: float = 10.0,
         half_closed_timeout: float = 60.0,
         ping_interval: float = 28.0,
         ping_timeout: float = 10.0,
         receive_window_max: int = 16777216,
-        memory_limit: int = 268435456,
-        reply: Literal["optimistic", "confirmed"] = "optimistic",
         workers: int = 1,
         log_level: int = 20,
     ) -> Engine:
-        """ca_pem: trusted beside the system's roots (system_roots). open_timeout: how long a local connection waits for a session. workers: threads that carry traffic, no more than the process has cores. Raises ValueError."""
-    def set_limits(
-        self,
-        *,
-        max_connections: int,
-        open_timeout: float,
-        idle_timeout: float,
-        memory_limit: int,
-        reply: Literal["optimistic", "confirmed"],
-    ) -> None:
-        """Other limits, for the connections and sessions that come from now on; memory_limit counts at once."""
-    def set_trust(self, ca_pem: Sequence[bytes], *, system_roots: bool = True) -> None:
-        """Other authorities, for the dials and exchanges that begin from now on. Raises ValueError: nothing has changed then."""
+        """workers: threads that carry traffic, no more than the process has cores. Raises ValueError."""
+    def apply(self, configuration: EngineConfiguration) -> None:
+        """Goes by another configuration: all of it, for the connections, sessions, dials and exchanges that begin from now on; memory_limit counts at once.
+        While ca_pem and system_roots stay the same, so do the session tickets. It cannot fail, but for EngineClosed."""
     def listen(self, host: str, port: int, *, username: str | None = None, password: str | None = None) -> Listener:
         """Opens a SOCKS5/HTTP port. Raises OSError (EADDRINUSE, ...) with the address in it."""
     def set_plan(self, plan: DialPlan | None, upstream: int = 0) -> None:
@@ -455,8 +459,6 @@ class Engine:
     ) -> Opening:
         """Begins to open a stream to host:port. timeout: seconds for all of it, the wait for a session and the server's answer; None is open_timeout.
         done: called once when that has ended, in a thread of its own, unless it was cancelled. Raises ValueError for a target that cannot be."""
-    def set_rules(self, rules: Sequence[Rule]) -> None:
-        """Which way connections go from now on: the first rule that matches decides; without one through the tunnel."""
     def resolved(self, name: str, addresses: Sequence[str] | None, ttl: float) -> None:
         """The answer to NameWanted (which may also be an IPv4 address to which there is no route), which holds for ttl seconds: the addresses, the best first; none: the name has none; None: nobody answers for it."""
     def forget_names(self) -> None:
@@ -561,20 +563,18 @@ class ServerSnapshot:
     def tokens_rejected(self) -> int: ...
 
 @final
-class Server:
-    """The other end: TLS with ECH, WebSocket, yamux or simple mode, targets."""
+class ServerConfiguration:
+    """Everything that may be changed while a Server runs. Its form is checked when it is made; certificates and keys when it is used."""
 
     def __new__(
         cls,
         *,
-        host: str,
-        port: int,
         certificates: Sequence[tuple[bytes, bytes]],
         tokens: Sequence[tuple[str, str]],
         path: str = ...,  # "/"
         decoy: bytes | None = None,
         healthz: bool = False,
-        ech_keys: Sequence[bytes] = ...,  # ()
+        ech_keys: Sequence[tuple[bytes, bool]] = ...,  # ()
         ticket_keys: Sequence[bytes] | None = None,
         allow_private_targets: bool = False,
         max_sessions: int = 10000,
@@ -582,40 +582,32 @@ class Server:
         memory_limit: int = 268435456,
         connect_timeout: float = 10.0,
         idle_timeout: float = 600.0,
+    ) -> ServerConfiguration:
+        """certificates: PEM chain and PEM key; the first is the default, the others are chosen by server name. tokens: each with what the operator calls it. path "/" accepts the
+        upgrade on every path. healthz: /healthz is answered on the public port. ech_keys: RFC 9934 PEM files, each with whether it is sent as a retry configuration (at least one must be).
+        ticket_keys: 80 bytes each (16 of name, 32 for HMAC-SHA256, 32 for AES-256), the first seals; None: BoringSSL's own. Raises ValueError, whose text begins with the argument's name."""
+
+@final
+class Server:
+    """The other end: TLS with ECH, WebSocket, yamux or simple mode, targets."""
+
+    def __new__(
+        cls,
+        configuration: ServerConfiguration,
+        *,
+        host: str,
+        port: int,
         workers: int = 0,
         log_level: int = 20,
     ) -> Server:
-        """tokens: each with what the operator calls it. healthz: /healthz is answered on the public port. workers: threads that carry traffic, and as many that make handshakes; 0: as many as the process has cores. certificates: PEM chain and PEM key; the first is the default, the others are chosen by server name. ech_keys: RFC 9934 PEM files; all are sent as retry configurations. ticket_keys: 80 bytes each
-        (16 of name, 32 for HMAC-SHA256, 32 for AES-256), the first seals; None: BoringSSL's own. path "/" accepts the
-        upgrade on every path. Raises ValueError (what is wrong with which input) or OSError."""
+        """workers: threads that carry traffic, and as many that make handshakes; 0: as many as the process has cores. Raises ValueError, whose text begins with the name of what
+        is wrong in the configuration, or OSError."""
     @property
     def address(self) -> tuple[str, int]: ...
-    def set_certificates(self, certificates: Sequence[tuple[bytes, bytes]]) -> None:
-        """Swaps the certificates (PEM chain and PEM key). Running connections keep theirs. Raises ValueError: nothing has changed then."""
-    def set_ech_keys(self, keys: Sequence[tuple[bytes, bool]]) -> None:
-        """Swaps the ECH keys: PEM, and whether it is sent as a retry configuration (at least one must be). Running connections keep theirs."""
-    def set_ticket_keys(self, keys: Sequence[bytes]) -> None:
-        """Swaps the session ticket keys, the first of which seals. Raises ValueError: one has not 80 bytes, or the server was made without any."""
-    def set_face(
-        self,
-        *,
-        tokens: Sequence[tuple[str, str]],
-        path: str = ...,  # "/"
-        decoy: bytes | None = None,
-        healthz: bool = False,
-    ) -> None:
-        """Swaps path, tokens and decoy. Sessions whose token is not there any more end with their last stream. Raises ValueError: nothing has changed then."""
-    def set_limits(
-        self,
-        *,
-        allow_private_targets: bool,
-        max_sessions: int,
-        max_streams: int,
-        memory_limit: int,
-        connect_timeout: float,
-        idle_timeout: float,
-    ) -> None:
-        """Other limits, for the sessions and targets that come from now on; memory_limit counts at once."""
+    def apply(self, configuration: ServerConfiguration) -> None:
+        """Goes by another configuration, all of it or (ValueError, as above) nothing. Connections keep the certificate and the keys that they began with; sessions whose token is
+        not there any more end with their last stream; limits are for the sessions and targets that come from now on, but memory_limit counts at once. A server without ech_keys
+        may get some, and never lose them; ticket_keys must be as they were in being None or not."""
     def tokens(self) -> list[tuple[str, int, int, int, int]]:
         """Of each token: its label, sessions now and so far, bytes up and down."""
     def sessions(self, most: int = 1000) -> list[ServedSession]:

@@ -114,9 +114,10 @@ class _Run:
     def rows(self) -> Iterator[Row]:
         config = self._config
         try:
-            engine = _native.Engine(ca_pem=() if config.ca_pem is None else (config.ca_pem,), log_level=40)
+            configuration = _native.EngineConfiguration(ca_pem=() if config.ca_pem is None else (config.ca_pem,))
         except ValueError as error:
             raise ConfigError(str(error), option="--ca-file") from None
+        engine = _native.Engine(configuration, log_level=40)
         supervisor = Supervisor(
             config,
             engine,

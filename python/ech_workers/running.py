@@ -93,10 +93,10 @@ class Running:
         self._places = places or (lambda config: config.max_connections)
         self._numbering = Numbering()
         self._numbers = self._numbering.of(config.upstreams)
-        compiled = rules.compiled(config.rules, self._numbers)
-        self.engine = _engine(config, self._places(config))
+        self._rules = tuple(rules.compiled(config.rules, self._numbers))
+        self._limits = self._limits_of(config)
+        self.engine = _engine(config, _configuration(config, self._rules, self._limits))
         try:
-            self.engine.set_rules(compiled)
             self._configured = {
                 address: self.listen(address, config.username, config.password) for address in config.listen
             }
@@ -138,9 +138,10 @@ class Running:
         try:
             # Lists may be long: they are read when that is needed.
             is_new = config.rules != old.rules or numbers != before
-            compiled = rules.compiled(config.rules, numbers) if is_new else None
-            if config.ca_pem != old.ca_pem:
-                self._trust(config.ca_pem)
+            compiled = tuple(rules.compiled(config.rules, numbers)) if is_new else self._rules
+            is_as_before = all(getattr(config, name) == getattr(old, name) for name in _LIMITS)
+            limits = self._limits if is_as_before else self._limits_of(config)
+            configuration = _configuration(config, compiled, limits)
         except ConfigError:
             self._numbering.of(old.upstreams)
             raise
@@ -162,34 +163,28 @@ class Running:
             for address in old.listen:
                 if address not in self._configured:
                     self._configured[address] = self.listen(address, old.username, old.password)
-            if config.ca_pem != old.ca_pem:
-                self._trust(old.ca_pem)
             self._numbering.of(old.upstreams)
             raise
         self._numbers = numbers
-        if compiled is not None:
-            self.engine.set_rules(compiled)
+        self._rules, self._limits = compiled, limits
+        # From here on nothing fails.
+        self.engine.apply(configuration)
         self._configured |= added
         for address in self._configured.keys() - set(config.listen):
             # It takes no new connections; those that came by it go on.
             self._configured.pop(address).close()
         live = {name: getattr(config, name) for name in LIVE}
         self.config = msgspec.structs.replace(old, **live)
-        if any(getattr(old, name) != getattr(config, name) for name in _LIMITS):
-            limits = {name: getattr(config, name) for name in _LIMITS if name != "max_connections"}
-            self.engine.set_limits(max_connections=self._places(config), **limits)
         named = rules.servers_of(old.rules) != rules.servers_of(config.rules)
         if named or any(getattr(old, name) != getattr(config, name) for name in _OF_SUPERVISOR):
             self._replace_supervisor(Numbering.gone(before, numbers))
         elif (old.policy, old.standby) != (config.policy, config.standby):
             self.supervisor.select(config.policy, config.standby)
 
-    def _trust(self, ca_pem: bytes | None) -> None:
-        """Raises ConfigError: nothing has changed then."""
-        try:
-            self.engine.set_trust(_authorities(ca_pem))
-        except ValueError as error:
-            raise ConfigError(str(error), option="--ca-file") from None
+    def _limits_of(self, config: ClientConfig) -> dict[str, Any]:
+        """What the engine is told of them."""
+        limits = {name: getattr(config, name) for name in _LIMITS}
+        return limits | {"max_connections": self._places(config)}
 
     def _move_status_port(self, config: ClientConfig) -> None:
         before = self.status_port
@@ -301,22 +296,22 @@ LIVE = (
 )
 
 
-def _authorities(ca_pem: bytes | None) -> tuple[bytes, ...]:
-    return () if ca_pem is None else (ca_pem,)
-
-
-def _engine(config: ClientConfig, max_connections: int) -> _native.Engine:
+def _configuration(
+    config: ClientConfig, compiled: tuple[_native.Rule, ...], limits: dict[str, Any]
+) -> _native.EngineConfiguration:
+    """What the engine is told. Raises ConfigError."""
     try:
-        return _native.Engine(
-            ca_pem=_authorities(config.ca_pem),
-            max_connections=max_connections,
-            open_timeout=config.open_timeout,
-            idle_timeout=config.idle_timeout,
-            memory_limit=config.memory_limit,
-            reply=config.reply,
-            # A session's bytes use one core at a time, so more threads than sessions would idle.
-            workers=config.sessions or lanes.MOST,
-            log_level=log.getEffectiveLevel(),
+        return _native.EngineConfiguration(
+            ca_pem=() if config.ca_pem is None else (config.ca_pem,), rules=compiled, **limits
         )
     except ValueError as error:
         raise ConfigError(str(error), option="--ca-file" if config.ca_pem else None) from None
+
+
+def _engine(config: ClientConfig, configuration: _native.EngineConfiguration) -> _native.Engine:
+    return _native.Engine(
+        configuration,
+        # A session's bytes use one core at a time, so more threads than sessions would idle.
+        workers=config.sessions or lanes.MOST,
+        log_level=log.getEffectiveLevel(),
+    )

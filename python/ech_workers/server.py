@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -22,7 +21,6 @@ from ech_workers.status.port import ServerPort
 from ech_workers.ticket_keys import TicketKeyDirectory
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import TracebackType
 
     from ech_workers.config import ListenAddress, ServerConfig
@@ -57,24 +55,13 @@ class TunnelServer:
         self._keys = KeyDirectory(config.ech_keys) if config.ech_keys else None
         if self._keys is not None:
             _first_look(self._keys)
+        self._keys_in_use = self._keys.keys if self._keys else ()
         self._tickets = TicketKeyDirectory(config.ticket_keys) if config.ticket_keys else None
         try:
             self._native = _native.Server(
+                self._configuration(config, self._keys_in_use),
                 host=config.listen.host,
                 port=config.listen.port,
-                certificates=[(pair.chain, pair.key) for pair in config.certificates],
-                tokens=_labelled(config),
-                path=config.path,
-                decoy=config.decoy,
-                healthz=config.public_healthz,
-                ech_keys=[key.pem for key in self._keys.keys] if self._keys else [],
-                ticket_keys=self._tickets.keys if self._tickets else None,
-                allow_private_targets=config.allow_private_targets,
-                max_sessions=config.max_sessions,
-                max_streams=config.max_streams,
-                memory_limit=config.memory_limit,
-                connect_timeout=config.connect_timeout,
-                idle_timeout=config.idle_timeout,
                 workers=config.workers,
                 log_level=log.getEffectiveLevel(),
             )
@@ -85,9 +72,7 @@ class TunnelServer:
         if self._keys is None:
             log.warning("there is no --ech-keys: clients can only connect with --no-ech")
         else:
-            # The constructor takes all as retry configurations.
-            self._native.set_ech_keys([(key.pem, key.retry) for key in self._keys.keys])
-            log.info("serving with %s", _names(self._keys.keys))
+            log.info("serving with %s", _names(self._keys_in_use))
         try:
             self._status_port = self._open_status_port(config.status_listen)
         except BaseException:
@@ -165,12 +150,11 @@ class TunnelServer:
     def status(self) -> dict[str, object]:
         """The counters and the keys, for people and programs."""
         now = self.snapshot()
-        keys = self._keys.keys if self._keys else ()
         return {
             "listening": authority(*self.address),
             **{name: getattr(now, name) for name in _COUNTERS},
             "ech_by_config": {str(number): count for number, count in now.ech_by_config.items()},
-            "ech_keys": [key.path.name for key in keys],
+            "ech_keys": [key.path.name for key in self._keys_in_use],
             "tokens": [msgspec.structs.asdict(token) for token in self.tokens()],
             "session_list": [msgspec.structs.asdict(session) for session in self.sessions()],
             "certificates": [validity_problem(pair) or f"{pair.name} is valid" for pair in self.config.certificates],
@@ -201,59 +185,57 @@ class TunnelServer:
         ConfigError and ListenError: nothing has changed then."""
         with self._changing:
             before = self.config
+            directory, keys = self._keys, self._keys_in_use
+            if config.ech_keys != before.ech_keys:
+                if config.ech_keys is None:
+                    raise ConfigError("a server that runs cannot do without ECH keys: restart it", option="--ech-keys")
+                directory = KeyDirectory(config.ech_keys)
+                _first_look(directory)
+                keys = directory.keys
             self._move_status_port(config.status_listen)
             try:
-                self._take(config)
+                self._take(config, keys)
             except ConfigError:
                 self._move_status_port(before.status_listen)
-                with contextlib.suppress(ConfigError):
-                    # What was taken before the refusal: keys, certificates.
-                    self._take(before)
                 raise
-            self._native.set_limits(
-                allow_private_targets=config.allow_private_targets,
-                max_sessions=config.max_sessions,
-                max_streams=config.max_streams,
-                memory_limit=config.memory_limit,
-                connect_timeout=config.connect_timeout,
-                idle_timeout=config.idle_timeout,
-            )
+            self._keys = directory
             live = {name: getattr(config, name) for name in _LIVE}
-            self.config = msgspec.structs.replace(self.config, **live)
+            self.config = msgspec.structs.replace(before, **live)
+            if config.ech_keys != before.ech_keys:
+                log.info("now serving with %s", _names(keys))
+            if config.certificates != before.certificates:
+                self._certificates_changed()
 
-    def _take(self, config: ServerConfig) -> None:
-        """What may be refused."""
-        if config.ech_keys != self.config.ech_keys:
-            self._set_key_directory(config.ech_keys)
-        if config.certificates != self.config.certificates:
-            self._set_certificates(config.certificates)
+    def _take(self, config: ServerConfig, keys: tuple[KeyFile, ...]) -> None:
+        """Has the native server go by this. Raises ConfigError: nothing has changed then."""
         try:
-            self._native.set_face(
-                tokens=_labelled(config), path=config.path, decoy=config.decoy, healthz=config.public_healthz
-            )
+            self._native.apply(self._configuration(config, keys))
         except ValueError as error:
-            raise ConfigError(str(error), option="--token") from None
+            argument, _, problem = str(error).partition(": ")
+            raise ConfigError(problem, option=_OPTIONS.get(argument)) from None
+        self._keys_in_use = keys
 
-    def _set_key_directory(self, path: Path | None) -> None:
-        if path is None:
-            raise ConfigError("a server that runs cannot do without ECH keys: restart it", option="--ech-keys")
-        directory = KeyDirectory(path)
-        _first_look(directory)
-        try:
-            self._native.set_ech_keys([(key.pem, key.retry) for key in directory.keys])
-        except ValueError as error:
-            raise ConfigError(str(error), option="--ech-keys") from None
-        self._keys = directory
-        self.config = msgspec.structs.replace(self.config, ech_keys=path)
-        log.info("now serving with %s", _names(directory.keys))
+    def _configuration(self, config: ServerConfig, keys: tuple[KeyFile, ...]) -> _native.ServerConfiguration:
+        """Raises ValueError."""
+        return _native.ServerConfiguration(
+            certificates=[(pair.chain, pair.key) for pair in config.certificates],
+            tokens=_labelled(config),
+            path=config.path,
+            decoy=config.decoy,
+            healthz=config.public_healthz,
+            ech_keys=[(key.pem, key.retry) for key in keys],
+            ticket_keys=self._tickets.keys if self._tickets else None,
+            allow_private_targets=config.allow_private_targets,
+            max_sessions=config.max_sessions,
+            max_streams=config.max_streams,
+            memory_limit=config.memory_limit,
+            connect_timeout=config.connect_timeout,
+            idle_timeout=config.idle_timeout,
+        )
 
-    def _set_certificates(self, pairs: tuple[CertificatePair, ...]) -> None:
-        try:
-            self._native.set_certificates([(pair.chain, pair.key) for pair in pairs])
-        except ValueError as error:
-            raise ConfigError(str(error), option="--cert") from None
+    def _certificates_changed(self) -> None:
+        pairs = self.config.certificates
         self._stamps = _stamps(pairs)
-        self.config = msgspec.structs.replace(self.config, certificates=pairs)
         log.info("now serving with the certificates %s", ", ".join(pair.name for pair in pairs))
         self._check_validity()
 
@@ -274,7 +256,10 @@ class TunnelServer:
                 if read == pairs:
                     self._stamps = stamps
                 else:
-                    self._set_certificates(read)
+                    renewed = msgspec.structs.replace(self.config, certificates=read)
+                    self._take(renewed, self._keys_in_use)
+                    self.config = renewed
+                    self._certificates_changed()
             except ConfigError as error:
                 # It is tried again each second: the chain may be there before its key.
                 if error.message != self._certificate_trouble:
@@ -285,7 +270,7 @@ class TunnelServer:
 
     def summary(self) -> str:
         """What happened so far, in one line: sessions, and what ECH configurations the clients used."""
-        return _summary(self.snapshot(), self._keys.keys if self._keys else ())
+        return _summary(self.snapshot(), self._keys_in_use)
 
     def _check_validity(self) -> None:
         """Reports certificates that clients refuse, or will before long."""
@@ -317,8 +302,7 @@ class TunnelServer:
                 if self._keys is not None:
                     self._swap(self._keys)
                 if self._tickets is not None and self._tickets.refresh():
-                    self._native.set_ticket_keys(self._tickets.keys)
-                    log.info("session tickets are now under %s", ", ".join(self._tickets.names))
+                    self._swap_ticket_keys(self._tickets)
                 if look >= validity:
                     validity = look + VALIDITY_INTERVAL
                     self._check_validity()
@@ -329,26 +313,43 @@ class TunnelServer:
     def _swap(self, directory: KeyDirectory) -> None:
         """Takes over what changed in the key directory; whatever is wrong there, the keys in use stay."""
         try:
-            if not directory.refresh():
-                return
-            if not directory.keys:
-                log.error("there is no ECH key in %s any more: the keys in use stay until there is one", directory.path)
-                return
-            self._native.set_ech_keys([(key.pem, key.retry) for key in directory.keys])
-        except (OSError, ValueError) as error:
+            with self._changing:
+                if directory is not self._keys or not directory.refresh():
+                    return
+                if not directory.keys:
+                    log.error(
+                        "there is no ECH key in %s any more: the keys in use stay until there is one", directory.path
+                    )
+                    return
+                self._take(self.config, directory.keys)
+        except (OSError, ConfigError) as error:
             # Once for each cause: this is looked at every second.
-            if str(error) != self._key_trouble:
-                self._key_trouble = str(error)
-                log.error("the ECH keys in use stay: %s", error)
+            problem = error.message if isinstance(error, ConfigError) else str(error)
+            if problem != self._key_trouble:
+                self._key_trouble = problem
+                log.error("the ECH keys in use stay: %s", problem)
         else:
             self._key_trouble = None
             log.info("now serving with %s", _names(directory.keys))
             self._tell()
 
+    def _swap_ticket_keys(self, directory: TicketKeyDirectory) -> None:
+        try:
+            with self._changing:
+                self._take(self.config, self._keys_in_use)
+        except ConfigError as error:
+            log.error("the ticket keys in use stay: %s", error.message)
+        else:
+            log.info("session tickets are now under %s", ", ".join(directory.names))
 
-# What can be changed while it runs, beside the certificates; the last line has its effect in the command.
+
+# Whose value each part of the native configuration is.
+_OPTIONS = {"certificates": "--cert", "ech_keys": "--ech-keys", "tokens": "--token", "ticket_keys": "--ticket-keys"}
+
+# What can be changed while it runs; the last line has its effect in the command.
 _LIVE = (
     *("drain", "status_listen", "status_hosts", "status_token"),
+    *("certificates", "ech_keys"),
     *("tokens", "labels", "path", "decoy", "public_healthz"),
     *("allow_private_targets", "max_sessions", "max_streams", "memory_limit", "connect_timeout", "idle_timeout"),
     *("log_file", *LogTuning.__struct_fields__),

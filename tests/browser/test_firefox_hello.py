@@ -232,7 +232,7 @@ def test_dns_query_equals_the_browsers(
         running.stop()
         real = next(connection for connection in resolver.connections if connection.requests or connection.heads)
         before = len(resolver.connections)
-        engine = _native.Engine(ca_pem=[authority.path.read_bytes()], system_roots=False)
+        engine = _native.Engine(_native.EngineConfiguration(ca_pem=[authority.path.read_bytes()], system_roots=False))
         query_path, body = doh.request("/dns-query", doh.query(question_of(real)), method)
         engine.fetch(
             _native.FetchPlan(

@@ -114,7 +114,7 @@ def server(request: pytest.FixtureRequest) -> DohServer:
 
 @pytest.fixture(scope="module")
 def engine(authority: Authority) -> Iterator[_native.Engine]:
-    made = _native.Engine(ca_pem=[authority.path.read_bytes()], system_roots=False)
+    made = _native.Engine(_native.EngineConfiguration(ca_pem=[authority.path.read_bytes()], system_roots=False))
     yield made
     made.close()
 
@@ -285,7 +285,9 @@ def test_a_slow_server_is_given_up_in_time(engine: _native.Engine, coredns: DohS
 
 
 def test_an_unknown_authority_is_named(named: DohServer) -> None:
-    stranger = _native.Engine(system_roots=False, ca_pem=[_native.CertificateAuthority().pem])
+    stranger = _native.Engine(
+        _native.EngineConfiguration(system_roots=False, ca_pem=[_native.CertificateAuthority().pem])
+    )
     try:
         event = ask(stranger, named, doh.Question("secret.test", "HTTPS"))
     finally:
@@ -329,7 +331,7 @@ def supervised(
         listen=None,
         cache_dir="",
     )
-    made = _native.Engine(ca_pem=[authority.path.read_bytes()], system_roots=False)
+    made = _native.Engine(_native.EngineConfiguration(ca_pem=[authority.path.read_bytes()], system_roots=False))
     supervisor = Supervisor(config, made, store or EchStore(None), timing=timing)
     thread = threading.Thread(target=supervisor.run, daemon=True)
     thread.start()

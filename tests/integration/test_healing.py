@@ -46,7 +46,9 @@ class Rig:
         self.server = self.serve(pem)
         self.port = self.server.address[1]
         self.publish(self.configs)
-        self.engine = _native.Engine(ca_pem=[authority.path.read_bytes()], system_roots=False)
+        self.engine = _native.Engine(
+            _native.EngineConfiguration(ca_pem=[authority.path.read_bytes()], system_roots=False)
+        )
         self.wall_offset = 0.0
         self.supervisor: Supervisor | None = None
         self._thread: threading.Thread | None = None
@@ -55,13 +57,14 @@ class Rig:
         return _native.generate_ech_key(next(self._ids), PUBLIC_NAME)
 
     def serve(self, pem: bytes, port: int = 0) -> _native.Server:
-        return _native.Server(
-            host="127.0.0.1",
-            port=port,
+        return _native.Server(self.configuration(pem), host="127.0.0.1", port=port)
+
+    def configuration(self, pem: bytes) -> _native.ServerConfiguration:
+        return _native.ServerConfiguration(
             certificates=self._certificates,
             tokens=[(TOKEN, "the token")],
             path=PATH,
-            ech_keys=[pem],
+            ech_keys=[(pem, True)],
             allow_private_targets=True,
         )
 
@@ -142,7 +145,7 @@ def test_keys_that_rotate_under_load_lose_no_request(
 
     def rotate() -> None:
         next(rotations)
-        rig.server.set_ech_keys([(rig.new_key()[0], True)])
+        rig.server.apply(rig.configuration(rig.new_key()[0]))
 
     over = threading.Event()
     thread = every(0.3, rotate, over)

@@ -37,7 +37,7 @@ def test_the_host_keeps_the_origins_port(authority: Authority, origin: int, host
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve)
         thread.start()
-        engine = _native.Engine(ca_pem=[authority.path.read_bytes()], system_roots=False)
+        engine = _native.Engine(_native.EngineConfiguration(ca_pem=[authority.path.read_bytes()], system_roots=False))
         engine.dial(
             _native.DialPlan(
                 server_name=SERVER_NAME,

@@ -57,7 +57,7 @@ FIELDS = {
 def ask(
     authority: Authority, recorder: Recorder, method: Literal["GET", "POST"], profile: str
 ) -> _native.Fetched | _native.FetchFailed:
-    engine = _native.Engine(ca_pem=[authority.path.read_bytes()], system_roots=False)
+    engine = _native.Engine(_native.EngineConfiguration(ca_pem=[authority.path.read_bytes()], system_roots=False))
     path, body = doh.request("/dns-query", QUERY, method)
     engine.fetch(
         _native.FetchPlan(

@@ -5,21 +5,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ech_workers_proxy::{Credentials, Host, Target};
-use ech_workers_rules::Rules;
 use ech_workers_sync::{Mutex, RwLock};
-use ech_workers_tls::{ClientContext, Trust};
-use ech_workers_tunnel::{self as tunnel, Client, ClientConfig, ClientLimits, Next, Resolved};
+use ech_workers_tls::Trust;
+use ech_workers_tunnel::{self as tunnel, Client, ClientConfig, Next, Resolved};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
+use crate::configuration::EngineConfiguration;
 use crate::events;
 use crate::failure::closed;
 use crate::notifier::Notifier;
 use crate::opening::Opening;
 use crate::plan::{DialPlan, FetchPlan, seconds};
 use crate::process::{Process, wait};
-use crate::rules::Rule;
 use crate::snapshot::{ConnectionSnapshot, Snapshot};
 
 /// How often the end of the last stream is looked for, while the client is being closed.
@@ -31,6 +30,8 @@ pub(crate) struct Engine {
     process: Process,
     /// Taken when it is closed: what the client owns (threads, descriptors) ends with it.
     client: RwLock<Option<Arc<Client>>>,
+    /// Whom it believes now.
+    trust: Mutex<Trust>,
     events: Arc<tunnel::Events<tunnel::Event>>,
     notifier: Mutex<Notifier>,
 }
@@ -54,36 +55,25 @@ impl Drop for Engine {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (*, ca_pem=Vec::new(), system_roots=true, max_connections=4096, local_handshake_timeout=10.0, open_timeout=8.0, idle_timeout=600.0, half_closed_timeout=60.0, ping_interval=28.0, ping_timeout=10.0, receive_window_max=16_777_216, memory_limit=268_435_456, reply="optimistic", workers=1, log_level=20))]
+    #[pyo3(signature = (configuration, *, local_handshake_timeout=10.0, half_closed_timeout=60.0, ping_interval=28.0, ping_timeout=10.0, receive_window_max=16_777_216, workers=1, log_level=20))]
     #[allow(
         clippy::too_many_arguments,
         reason = "keyword arguments of the Python class"
     )]
     fn new(
         py: Python<'_>,
-        ca_pem: Vec<Vec<u8>>,
-        system_roots: bool,
-        max_connections: usize,
+        configuration: Bound<'_, EngineConfiguration>,
         local_handshake_timeout: f64,
-        open_timeout: f64,
-        idle_timeout: f64,
         half_closed_timeout: f64,
         ping_interval: f64,
         ping_timeout: f64,
         receive_window_max: u32,
-        memory_limit: usize,
-        reply: &str,
         workers: usize,
         log_level: u8,
     ) -> PyResult<Self> {
+        let configuration = configuration.get();
         let config = ClientConfig {
-            limits: limits(
-                max_connections,
-                open_timeout,
-                idle_timeout,
-                memory_limit,
-                reply,
-            )?,
+            limits: configuration.limits,
             local_handshake_timeout: seconds("local_handshake_timeout", local_handshake_timeout)?,
             half_closed_timeout: seconds("half_closed_timeout", half_closed_timeout)?,
             ping_interval: seconds("ping_interval", ping_interval)?,
@@ -93,44 +83,29 @@ impl Engine {
             log_level: level(log_level),
         };
         py.detach(|| {
-            let client = Client::new(config, context(system_roots, ca_pem)?)?;
+            let client = Client::new(config, configuration.tls.clone())?;
+            client.apply(configuration.settings(&configuration.trust));
             let events = Arc::clone(client.events());
             Ok(Self {
                 process: Process::current(),
                 client: RwLock::new(Some(Arc::new(client))),
+                trust: Mutex::new(configuration.trust.clone()),
                 events,
                 notifier: Mutex::default(),
             })
         })
     }
 
-    #[pyo3(signature = (*, max_connections, open_timeout, idle_timeout, memory_limit, reply))]
-    fn set_limits(
-        &self,
-        py: Python<'_>,
-        max_connections: usize,
-        open_timeout: f64,
-        idle_timeout: f64,
-        memory_limit: usize,
-        reply: &str,
-    ) -> PyResult<()> {
-        self.client(py)?.set_limits(limits(
-            max_connections,
-            open_timeout,
-            idle_timeout,
-            memory_limit,
-            reply,
-        )?);
-        Ok(())
-    }
-
-    #[pyo3(signature = (ca_pem, *, system_roots=true))]
-    fn set_trust(&self, py: Python<'_>, ca_pem: Vec<Vec<u8>>, system_roots: bool) -> PyResult<()> {
+    fn apply(&self, py: Python<'_>, configuration: Bound<'_, EngineConfiguration>) -> PyResult<()> {
         let client = self.client(py)?;
+        let configuration = configuration.get();
         py.detach(|| {
-            client.set_tls(context(system_roots, ca_pem)?);
-            Ok(())
-        })
+            // Held to the end: one at a time.
+            let mut trust = self.trust.lock();
+            client.apply(configuration.settings(&trust));
+            trust.clone_from(&configuration.trust);
+        });
+        Ok(())
     }
 
     #[pyo3(signature = (host, port, *, username=None, password=None))]
@@ -252,12 +227,6 @@ impl Engine {
         Snapshot::new(py, self.client(py)?.snapshot())
     }
 
-    fn set_rules(&self, py: Python<'_>, rules: Vec<Bound<'_, Rule>>) -> PyResult<()> {
-        let rules = rules.iter().map(|rule| rule.get().shared());
-        self.client(py)?.set_rules(Rules::new(rules.collect()));
-        Ok(())
-    }
-
     fn forget_names(&self, py: Python<'_>) -> PyResult<()> {
         self.client(py)?.forget_names();
         Ok(())
@@ -349,38 +318,6 @@ impl Listener {
         py.detach(|| self.listener.close());
         Ok(())
     }
-}
-
-fn context(system_roots: bool, ca_pem: Vec<Vec<u8>>) -> PyResult<ClientContext> {
-    let trust = Trust {
-        system: system_roots,
-        extra_pem: ca_pem,
-    };
-    ClientContext::new(&trust).map_err(|error| PyValueError::new_err(format!("ca_pem: {error}")))
-}
-
-fn limits(
-    max_connections: usize,
-    open_timeout: f64,
-    idle_timeout: f64,
-    memory_limit: usize,
-    reply: &str,
-) -> PyResult<ClientLimits> {
-    Ok(ClientLimits {
-        max_connections,
-        open_timeout: seconds("open_timeout", open_timeout)?,
-        idle_timeout: seconds("idle_timeout", idle_timeout)?,
-        memory_limit,
-        confirmed: match reply {
-            "optimistic" => false,
-            "confirmed" => true,
-            other => {
-                return Err(PyValueError::new_err(format!(
-                    "reply: optimistic or confirmed, not {other:?}"
-                )));
-            }
-        },
-    })
 }
 
 /// logging's number as a filter.

@@ -6,6 +6,7 @@
 )]
 
 mod certificate;
+mod configuration;
 mod ech;
 mod engine;
 mod events;
@@ -27,6 +28,8 @@ mod _native {
 
     #[pymodule_export]
     use crate::certificate::{CertificateAuthority, inspect_certificate};
+    #[pymodule_export]
+    use crate::configuration::{EngineConfiguration, ServerConfiguration};
     #[pymodule_export]
     use crate::ech::{EchConfig, generate_ech_key, parse_ech_config_list, read_ech_pem};
     #[pymodule_export]

@@ -4,16 +4,15 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ech_workers_tls::ech::EchKey;
-use ech_workers_tls::{Identity, ServerContext, TicketKey, TicketKeys};
-use ech_workers_tunnel::{self as tunnel, FaceConfig, Limits, Next, ServerConfig};
+use ech_workers_tls::{ServerContext, TicketKeys};
+use ech_workers_tunnel::{self as tunnel, Next, ServerConfig};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use crate::configuration::ServerConfiguration;
 use crate::engine::{CLOSING_TURN, at, level};
 use crate::events;
 use crate::failure::closed;
-use crate::plan::seconds;
 use crate::process::{Process, wait};
 use crate::snapshot::{ServedSession, ServerSnapshot};
 
@@ -50,64 +49,32 @@ impl Drop for Server {
 #[pymethods]
 impl Server {
     #[new]
-    #[pyo3(signature = (*, host, port, certificates, tokens, path="/".to_owned(), decoy=None, healthz=false, ech_keys=Vec::new(), ticket_keys=None, allow_private_targets=false, max_sessions=10000, max_streams=1024, memory_limit=268_435_456, connect_timeout=10.0, idle_timeout=600.0, workers=0, log_level=20))]
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "keyword arguments of the Python class"
-    )]
+    #[pyo3(signature = (configuration, *, host, port, workers=0, log_level=20))]
     fn new(
         py: Python<'_>,
+        configuration: Bound<'_, ServerConfiguration>,
         host: &str,
         port: u16,
-        certificates: Vec<(Vec<u8>, Vec<u8>)>,
-        tokens: Vec<(String, String)>,
-        path: String,
-        decoy: Option<Vec<u8>>,
-        healthz: bool,
-        ech_keys: Vec<Vec<u8>>,
-        ticket_keys: Option<Vec<Vec<u8>>>,
-        allow_private_targets: bool,
-        max_sessions: usize,
-        max_streams: usize,
-        memory_limit: usize,
-        connect_timeout: f64,
-        idle_timeout: f64,
         workers: usize,
         log_level: u8,
     ) -> PyResult<Self> {
+        let configuration = configuration.get();
         let config = ServerConfig {
-            face: face(path, tokens, decoy, healthz)?,
-            limits: Limits {
-                max_sessions,
-                memory_limit,
-                max_streams,
-                allow_private_targets,
-                connect_timeout: seconds("connect_timeout", connect_timeout)?,
-                idle_timeout: seconds("idle_timeout", idle_timeout)?,
-            },
+            face: configuration.face.clone(),
+            limits: configuration.limits,
             workers,
             log_level: level(log_level),
         };
-        let identities = identities(certificates);
-        let keys = keys(
-            &ech_keys
-                .iter()
-                .map(|pem| (pem.clone(), true))
-                .collect::<Vec<_>>(),
-        )?;
-        let tickets = match ticket_keys {
-            None => None,
-            Some(given) => {
-                let shared = TicketKeys::default();
-                shared.set(self::ticket_keys(&given)?);
-                Some(shared)
-            }
-        };
+        let tickets = configuration.ticket_keys.clone().map(|given| {
+            let shared = TicketKeys::default();
+            shared.set(given);
+            shared
+        });
         py.detach(|| {
-            let tls = ServerContext::with_tickets(&identities, tickets.clone())
+            let tls = ServerContext::with_tickets(&configuration.identities, tickets.clone())
                 .map_err(|error| PyValueError::new_err(format!("certificates: {error}")))?;
-            if !keys.is_empty() {
-                tls.set_ech_keys(&keys)
+            if !configuration.ech_keys.is_empty() {
+                tls.set_ech_keys(&configuration.ech_keys)
                     .map_err(|error| PyValueError::new_err(format!("ech_keys: {error}")))?;
             }
             let server = tunnel::Server::new(host, port, config, tls)
@@ -128,78 +95,19 @@ impl Server {
         Ok((address.ip().to_string(), address.port()))
     }
 
-    fn set_ech_keys(&self, py: Python<'_>, keys: Vec<(Vec<u8>, bool)>) -> PyResult<()> {
+    fn apply(&self, py: Python<'_>, configuration: Bound<'_, ServerConfiguration>) -> PyResult<()> {
         let server = self.server(py)?;
-        let keys = self::keys(&keys)?;
-        py.detach(|| server.set_ech_keys(&keys))
-            .map_err(|error| PyValueError::new_err(error.to_string()))
-    }
-
-    fn set_certificates(
-        &self,
-        py: Python<'_>,
-        certificates: Vec<(Vec<u8>, Vec<u8>)>,
-    ) -> PyResult<()> {
-        let server = self.server(py)?;
-        let identities = identities(certificates);
-        py.detach(|| server.set_identities(&identities))
-            .map_err(|error| PyValueError::new_err(error.to_string()))
-    }
-
-    fn set_ticket_keys(&self, py: Python<'_>, keys: Vec<Vec<u8>>) -> PyResult<()> {
-        self.server(py)?;
-        let keys = ticket_keys(&keys)?;
-        match &self.tickets {
-            None => Err(PyValueError::new_err(
-                "ticket_keys: the server was made without any",
-            )),
-            Some(tickets) => {
-                tickets.set(keys);
-                Ok(())
-            }
+        let configuration = configuration.get();
+        if configuration.ticket_keys.is_some() != self.tickets.is_some() {
+            return Err(PyValueError::new_err(
+                "ticket_keys: a server that runs can neither begin with them nor do without",
+            ));
         }
-    }
-
-    #[pyo3(signature = (*, tokens, path="/".to_owned(), decoy=None, healthz=false))]
-    fn set_face(
-        &self,
-        py: Python<'_>,
-        tokens: Vec<(String, String)>,
-        path: String,
-        decoy: Option<Vec<u8>>,
-        healthz: bool,
-    ) -> PyResult<()> {
-        let face = face(path, tokens, decoy, healthz)?;
-        self.server(py)?
-            .set_face(face)
-            .map_err(|error| PyValueError::new_err(error.to_string()))
-    }
-
-    #[pyo3(signature = (*, allow_private_targets, max_sessions, max_streams, memory_limit, connect_timeout, idle_timeout))]
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "keyword arguments of the Python method"
-    )]
-    fn set_limits(
-        &self,
-        py: Python<'_>,
-        allow_private_targets: bool,
-        max_sessions: usize,
-        max_streams: usize,
-        memory_limit: usize,
-        connect_timeout: f64,
-        idle_timeout: f64,
-    ) -> PyResult<()> {
-        let server = self.server(py)?;
-        let limits = Limits {
-            max_sessions,
-            memory_limit,
-            max_streams,
-            allow_private_targets,
-            connect_timeout: seconds("connect_timeout", connect_timeout)?,
-            idle_timeout: seconds("idle_timeout", idle_timeout)?,
-        };
-        py.detach(|| server.set_limits(limits));
+        py.detach(|| server.apply(configuration.settings()))
+            .map_err(|error| PyValueError::new_err(error.to_string()))?;
+        if let (Some(tickets), Some(keys)) = (&self.tickets, &configuration.ticket_keys) {
+            tickets.set(keys.clone());
+        }
         Ok(())
     }
 
@@ -269,54 +177,4 @@ impl Server {
         py.detach(|| server.close(Duration::ZERO));
         interrupted
     }
-}
-
-fn face(
-    path: String,
-    tokens: Vec<(String, String)>,
-    decoy: Option<Vec<u8>>,
-    healthz: bool,
-) -> PyResult<FaceConfig> {
-    if tokens.is_empty() || tokens.iter().any(|(token, _)| token.is_empty()) {
-        return Err(PyValueError::new_err(
-            "tokens: at least one, and none of them empty",
-        ));
-    }
-    if !path.starts_with('/') {
-        return Err(PyValueError::new_err(format!(
-            "path: it must begin with a slash, not {path:?}"
-        )));
-    }
-    Ok(FaceConfig {
-        path,
-        tokens,
-        decoy,
-        healthz,
-    })
-}
-
-fn identities(certificates: Vec<(Vec<u8>, Vec<u8>)>) -> Vec<Identity> {
-    certificates
-        .into_iter()
-        .map(|(chain_pem, key_pem)| Identity { chain_pem, key_pem })
-        .collect()
-}
-
-fn ticket_keys(keys: &[Vec<u8>]) -> PyResult<Vec<TicketKey>> {
-    keys.iter()
-        .map(|key| {
-            TicketKey::new(key)
-                .ok_or_else(|| PyValueError::new_err("ticket_keys: a key has 80 bytes"))
-        })
-        .collect()
-}
-
-fn keys(pems: &[(Vec<u8>, bool)]) -> PyResult<Vec<EchKey>> {
-    let mut keys = Vec::new();
-    for (index, (pem, retry)) in pems.iter().enumerate() {
-        let read = EchKey::from_pem(&String::from_utf8_lossy(pem))
-            .map_err(|error| PyValueError::new_err(format!("ECH key {index}: {error}")))?;
-        keys.extend(read.into_iter().map(|key| key.with_retry(*retry)));
-    }
-    Ok(keys)
 }

@@ -24,7 +24,7 @@ use crate::profile::{HelloForm, Profile, extension, is_finite_field};
 use crate::stream::TlsStream;
 
 /// Whose certificates are believed.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Trust {
     /// The system's roots; Mozilla's, built in, where the system has none.
     pub system: bool,

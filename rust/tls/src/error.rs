@@ -155,6 +155,17 @@ pub enum ServerError {
     Tls(String),
 }
 
+/// Which of the things that were to be replaced together cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplaceError {
+    /// A certificate.
+    #[error("certificates: {0}")]
+    Identities(ServerError),
+    /// An ECH key.
+    #[error("ech_keys: {0}")]
+    EchKeys(ServerError),
+}
+
 impl Alert {
     /// The name in RFC 8446 section 6 (and RFC 9849 section 11.2).
     pub fn name(self) -> &'static str {

@@ -35,7 +35,9 @@ pub use stream::fuzzing;
 
 pub use client::{ClientContext, ClientParameters, Ech, Trust, connect};
 pub use ech_workers_boringssl::REVISION as BORINGSSL_REVISION;
-pub use error::{Alert, CertificateProblem, HandshakeError, ServerError, TrustError, Unsupported};
+pub use error::{
+    Alert, CertificateProblem, HandshakeError, ReplaceError, ServerError, TrustError, Unsupported,
+};
 pub use info::HandshakeInfo;
 pub use profile::{HelloForm, Http2, Priority, Profile};
 pub use server::{Identity, ServerContext, accept};

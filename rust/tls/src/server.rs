@@ -14,7 +14,7 @@ use ech_workers_boringssl::x509::X509;
 use tokio::net::TcpStream;
 
 use crate::ech::EchKey;
-use crate::error::{HandshakeError, ServerError, describe};
+use crate::error::{HandshakeError, ReplaceError, ServerError, describe};
 use crate::handshake::{self, Observer, Wire};
 use crate::hello::ClientHello;
 use crate::info::HandshakeInfo;
@@ -25,7 +25,7 @@ use crate::tickets::TicketKeys;
 const MAX_DESCRIBED_HELLO: usize = 32 * 1024;
 
 /// A certificate chain with its private key.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The chain in PEM, the server's own certificate first.
     pub chain_pem: Vec<u8>,
@@ -44,7 +44,9 @@ pub struct ServerContext {
 
 struct Current {
     context: SslContext,
-    /// As they were set last, for the next certificates.
+    /// As they were set last, to know whether others are.
+    identities: Vec<Identity>,
+    /// As they were set last, to know whether there are any.
     keys: Vec<EchKey>,
 }
 
@@ -68,6 +70,7 @@ impl ServerContext {
     ) -> Result<Self, ServerError> {
         let current = Current {
             context: context(identities, tickets.as_ref())?,
+            identities: identities.to_vec(),
             keys: Vec::new(),
         };
         Ok(Self {
@@ -76,17 +79,33 @@ impl ServerContext {
         })
     }
 
-    /// Replaces the certificates, from the next handshake on. Handshakes that are under way keep theirs.
+    /// Replaces certificates and ECH keys together, from the next handshake on. Handshakes that are under way keep theirs; certificates
+    /// that are the same as before keep their session tickets.
     ///
     /// # Errors
-    /// [`ServerError`] if a chain or key cannot be used, or they do not belong together: nothing has changed then.
-    pub fn set_identities(&self, identities: &[Identity]) -> Result<(), ServerError> {
-        let replacement = context(identities, self.tickets.as_ref())?;
+    /// [`ReplaceError`] if either cannot be used, or if there are no keys any more: nothing has changed then.
+    pub fn replace(&self, identities: &[Identity], keys: &[EchKey]) -> Result<(), ReplaceError> {
+        let built = match keys {
+            [] => None,
+            keys => Some(checked_keys(keys).map_err(ReplaceError::EchKeys)?),
+        };
         let mut current = self.write();
-        if !current.keys.is_empty() {
-            replacement.set_ech_keys(&ssl_keys(&current.keys)?)?;
+        if built.is_none() && !current.keys.is_empty() {
+            return Err(ReplaceError::EchKeys(ServerError::NoRetryKey));
+        }
+        let replacement = if current.identities == identities {
+            current.context.clone()
+        } else {
+            context(identities, self.tickets.as_ref()).map_err(ReplaceError::Identities)?
+        };
+        if let Some(built) = built {
+            replacement
+                .set_ech_keys(&built)
+                .map_err(|stack| ReplaceError::EchKeys(stack.into()))?;
         }
         current.context = replacement;
+        current.identities = identities.to_vec();
+        current.keys = keys.to_vec();
         Ok(())
     }
 
@@ -107,14 +126,7 @@ impl ServerContext {
     /// # Errors
     /// [`ServerError`] if no key is marked for retry, or two have the same configuration id.
     pub fn set_ech_keys(&self, keys: &[EchKey]) -> Result<(), ServerError> {
-        let mut ids = HashSet::new();
-        if let Some(key) = keys.iter().find(|key| !ids.insert(key.config().id)) {
-            return Err(ServerError::DuplicateId(key.config().id));
-        }
-        if !keys.iter().any(EchKey::is_retry) {
-            return Err(ServerError::NoRetryKey);
-        }
-        let built = ssl_keys(keys)?;
+        let built = checked_keys(keys)?;
         let mut current = self.write();
         current.context.set_ech_keys(&built)?;
         current.keys = keys.to_vec();
@@ -200,6 +212,17 @@ fn context(
         });
     }
     Ok(builder.build())
+}
+
+fn checked_keys(keys: &[EchKey]) -> Result<SslEchKeys, ServerError> {
+    let mut ids = HashSet::new();
+    if let Some(key) = keys.iter().find(|key| !ids.insert(key.config().id)) {
+        return Err(ServerError::DuplicateId(key.config().id));
+    }
+    if !keys.iter().any(EchKey::is_retry) {
+        return Err(ServerError::NoRetryKey);
+    }
+    ssl_keys(keys)
 }
 
 fn ssl_keys(keys: &[EchKey]) -> Result<SslEchKeys, ServerError> {

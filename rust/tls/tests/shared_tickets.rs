@@ -104,7 +104,9 @@ async fn keys_rotate_without_losing_the_tickets_that_clients_have() {
         client.resumes_at(address).await,
         "new tickets are under the new key"
     );
-    context.set_identities(&client.identities()).unwrap();
+    context
+        .replace(&client.identities(), std::slice::from_ref(&client.key))
+        .unwrap();
     assert!(
         client.resumes_at(address).await,
         "renewed certificates leave the keys"

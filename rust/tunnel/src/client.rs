@@ -96,6 +96,16 @@ pub struct ClientLimits {
     pub confirmed: bool,
 }
 
+/// Everything that may be changed while a client runs.
+pub struct ClientSettings {
+    /// How much there may be of what.
+    pub limits: ClientLimits,
+    /// Whom it believes. `None`: whom it believed before, with the session tickets of that.
+    pub tls: Option<ClientContext>,
+    /// Which way connections go.
+    pub rules: Rules,
+}
+
 /// What the client reports.
 #[derive(Debug)]
 pub enum Event {
@@ -323,18 +333,18 @@ impl Client {
         &self.shared.events
     }
 
-    /// Other limits, for the connections and sessions that come from now on; that of the memory counts at once.
-    pub fn set_limits(&self, limits: ClientLimits) {
+    /// Other settings, for what begins from now on: connections, sessions, dials, exchanges. The limit of the memory counts at once.
+    pub fn apply(&self, settings: ClientSettings) {
+        let ClientSettings { limits, tls, rules } = settings;
         let shared = &self.shared;
         *shared.limits.write() = limits;
         shared.places.set_limit(limits.max_connections);
         shared.windows.set_limit(limits.memory_limit);
         shared.memory.set_limit(limits.memory_limit);
-    }
-
-    /// Other authorities, for the dials and exchanges that begin from now on.
-    pub fn set_tls(&self, tls: ClientContext) {
-        *self.shared.tls.write() = tls;
+        if let Some(tls) = tls {
+            *shared.tls.write() = tls;
+        }
+        shared.ways.set_rules(rules);
     }
 
     /// Opens a SOCKS5/HTTP port, until the listener is closed or the client is.
@@ -467,11 +477,6 @@ impl Client {
         let control = shared.control.clone();
         control.spawn(async move { shared.send(open, &target, None).await });
         pending
-    }
-
-    /// Other rules, for the connections that come from now on.
-    pub fn set_rules(&self, rules: Rules) {
-        self.shared.ways.set_rules(rules);
     }
 
     /// Nothing that was found out about names holds any more: addresses are reached in another way now.
@@ -1309,7 +1314,11 @@ mod tests {
             memory_limit: 5 << 20,
             ..shared.limits()
         };
-        client.set_limits(limits);
+        client.apply(ClientSettings {
+            limits,
+            tls: None,
+            rules: Rules::new(Vec::new()),
+        });
         assert_eq!(shared.limits(), limits);
         assert_eq!(
             (shared.windows.limit(), shared.memory.limit()),

@@ -56,7 +56,7 @@ mod unreached;
 mod ways;
 mod web;
 
-pub use client::{Client, ClientConfig, ClientLimits, Event, Listener};
+pub use client::{Client, ClientConfig, ClientLimits, ClientSettings, Event, Listener};
 pub use connections::{Carried, ConnectionSnapshot};
 pub use counters::{ByConfigId, Counter, Traffic};
 pub use dial::{DialPlan, Dialed, Learned, Mode};
@@ -68,7 +68,9 @@ pub use names::Resolved;
 pub use os::{OwnedLocal, RawLocal, release};
 pub use pending::{Done, Pending};
 pub use served::ServedSession;
-pub use server::{Limits, Server, ServerConfig, ServerStats, TokenStats};
+pub use server::{
+    ApplyError, Limits, Server, ServerConfig, ServerSettings, ServerStats, TokenStats,
+};
 pub use snapshot::{SessionSnapshot, Snapshot};
 pub use stream::{Ending, Stream, StreamEnded};
 pub use web::FaceConfig;

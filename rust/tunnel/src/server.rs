@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use ech_workers_session::Ledger;
 use ech_workers_sync::{Mutex, RwLock};
 use ech_workers_tls::ech::EchKey;
-use ech_workers_tls::{Identity, ServerContext};
+use ech_workers_tls::{Identity, ReplaceError, ServerContext};
 use ech_workers_yamux as yamux;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -63,6 +63,29 @@ pub struct Limits {
     pub connect_timeout: Duration,
     /// Without a byte either way for this long, a stream ends.
     pub idle_timeout: Duration,
+}
+
+/// Everything that may be changed while a server runs.
+pub struct ServerSettings {
+    /// The certificates, the default one first.
+    pub identities: Vec<Identity>,
+    /// Those that clients may use; empty only where there were none before.
+    pub ech_keys: Vec<EchKey>,
+    /// What visitors see, and who may pass.
+    pub face: FaceConfig,
+    /// How much there may be of what.
+    pub limits: Limits,
+}
+
+/// Why settings were refused. The text begins with the name of what is wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// A certificate or an ECH key.
+    #[error(transparent)]
+    Tls(#[from] ReplaceError),
+    /// A token.
+    #[error("tokens: {0}")]
+    Tokens(io::Error),
 }
 
 /// What one token carries.
@@ -226,37 +249,27 @@ impl Server {
         self.address
     }
 
-    /// Swaps the certificates; running connections keep theirs.
+    /// Other settings, all or none of them. Connections keep the certificate and the ECH key that they began with; sessions whose
+    /// token is not there any more take no new streams; limits are for the sessions and targets that come from now on.
     ///
     /// # Errors
-    /// One of them cannot be used: nothing has changed then.
-    pub fn set_identities(
-        &self,
-        identities: &[Identity],
-    ) -> Result<(), ech_workers_tls::ServerError> {
-        self.shared.tls.set_identities(identities)
-    }
-
-    /// Swaps the ECH keys; running connections keep theirs.
-    ///
-    /// # Errors
-    /// None of them is a retry key, or two have the same id.
-    pub fn set_ech_keys(&self, keys: &[EchKey]) -> Result<(), ech_workers_tls::ServerError> {
-        self.shared.tls.set_ech_keys(keys)
-    }
-
-    /// Swaps path, tokens and decoy. Sessions whose token is not there any more take no new streams.
-    ///
-    /// # Errors
-    /// A token is too long: nothing has changed then.
-    pub fn set_face(&self, config: FaceConfig) -> io::Result<()> {
-        let mut face = self.shared.face.write();
-        *face = Arc::new(Face::new(config, &face.tokens)?);
+    /// Something cannot be used: nothing has changed then.
+    pub fn apply(&self, settings: ServerSettings) -> Result<(), ApplyError> {
+        let shared = &self.shared;
+        // Held to the end: one at a time.
+        let mut face = shared.face.write();
+        let replacement = Face::new(settings.face, &face.tokens).map_err(ApplyError::Tokens)?;
+        shared
+            .tls
+            .replace(&settings.identities, &settings.ech_keys)?;
+        // From here on nothing fails.
+        replacement.tokens.revoke_others(&face.tokens);
+        *face = Arc::new(replacement);
+        self.set_limits(settings.limits);
         Ok(())
     }
 
-    /// Other limits, for the sessions and targets that come from now on.
-    pub fn set_limits(&self, limits: Limits) {
+    fn set_limits(&self, limits: Limits) {
         let shared = &self.shared;
         let before = std::mem::replace(&mut *shared.limits.write(), limits);
         shared.paths.set_policy(limits.into());
@@ -390,7 +403,8 @@ mod tests {
             workers: 1,
             log_level: LevelFilter::INFO,
         };
-        let tls = ServerContext::new(&[identity]).unwrap();
+        let tls = ServerContext::new(std::slice::from_ref(&identity)).unwrap();
+        let face = config.face.clone();
         let server = Server::new("127.0.0.1", 0, config, tls).unwrap();
         let rooms = &server.shared.rooms;
         let enter = || {
@@ -405,9 +419,36 @@ mod tests {
             max_streams: 7,
             ..limits
         };
-        server.set_limits(other);
+        let settings = |face, identity, limits| ServerSettings {
+            identities: vec![identity],
+            ech_keys: Vec::new(),
+            face,
+            limits,
+        };
+        server
+            .apply(settings(face.clone(), identity.clone(), other))
+            .unwrap();
         assert_eq!(server.shared.limits(), other);
         assert_eq!(server.shared.memory.limit(), 64 << 20);
         assert_eq!(enter().len(), 3);
+
+        // One thing that is wrong keeps everything else from counting, whichever it is.
+        let holder = server.shared.face().tokens.find(b"token").unwrap();
+        let mut changed = face.clone();
+        changed.tokens = vec![("another".to_owned(), "another".to_owned())];
+        let mut keyless = identity.clone();
+        keyless.key_pem.clear();
+        let refused = server.apply(settings(changed.clone(), keyless, limits));
+        assert!(matches!(
+            refused,
+            Err(ApplyError::Tls(ReplaceError::Identities(_)))
+        ));
+        changed.tokens.push(("x".repeat(513), "long".to_owned()));
+        let refused = server.apply(settings(changed, identity, limits));
+        assert!(matches!(refused, Err(ApplyError::Tokens(_))));
+        assert_eq!(server.shared.limits(), other);
+        assert!(!holder.is_revoked());
+        assert!(server.shared.face().tokens.find(b"token").is_some());
+        assert!(server.shared.face().tokens.find(b"another").is_none());
     }
 }

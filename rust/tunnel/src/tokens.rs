@@ -47,13 +47,20 @@ impl Holder {
     }
 }
 
+#[cfg(test)]
+impl Holder {
+    pub(crate) fn is_revoked(&self) -> bool {
+        *self.revoked.borrow()
+    }
+}
+
 impl Tokens {
-    /// Tokens with what the operator calls them. Those of `before` keep their counters, and the others are revoked.
+    /// Tokens with what the operator calls them. Those that were there before keep their counters.
     ///
     /// # Errors
     /// A token of more than 512 bytes.
     pub(crate) fn new(tokens: &[(String, String)], before: &Self) -> io::Result<Self> {
-        let made = tokens
+        tokens
             .iter()
             .map(|(token, label)| {
                 let field = Field::new(token.as_bytes())?;
@@ -63,19 +70,22 @@ impl Tokens {
                 Some((field, known.unwrap_or_else(|| Holder::new(label))))
             })
             .collect::<Option<Vec<_>>>()
+            .map(Self)
             .ok_or_else(|| {
                 io::Error::new(
                     io::ErrorKind::InvalidInput,
                     format!("a token has more than {TOKEN_MAX} bytes"),
                 )
-            })?;
-        let made = Self(made);
+            })
+    }
+
+    /// Tokens of `before` that are not among these are not taken any more.
+    pub(crate) fn revoke_others(&self, before: &Self) {
         for (field, holder) in &before.0 {
-            if made.holder_of(field).is_none() {
+            if self.holder_of(field).is_none() {
                 holder.revoked.send_replace(true);
             }
         }
-        Ok(made)
     }
 
     /// The holder of the token that was offered. The time it takes depends on how many tokens there are and on what was
@@ -161,7 +171,9 @@ mod tests {
         let after = tokens(&["new", "stays"], &before);
         assert_eq!(after.find(b"stays").unwrap().sessions_total.value(), 3);
         assert!(after.find(b"goes").is_none());
+        assert!(!goes.is_revoked());
+        after.revoke_others(&before);
         goes.revoked().await;
-        assert!(!*stays.revoked.borrow());
+        assert!(!stays.is_revoked());
     }
 }

@@ -71,7 +71,7 @@ pub struct FaceConfig {
 }
 
 impl Face {
-    /// In the place of `before`: tokens that are not there any more are revoked.
+    /// In the place of `before`, whose tokens keep their counters.
     ///
     /// # Errors
     /// A token is too long.
