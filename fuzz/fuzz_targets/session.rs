@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use arbitrary::Arbitrary;
 use ech_workers_session::{
-    Abort, Carrier, CloseCode, Closed, Config, Connector, Incoming, Ledger, Limits, LocalEnd,
-    MessageKind, Mode, Open, Refusal, Session, Status,
+    Abort, Allowance, Carrier, CloseCode, Closed, Config, Connector, Incoming, Ledger, Limits,
+    LocalEnd, MessageKind, Mode, Open, Refusal, Session, Status,
 };
 use ech_workers_yamux as yamux;
 use libfuzzer_sys::fuzz_target;
@@ -110,7 +110,7 @@ fuzz_target!(|run: Run| {
         ping_interval: Duration::from_secs(20),
         ping_timeout: Duration::from_secs(10),
         memory: Arc::clone(&memory),
-        memory_share: SHARE,
+        memory_share: Allowance::Bytes(SHARE),
         early_bulk: None,
         seed: 1,
     };
