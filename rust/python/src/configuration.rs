@@ -7,7 +7,7 @@ use crate::rules::Rule;
 use ech_workers_rules as rules;
 use ech_workers_tls::ech::EchKey;
 use ech_workers_tls::{ClientContext, Identity, TicketKey, Trust};
-use ech_workers_tunnel::{ClientLimits, ClientSettings, FaceConfig, Limits, ServerSettings};
+use ech_workers_tunnel::{ClientLimits, ClientSettings, FaceConfig, ServerLimits, ServerSettings};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -89,7 +89,7 @@ pub(crate) struct ServerConfiguration {
     /// Those that were given; None: they are BoringSSL's own.
     pub(crate) ticket_keys: Option<Vec<TicketKey>>,
     pub(crate) face: FaceConfig,
-    pub(crate) limits: Limits,
+    pub(crate) limits: ServerLimits,
 }
 
 #[pymethods]
@@ -120,7 +120,7 @@ impl ServerConfiguration {
             ech_keys: keys(&ech_keys)?,
             ticket_keys: ticket_keys.as_deref().map(self::ticket_keys).transpose()?,
             face: face(path, tokens, decoy, healthz)?,
-            limits: Limits {
+            limits: ServerLimits {
                 max_sessions,
                 memory_limit,
                 max_streams,

@@ -10,7 +10,7 @@ use crate::carrier::{Closed, Incoming};
 use crate::end::LocalEnd;
 use crate::session::Fault;
 use crate::streams::Streams;
-use crate::wire::{Event, Wire};
+use crate::wire::{Wire, WireEvent};
 
 /// Payloads of one buffer, in the order of their arrival.
 #[derive(Debug, Default)]
@@ -126,12 +126,12 @@ impl Ingress {
                     arrived.end_to_end = Some(round_trip);
                     continue;
                 }
-                Some(yamux::Event::Opened(id)) => Event::Opened(id),
-                Some(yamux::Event::Finished(id)) => Event::Finished(id),
-                Some(yamux::Event::Reset(id)) => Event::Reset(id),
-                Some(yamux::Event::Refused(id)) => Event::Refused(id),
-                Some(yamux::Event::Writable(id)) => Event::Writable(id),
-                Some(yamux::Event::GoAway(code)) => Event::GoAway(code),
+                Some(yamux::Event::Opened(id)) => WireEvent::Opened(id),
+                Some(yamux::Event::Finished(id)) => WireEvent::Finished(id),
+                Some(yamux::Event::Reset(id)) => WireEvent::Reset(id),
+                Some(yamux::Event::Refused(id)) => WireEvent::Refused(id),
+                Some(yamux::Event::Writable(id)) => WireEvent::Writable(id),
+                Some(yamux::Event::GoAway(code)) => WireEvent::GoAway(code),
             };
             // What came before the end of a stream must reach it before the end does.
             self.deliver(buffer, streams);

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use ech_workers_yamux::StreamId;
 
 use crate::end::{Refusal, Status};
-use crate::wire::Event;
+use crate::wire::WireEvent;
 
 /// A control text is a word and at most a reason.
 const TEXT_MAX: usize = 4096;
@@ -166,7 +166,7 @@ impl Simple {
     }
 
     /// The peer closed the connection under the stream, or at its end.
-    pub(crate) fn closed(&mut self) -> Option<Event> {
+    pub(crate) fn closed(&mut self) -> Option<WireEvent> {
         if self.phase == Phase::Over || self.phase == Phase::Idle {
             return None;
         }
@@ -175,10 +175,10 @@ impl Simple {
         self.sent_end = true;
         if self.extended {
             // It should have waited for both directions to end.
-            return Some(Event::Reset(STREAM));
+            return Some(WireEvent::Reset(STREAM));
         }
         let ended = std::mem::replace(&mut self.received_end, true);
-        (!ended).then_some(Event::Finished(STREAM))
+        (!ended).then_some(WireEvent::Finished(STREAM))
     }
 
     /// A part of a text. `None`: it means nothing, or is not whole.
@@ -189,7 +189,7 @@ impl Simple {
         &mut self,
         part: &[u8],
         end: bool,
-    ) -> Result<Option<Event>, &'static str> {
+    ) -> Result<Option<WireEvent>, &'static str> {
         if self.partial.len() + part.len() > TEXT_MAX {
             return Err("the peer sent a text of over 4 KiB");
         }
@@ -201,24 +201,27 @@ impl Simple {
         Ok(self.understand(&text))
     }
 
-    fn understand(&mut self, text: &[u8]) -> Option<Event> {
+    fn understand(&mut self, text: &[u8]) -> Option<WireEvent> {
         match self.phase {
             Phase::Idle if !self.client => return self.requested(text),
             Phase::Requested if self.client => {
                 if text == b"CONNECTED" {
                     self.phase = Phase::Connected;
-                    return Some(Event::Answered(STREAM, Refusal::new(Status::Succeeded, "")));
+                    return Some(WireEvent::Answered(
+                        STREAM,
+                        Refusal::new(Status::Succeeded, ""),
+                    ));
                 }
                 if let Some(refusal) = refusal(text) {
                     self.phase = Phase::Over;
                     self.sent_end = true;
-                    return Some(Event::Answered(STREAM, refusal));
+                    return Some(WireEvent::Answered(STREAM, refusal));
                 }
                 if text == CLOSE {
                     self.phase = Phase::Over;
                     self.sent_end = true;
                     let refusal = Refusal::new(Status::NoAnswer, "the server ended the connection");
-                    return Some(Event::Answered(STREAM, refusal));
+                    return Some(WireEvent::Answered(STREAM, refusal));
                 }
             }
             _ => {}
@@ -227,17 +230,17 @@ impl Simple {
             b"FIN" if self.extended && !self.received_end => {
                 self.received_end = true;
                 self.settle();
-                return Some(Event::Finished(STREAM));
+                return Some(WireEvent::Finished(STREAM));
             }
             CLOSE if self.extended => {
                 let cut = !self.received_end && self.phase != Phase::Over;
                 self.phase = Phase::Over;
-                return cut.then_some(Event::Reset(STREAM));
+                return cut.then_some(WireEvent::Reset(STREAM));
             }
             CLOSE if !self.received_end => {
                 self.received_end = true;
                 self.settle();
-                return Some(Event::Finished(STREAM));
+                return Some(WireEvent::Finished(STREAM));
             }
             // Some Workers keep the connection alive with texts of their own.
             b"PING" => self.push(b"PONG".to_vec()),
@@ -250,11 +253,11 @@ impl Simple {
     }
 
     /// Server: the first text.
-    fn requested(&mut self, text: &[u8]) -> Option<Event> {
+    fn requested(&mut self, text: &[u8]) -> Option<WireEvent> {
         self.phase = Phase::Requested;
         if let Some(authority) = text.strip_prefix(b"OPEN:") {
             self.extended = true;
-            return Some(Event::Requested(STREAM, authority.to_vec(), Vec::new()));
+            return Some(WireEvent::Requested(STREAM, authority.to_vec(), Vec::new()));
         }
         self.extended = false;
         let request = text.strip_prefix(b"CONNECT:").and_then(|rest| {
@@ -264,7 +267,9 @@ impl Simple {
             Some((authority.to_vec(), behind.get(1..).unwrap_or_default()))
         });
         match request {
-            Some((authority, behind)) => Some(Event::Requested(STREAM, authority, behind.to_vec())),
+            Some((authority, behind)) => {
+                Some(WireEvent::Requested(STREAM, authority, behind.to_vec()))
+            }
             None => {
                 self.answer(&Refusal::new(
                     Status::General,
@@ -338,7 +343,7 @@ fn refusal(text: &[u8]) -> Option<Refusal> {
 mod tests {
     use super::*;
 
-    fn text(simple: &mut Simple, text: &str) -> Option<Event> {
+    fn text(simple: &mut Simple, text: &str) -> Option<WireEvent> {
         simple.receive(text.as_bytes(), true).unwrap()
     }
 
@@ -357,10 +362,13 @@ mod tests {
         assert!(!client.may_send());
         assert!(matches!(
             text(&mut client, "CONNECTED"),
-            Some(Event::Answered(_, refusal)) if refusal.status == Status::Succeeded
+            Some(WireEvent::Answered(_, refusal)) if refusal.status == Status::Succeeded
         ));
         assert!(client.may_send());
-        assert_eq!(text(&mut client, "CLOSE"), Some(Event::Finished(STREAM)));
+        assert_eq!(
+            text(&mut client, "CLOSE"),
+            Some(WireEvent::Finished(STREAM))
+        );
         assert!(!client.is_over());
         client.finish();
         assert!(client.is_over());
@@ -376,19 +384,23 @@ mod tests {
         assert_eq!(sent(&mut client), ["OPEN:a.test:443"]);
         assert_eq!(
             text(&mut server, "OPEN:a.test:443"),
-            Some(Event::Requested(STREAM, b"a.test:443".to_vec(), Vec::new()))
+            Some(WireEvent::Requested(
+                STREAM,
+                b"a.test:443".to_vec(),
+                Vec::new()
+            ))
         );
         server.answer(&Refusal::new(Status::Succeeded, ""));
         assert_eq!(sent(&mut server), ["CONNECTED"]);
         text(&mut client, "CONNECTED");
         client.finish();
         assert_eq!(sent(&mut client), ["FIN"]);
-        assert_eq!(text(&mut server, "FIN"), Some(Event::Finished(STREAM)));
+        assert_eq!(text(&mut server, "FIN"), Some(WireEvent::Finished(STREAM)));
         assert!(server.may_send() && !server.is_over());
         server.finish();
         assert!(server.is_over());
         assert_eq!(sent(&mut server), ["FIN"]);
-        assert_eq!(text(&mut client, "FIN"), Some(Event::Finished(STREAM)));
+        assert_eq!(text(&mut client, "FIN"), Some(WireEvent::Finished(STREAM)));
         assert!(client.is_over());
     }
 
@@ -404,7 +416,7 @@ mod tests {
             let answer = sent(&mut server).remove(0);
             assert_eq!(
                 text(&mut client, &answer),
-                Some(Event::Answered(STREAM, refusal))
+                Some(WireEvent::Answered(STREAM, refusal))
             );
         }
     }
@@ -414,11 +426,11 @@ mod tests {
         let mut client = Simple::new(true, true);
         client.open(b"a.test:443");
         text(&mut client, "CONNECTED");
-        assert_eq!(client.closed(), Some(Event::Reset(STREAM)));
+        assert_eq!(client.closed(), Some(WireEvent::Reset(STREAM)));
         let mut client = Simple::new(true, false);
         client.open(b"a.test:443");
         text(&mut client, "CONNECTED");
-        assert_eq!(client.closed(), Some(Event::Finished(STREAM)));
+        assert_eq!(client.closed(), Some(WireEvent::Finished(STREAM)));
     }
 
     #[test]
@@ -426,7 +438,7 @@ mod tests {
         let mut server = Simple::new(false, false);
         assert_eq!(
             text(&mut server, "CONNECT:[::1]:80|hello|"),
-            Some(Event::Requested(
+            Some(WireEvent::Requested(
                 STREAM,
                 b"[::1]:80".to_vec(),
                 b"hello|".to_vec()
@@ -445,7 +457,7 @@ mod tests {
         assert_eq!(client.receive(b"ERROR:no", false), Ok(None));
         assert_eq!(
             client.receive(b" such host", true),
-            Ok(Some(Event::Answered(
+            Ok(Some(WireEvent::Answered(
                 STREAM,
                 Refusal::new(Status::General, "no such host")
             )))

@@ -19,7 +19,7 @@ use crate::session::{Event, Limits};
 use crate::stream::{
     BEFORE_ANSWER_MAX, ClientState, Inbound, Outbound, Request, ServerState, Settled, State, Stream,
 };
-use crate::wire::{self, Wire};
+use crate::wire::{Wire, WireEvent};
 
 /// How long a stream's preamble waits for the local program's first bytes: programs that speak first do so at once, and the
 /// rest wait for their server's first bytes a whole round trip anyway.
@@ -304,21 +304,21 @@ impl<L: LocalEnd> Streams<L> {
 
     // ------------------------------------------------------------------ the peer's events
 
-    pub(crate) fn handle_event(&mut self, event: wire::Event) {
+    pub(crate) fn handle_event(&mut self, event: WireEvent) {
         match event {
-            wire::Event::Opened(id) => {
+            WireEvent::Opened(id) => {
                 let waker = self.readiness.waker(id);
                 let state = State::Server(ServerState::Preamble(Vec::new()));
                 self.insert(id, Stream::new(waker, state, None, Vec::new(), self.now));
             }
-            wire::Event::Requested(id, authority, behind) => {
+            WireEvent::Requested(id, authority, behind) => {
                 let waker = self.readiness.waker(id);
                 let state = State::Server(ServerState::Connecting(None));
                 self.insert(id, Stream::new(waker, state, None, Vec::new(), self.now));
                 self.connect(id, &authority, None, &behind);
             }
-            wire::Event::Answered(id, refusal) => self.answered(id, &refusal, &[]),
-            wire::Event::Finished(id) => {
+            WireEvent::Answered(id, refusal) => self.answered(id, &refusal, &[]),
+            WireEvent::Finished(id) => {
                 if let Some(stream) = self.map.get_mut(&id) {
                     if stream.inbound == Inbound::Open {
                         stream.inbound = Inbound::Finished;
@@ -327,10 +327,10 @@ impl<L: LocalEnd> Streams<L> {
                     self.settle(id);
                 }
             }
-            wire::Event::Reset(id) => self.reset_by_peer(id),
-            wire::Event::Refused(id) => self.return_begun(id, Returned::Refused, Abort::Reset),
-            wire::Event::Writable(id) => self.wake(id),
-            wire::Event::GoAway(code) => {
+            WireEvent::Reset(id) => self.reset_by_peer(id),
+            WireEvent::Refused(id) => self.return_begun(id, Returned::Refused, Abort::Reset),
+            WireEvent::Writable(id) => self.wake(id),
+            WireEvent::GoAway(code) => {
                 self.retiring = true;
                 self.events.push_back(Event::GoneAway(code));
                 self.return_waiting(Returned::GoingAway);

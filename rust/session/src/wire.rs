@@ -10,7 +10,7 @@ use crate::simple::{self, Simple};
 
 /// What the peer's bytes mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Event {
+pub(crate) enum WireEvent {
     /// Server: a stream was opened; its preamble follows as data.
     Opened(StreamId),
     /// Server: a stream was opened, and this is its target. These bytes are already for it.

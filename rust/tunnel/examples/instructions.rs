@@ -18,8 +18,8 @@ use ech_workers_tls::{
     ClientContext, ClientParameters, Ech, HelloForm, Profile, ServerContext, Trust, accept, connect,
 };
 use ech_workers_tunnel::{
-    Client, ClientConfig, ClientLimits, DialPlan, Event, FaceConfig, Limits, Mode, Next, Server,
-    ServerConfig,
+    Client, ClientConfig, ClientLimits, DialPlan, Event, FaceConfig, Mode, Next, Server,
+    ServerConfig, ServerLimits,
 };
 use ech_workers_websocket::{self as websocket, Decoder, OpCode, Role};
 use ech_workers_yamux::{self as yamux, Connection, HEADER_LEN, Side};
@@ -261,7 +261,7 @@ fn server_config() -> ServerConfig {
             decoy: None,
             healthz: false,
         },
-        limits: Limits {
+        limits: ServerLimits {
             max_sessions: 4,
             memory_limit: 256 << 20,
             max_streams: 4,

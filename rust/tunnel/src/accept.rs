@@ -13,14 +13,14 @@ use crate::carrier::unpace_loopback;
 use crate::counters::Counted;
 use crate::failure::Failure;
 use crate::panics::caught;
-use crate::server::Shared;
+use crate::server::ServerState;
 use crate::{sessions, web};
 
 /// From the TCP connection to the end of the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Gives a connection its place among those in their handshake, and serves it to its end in a task of its own.
-pub(crate) fn admit(shared: &Arc<Shared>, tcp: TcpStream) {
+pub(crate) fn admit(shared: &Arc<ServerState>, tcp: TcpStream) {
     let admitted = tcp.peer_addr().ok().and_then(|peer| {
         let place = shared.rooms.handshakes.enter(peer.ip())?;
         Some((peer, place))
@@ -34,7 +34,7 @@ pub(crate) fn admit(shared: &Arc<Shared>, tcp: TcpStream) {
     }
 }
 
-async fn serve(shared: Arc<Shared>, tcp: TcpStream, peer: SocketAddr, place: Place) {
+async fn serve(shared: Arc<ServerState>, tcp: TcpStream, peer: SocketAddr, place: Place) {
     let Some(tls) = handshake(&shared, tcp, peer, &place).await else {
         shared.stats.handshakes_failed.add(1);
         return;
@@ -79,7 +79,7 @@ fn say_end(peer: SocketAddr, failure: &Failure) {
 
 /// The TLS handshake, unless it fails, takes too long, or its place is needed.
 async fn handshake(
-    shared: &Shared,
+    shared: &ServerState,
     tcp: TcpStream,
     peer: SocketAddr,
     place: &Place,
@@ -103,7 +103,7 @@ async fn handshake(
     None
 }
 
-fn count_ech(shared: &Shared, tls: &TlsStream) {
+fn count_ech(shared: &ServerState, tls: &TlsStream) {
     let info = tls.info();
     let counter = match (info.ech_accepted, info.ech_config_id.is_some()) {
         (true, _) => &shared.stats.ech_accepted,

@@ -35,7 +35,7 @@ use crate::failure::{Code, Ended, Failure, Layer};
 use crate::fetch::{self, FetchPlan, Fetched};
 use crate::lanes::{EARLY_BULK, FAR};
 use crate::listen::{accept, bind};
-use crate::local::{self, Place, Places};
+use crate::local::{self, LocalPlace, Places};
 use crate::log;
 use crate::names::Resolved;
 use crate::panics::caught;
@@ -223,13 +223,13 @@ impl Listener {
 /// The client end of the tunnel. Owns its threads, which end with it.
 #[derive(Debug)]
 pub struct Client {
-    shared: Arc<Shared>,
+    shared: Arc<ClientState>,
     /// Taken when the client is closed.
     threads: Mutex<Option<Threads>>,
     listeners: Mutex<JoinSet<()>>,
 }
 
-struct Shared {
+struct ClientState {
     config: ClientConfig,
     limits: RwLock<ClientLimits>,
     tls: RwLock<ClientContext>,
@@ -258,7 +258,7 @@ struct Shared {
     /// Where dials run.
     control: tokio::runtime::Handle,
     /// Where sessions run.
-    threads: runtime::Traffic,
+    threads: runtime::TrafficThreads,
     /// Where conversations with local programs run: one for each of these threads.
     desks: Vec<Desk>,
     /// Those that are open, for the user.
@@ -266,9 +266,9 @@ struct Shared {
     ways: Ways,
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for ClientState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").finish_non_exhaustive()
+        f.debug_struct("ClientState").finish_non_exhaustive()
     }
 }
 
@@ -291,7 +291,7 @@ impl Client {
         let windows = Arc::new(yamux::WindowBudget::new(limits.memory_limit));
         let memory = Arc::new(Ledger::new(limits.memory_limit));
         let places = Arc::new(Places::new(limits.max_connections));
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ClientState {
             config,
             limits: RwLock::new(limits),
             tls: RwLock::new(tls),
@@ -371,7 +371,7 @@ impl Client {
         let here = thread.number;
         let accepting = accept(listener, move |tcp| {
             shared.connections_total.add(1);
-            let welcomed = Place::take(&shared.places, &shared.connections)
+            let welcomed = LocalPlace::take(&shared.places, &shared.connections)
                 .is_some_and(|place| shared.welcome(here, tcp, place, credentials.clone()));
             if !welcomed {
                 shared.connections_failed.add(1);
@@ -450,7 +450,7 @@ impl Client {
             .min(Duration::from_secs(86400));
         let deadline = Instant::now() + limit;
         shared.connections_total.add(1);
-        let Some(place) = Place::take(&shared.places, &shared.connections) else {
+        let Some(place) = LocalPlace::take(&shared.places, &shared.connections) else {
             shared.connections_failed.add(1);
             opening.end(Err(Failure::new(
                 Layer::Local,
@@ -565,7 +565,7 @@ impl Drop for Client {
     }
 }
 
-impl Shared {
+impl ClientState {
     fn limits(&self) -> ClientLimits {
         *self.limits.read()
     }
@@ -584,7 +584,7 @@ impl Shared {
         self: &Arc<Self>,
         here: usize,
         tcp: TcpStream,
-        place: Place,
+        place: LocalPlace,
         credentials: Option<Credentials>,
     ) -> bool {
         let is_here = |desk: &Desk| desk.thread.number == here;
@@ -618,7 +618,7 @@ impl Shared {
     async fn serve(
         self: Arc<Self>,
         mut tcp: TcpStream,
-        place: Place,
+        place: LocalPlace,
         credentials: Option<Credentials>,
         thread: usize,
     ) {
@@ -665,7 +665,7 @@ impl Shared {
     /// Connects to a target and relays, in a task of its own.
     fn go_directly(self: Arc<Self>, open: Open<Program>, target: Target, near: Option<usize>) {
         open.end.carried_by(Carried::Direct);
-        let limits = direct::Limits {
+        let limits = direct::DirectLimits {
             idle: self.limits().idle_timeout,
             half_closed: self.config.half_closed_timeout,
         };
@@ -1078,7 +1078,7 @@ impl Shared {
 
 /// Hears what a session has to say while it runs, and tells the client's owner.
 struct Observer {
-    shared: Arc<Shared>,
+    shared: Arc<ClientState>,
     session: u64,
     upstream: u32,
     since: Instant,

@@ -26,7 +26,7 @@ const PATIENCE_MIN: Duration = Duration::from_millis(500);
 
 /// Where a server is, and how long to wait for it.
 #[derive(Clone, Copy)]
-pub(crate) struct Route<'a> {
+pub(crate) struct Destination<'a> {
     /// Tried in turn.
     pub(crate) addresses: &'a [IpAddr],
     pub(crate) port: u16,
@@ -36,7 +36,7 @@ pub(crate) struct Route<'a> {
     pub(crate) handshake_timeout: Duration,
 }
 
-impl Route<'_> {
+impl Destination<'_> {
     /// How long one attempt runs alone.
     fn patience(&self) -> Duration {
         let share = self.handshake_timeout / self.addresses.len().clamp(1, 64) as u32;
@@ -75,7 +75,7 @@ struct Course {
 /// # Errors
 /// The server's own answer, or the failure of the attempt that came furthest.
 pub(crate) async fn reach<T, F>(
-    route: Route<'_>,
+    route: Destination<'_>,
     addresses: &Addresses,
     mut attempt: impl FnMut(Connection) -> F,
 ) -> Result<T, Failure>
@@ -204,7 +204,7 @@ pub(crate) async fn connect_to(
 /// Why it failed.
 pub(crate) async fn secure(
     mut connection: Connection,
-    route: Route<'_>,
+    route: Destination<'_>,
     context: &ClientContext,
     parameters: &mut ClientParameters<'_>,
 ) -> Result<Secured, Failure> {

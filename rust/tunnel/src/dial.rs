@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use crate::addresses::Addresses;
 use crate::carrier::WebSocket;
-use crate::connect::{Connection, Route, Secured, connect_to, reach, secure};
+use crate::connect::{Connection, Destination, Secured, connect_to, reach, secure};
 use crate::extensions;
 use crate::failure::{Code, Failure, Layer};
 use crate::refusal;
@@ -62,8 +62,8 @@ pub struct DialPlan {
 }
 
 impl DialPlan {
-    fn route(&self) -> Route<'_> {
-        Route {
+    fn route(&self) -> Destination<'_> {
+        Destination {
             addresses: &self.addresses,
             port: self.port,
             tcp_timeout: self.tcp_timeout,

@@ -25,7 +25,7 @@ thread_local! {
 
 /// When a connection without traffic ends.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub(crate) struct DirectLimits {
     pub(crate) idle: Duration,
     /// The same when one direction has ended.
     pub(crate) half_closed: Duration,
@@ -38,7 +38,7 @@ pub(crate) async fn run(
     early: Vec<u8>,
     attempt: impl Future<Output = Result<TcpStream, Refusal>>,
     deadline: Instant,
-    limits: Limits,
+    limits: DirectLimits,
 ) -> Result<(), Refusal> {
     program.begun();
     let reached = tokio::select! {
@@ -86,7 +86,7 @@ struct Relay {
     down: Pipe,
     /// When a byte last went either way.
     active: Instant,
-    limits: Limits,
+    limits: DirectLimits,
     timer: Pin<Box<Sleep>>,
 }
 

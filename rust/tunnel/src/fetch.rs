@@ -15,9 +15,9 @@ use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
 use crate::addresses::Addresses;
-use crate::connect::{Connection, Route, Secured, reach, secure};
+use crate::connect::{Connection, Destination, Secured, reach, secure};
 use crate::failure::{Code, Failure, Layer};
-use crate::opening::Opening;
+use crate::opening::BrowserOpening;
 
 /// What a connection's window begins with (RFC 9113 section 6.9.2).
 const DEFAULT_WINDOW: u32 = 65_535;
@@ -69,7 +69,7 @@ pub(crate) async fn fetch(
     addresses: &Addresses,
 ) -> Result<Fetched, Failure> {
     // All of it has one limit.
-    let route = Route {
+    let route = Destination {
         addresses: &plan.addresses,
         port: plan.port,
         tcp_timeout: plan.timeout,
@@ -94,7 +94,7 @@ pub(crate) async fn fetch(
 
 async fn exchange(
     connection: Connection,
-    route: Route<'_>,
+    route: Destination<'_>,
     plan: &FetchPlan,
     context: &ClientContext,
 ) -> Result<Fetched, Failure> {
@@ -194,7 +194,7 @@ async fn over_http1(tls: TlsStream, plan: &FetchPlan) -> Result<Answer, Trouble>
 async fn over_http2(tls: TlsStream, plan: &FetchPlan) -> Result<Answer, Trouble> {
     let browser = &plan.profile.http2;
     let (mut sender, connection) = http2_builder(browser)
-        .handshake(Opening::new(tls, browser))
+        .handshake(BrowserOpening::new(tls, browser))
         .await?;
     let (parts, body) = request(plan, Version::Http2)?.into_parts();
     alongside(connection, async move {

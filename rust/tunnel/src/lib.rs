@@ -69,7 +69,7 @@ pub use os::{OwnedLocal, RawLocal, release};
 pub use pending::{Done, Pending};
 pub use served::ServedSession;
 pub use server::{
-    ApplyError, Limits, Server, ServerConfig, ServerSettings, ServerStats, TokenStats,
+    ApplyError, Server, ServerConfig, ServerLimits, ServerSettings, ServerStats, TokenStats,
 };
 pub use snapshot::{SessionSnapshot, Snapshot};
 pub use stream::{Ending, Stream, StreamEnded};

@@ -57,14 +57,14 @@ impl Drop for Taken {
 
 /// A place among the limited local connections, given up when the connection ends.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct LocalPlace {
     _counted: Counted,
     _taken: Taken,
     /// Among the connections of one thread.
     _of_thread: Option<Counted>,
 }
 
-impl Place {
+impl LocalPlace {
     pub(crate) fn take(places: &Arc<Places>, counter: &Arc<Counter>) -> Option<Self> {
         let taken = places.take()?;
         Some(Self {
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn another_limit_of_places_holds_for_those_who_come() {
         let (places, counter) = (Arc::new(Places::new(1)), Arc::default());
-        let take = || Place::take(&places, &counter);
+        let take = || LocalPlace::take(&places, &counter);
         let first = take();
         assert!(first.is_some() && take().is_none());
         places.set_limit(3);

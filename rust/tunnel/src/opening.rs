@@ -31,7 +31,7 @@ const FLAG_PRIORITY: u8 = 0x20;
 const WAITING_LIMIT: usize = 8;
 
 /// A connection whose opening is the browser's. h2 writes to it with the browser's window sizes and first stream.
-pub(crate) struct Opening<S> {
+pub(crate) struct BrowserOpening<S> {
     inner: S,
     browser: &'static Http2,
     /// What h2 wrote that is not yet a whole frame.
@@ -51,7 +51,7 @@ enum Stage {
     Over,
 }
 
-impl<S> Opening<S> {
+impl<S> BrowserOpening<S> {
     pub(crate) fn new(inner: S, browser: &'static Http2) -> Self {
         Self {
             inner,
@@ -117,7 +117,7 @@ impl<S> Opening<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Opening<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for BrowserOpening<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -127,7 +127,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Opening<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Opening<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for BrowserOpening<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -195,7 +195,7 @@ fn headers(browser: &Http2, frame: &[u8]) -> Bytes {
 fn put_block(out: &mut BytesMut, order: &[&str], block: &[u8]) {
     let mut rest = block;
     let mut fields = Vec::with_capacity(16);
-    while let Some((field, length)) = Field::first(rest) {
+    while let Some((field, length)) = HeaderField::first(rest) {
         fields.push(field);
         rest = &rest[length..];
     }
@@ -212,7 +212,7 @@ fn put_block(out: &mut BytesMut, order: &[&str], block: &[u8]) {
 }
 
 /// The representation of one field (RFC 7541 section 6).
-struct Field<'a> {
+struct HeaderField<'a> {
     /// The name's place in the static table; 0 if it has none.
     index: usize,
     /// All before the value.
@@ -227,7 +227,7 @@ enum Pseudo {
     None,
 }
 
-impl<'a> Field<'a> {
+impl<'a> HeaderField<'a> {
     /// The first one of a block, and how long it is; `None` at the end.
     fn first(block: &'a [u8]) -> Option<(Self, usize)> {
         let (prefix, is_literal) = match block.first()? {
@@ -342,7 +342,7 @@ mod tests {
         let (client, mut server) = duplex(1 << 16);
         server.write_all(early).await.unwrap();
         let builder = http2_builder(browser);
-        let opening = Opening::new(client, browser);
+        let opening = BrowserOpening::new(client, browser);
         let (mut sender, connection) = builder.handshake(opening).await.unwrap();
         let connection = tokio::spawn(connection);
         let request = Request::builder()

@@ -9,9 +9,9 @@ use std::task::{Context, Poll, Waker};
 use ech_workers_sync::Mutex;
 
 /// What a permit is for, as far as that is bounded within a holder: the address of a target, for example.
-pub(crate) trait Purpose: Clone + Ord + Hash + Unpin {}
+pub(crate) trait PermitKey: Clone + Ord + Hash + Unpin {}
 
-impl<P: Clone + Ord + Hash + Unpin> Purpose for P {}
+impl<P: Clone + Ord + Hash + Unpin> PermitKey for P {}
 
 /// So many permits in the whole process, divided among holders (sessions) by what is free.
 ///
@@ -21,7 +21,7 @@ impl<P: Clone + Ord + Hash + Unpin> Purpose for P {}
 ///
 /// Those who wait are served so that the holder with the fewest permits comes first.
 #[derive(Debug, Clone)]
-pub(crate) struct Permits<P: Purpose = ()>(Arc<Mutex<State<P>>>);
+pub(crate) struct Permits<P: PermitKey = ()>(Arc<Mutex<State<P>>>);
 
 #[derive(Debug)]
 struct State<P> {
@@ -31,13 +31,13 @@ struct State<P> {
     /// The most that one holder may have for one purpose.
     each: usize,
     next: u64,
-    holders: HashMap<u64, Holder<P>>,
+    holders: HashMap<u64, Holding<P>>,
     /// Holders with a request that may be granted: permits held, the number of that request, who they are.
     queue: BTreeSet<(usize, u64, u64)>,
 }
 
 #[derive(Debug)]
-struct Holder<P> {
+struct Holding<P> {
     held: usize,
     lines: HashMap<P, Line>,
     /// The first request of each line that has not all its permits.
@@ -48,7 +48,7 @@ struct Holder<P> {
     left: bool,
 }
 
-impl<P> Default for Holder<P> {
+impl<P> Default for Holding<P> {
     fn default() -> Self {
         Self {
             held: 0,
@@ -68,7 +68,7 @@ struct Line {
     waiting: BTreeMap<u64, Waker>,
 }
 
-impl<P: Purpose> Holder<P> {
+impl<P: PermitKey> Holding<P> {
     /// Changes one line and keeps what depends on it right.
     fn change<R>(&mut self, purpose: &P, each: usize, change: impl FnOnce(&mut Line) -> R) -> R {
         let line = self.lines.entry(purpose.clone()).or_default();
@@ -89,7 +89,7 @@ impl<P: Purpose> Holder<P> {
     }
 }
 
-impl<P: Purpose> Permits<P> {
+impl<P: PermitKey> Permits<P> {
     /// total: in the process. share: what a holder may have in any case. each: what one may have at most for one purpose.
     pub(crate) fn new(total: usize, share: usize, each: usize) -> Self {
         Self(Arc::new(Mutex::new(State {
@@ -106,7 +106,7 @@ impl<P: Purpose> Permits<P> {
     pub(crate) fn share(&self) -> Share<P> {
         let mut state = self.0.lock();
         let holder = state.number();
-        state.holders.insert(holder, Holder::default());
+        state.holders.insert(holder, Holding::default());
         Share {
             permits: self.clone(),
             holder,
@@ -114,7 +114,7 @@ impl<P: Purpose> Permits<P> {
     }
 }
 
-impl<P: Purpose> State<P> {
+impl<P: PermitKey> State<P> {
     const fn number(&mut self) -> u64 {
         let number = self.next;
         self.next += 1;
@@ -183,12 +183,12 @@ impl<P: Purpose> State<P> {
 
 /// One holder's right to permits.
 #[derive(Debug)]
-pub(crate) struct Share<P: Purpose = ()> {
+pub(crate) struct Share<P: PermitKey = ()> {
     permits: Permits<P>,
     holder: u64,
 }
 
-impl<P: Purpose> Share<P> {
+impl<P: PermitKey> Share<P> {
     /// Waits for a permit.
     pub(crate) const fn acquire(&self, purpose: P) -> Acquire<'_, P> {
         Acquire {
@@ -199,7 +199,7 @@ impl<P: Purpose> Share<P> {
     }
 }
 
-impl<P: Purpose> Drop for Share<P> {
+impl<P: PermitKey> Drop for Share<P> {
     fn drop(&mut self) {
         let mut state = self.permits.0.lock();
         state.dequeue(self.holder);
@@ -212,13 +212,13 @@ impl<P: Purpose> Drop for Share<P> {
 
 /// Waits for a permit; dropping it gives up the place in the queue.
 #[derive(Debug)]
-pub(crate) struct Acquire<'a, P: Purpose = ()> {
+pub(crate) struct Acquire<'a, P: PermitKey = ()> {
     share: &'a Share<P>,
     purpose: P,
     request: Option<u64>,
 }
 
-impl<P: Purpose> Acquire<'_, P> {
+impl<P: PermitKey> Acquire<'_, P> {
     fn permit(&mut self) -> Permit<P> {
         self.request = None;
         Permit {
@@ -229,7 +229,7 @@ impl<P: Purpose> Acquire<'_, P> {
     }
 }
 
-impl<P: Purpose> Future for Acquire<'_, P> {
+impl<P: PermitKey> Future for Acquire<'_, P> {
     type Output = Permit<P>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Permit<P>> {
@@ -270,7 +270,7 @@ impl<P: Purpose> Future for Acquire<'_, P> {
     }
 }
 
-impl<P: Purpose> Drop for Acquire<'_, P> {
+impl<P: PermitKey> Drop for Acquire<'_, P> {
     fn drop(&mut self) {
         let Some(request) = self.request else {
             return;
@@ -292,13 +292,13 @@ impl<P: Purpose> Drop for Acquire<'_, P> {
 
 /// Leave to do one piece of work, given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Permit<P: Purpose = ()> {
+pub(crate) struct Permit<P: PermitKey = ()> {
     permits: Permits<P>,
     holder: u64,
     purpose: P,
 }
 
-impl<P: Purpose> Drop for Permit<P> {
+impl<P: PermitKey> Drop for Permit<P> {
     fn drop(&mut self) {
         self.permits.0.lock().give_back(self.holder, &self.purpose);
     }

@@ -7,7 +7,7 @@ use ech_workers_proxy::{self as proxy, Exchange};
 use ech_workers_session::{Abort, LocalEnd, Refusal, Status};
 
 use crate::connections::{Carried, Listed};
-use crate::local::Place;
+use crate::local::LocalPlace;
 use crate::pool::Ticket;
 use crate::reply::{self, Reply};
 use crate::socket::Socket;
@@ -22,7 +22,7 @@ pub(crate) struct Program {
     /// A forwarded HTTP request, which decides what passes.
     forwarded: Option<Forwarded>,
     /// The place among the limited local connections, given up with the connection.
-    _place: Option<Place>,
+    _place: Option<LocalPlace>,
     /// The place in a session, once it was assigned to one.
     ticket: Option<Ticket>,
     /// The servers that could not reach the target, and what the last of them said.
@@ -82,7 +82,7 @@ impl Program {
         socket: Socket,
         reply: Reply,
         exchange: Option<Box<Exchange>>,
-        place: Option<Place>,
+        place: Option<LocalPlace>,
     ) -> Self {
         Self {
             socket,

@@ -30,13 +30,13 @@ pub(crate) struct Numbers {
 #[derive(Debug)]
 pub(crate) struct Threads {
     control: Runtime,
-    traffic: Traffic,
+    traffic: TrafficThreads,
     owned: Vec<Owned>,
 }
 
 /// The threads that carry traffic, for those who give them something to do.
 #[derive(Debug, Clone)]
-pub(crate) struct Traffic {
+pub(crate) struct TrafficThreads {
     first: Arc<TrafficThread>,
     all: Arc<[Arc<TrafficThread>]>,
 }
@@ -98,7 +98,7 @@ impl Threads {
         }
         Ok(Self {
             control,
-            traffic: Traffic {
+            traffic: TrafficThreads {
                 first,
                 all: all.into(),
             },
@@ -111,7 +111,7 @@ impl Threads {
         self.control.handle()
     }
 
-    pub(crate) fn traffic(&self) -> Traffic {
+    pub(crate) fn traffic(&self) -> TrafficThreads {
         self.traffic.clone()
     }
 
@@ -157,7 +157,7 @@ impl Owned {
     }
 }
 
-impl Traffic {
+impl TrafficThreads {
     /// The thread with the fewest sessions, and its count of them, of which this is one more until it is dropped.
     pub(crate) fn least_busy(&self) -> (Arc<TrafficThread>, Counted) {
         let least = self.iter().min_by_key(|thread| thread.sessions.value());

@@ -40,7 +40,7 @@ pub struct ServerConfig {
     /// What visitors see, and who may pass.
     pub face: FaceConfig,
     /// What may be changed while it runs.
-    pub limits: Limits,
+    pub limits: ServerLimits,
     /// Threads that carry traffic, and as many that make handshakes; 0: as many as there are cores.
     pub workers: usize,
     /// What is worth a log line.
@@ -50,7 +50,7 @@ pub struct ServerConfig {
 /// What may be changed while a server runs: sessions that are there keep what they began with, but for the targets and the
 /// memory of all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct ServerLimits {
     /// Sessions at a time: connections whose client has shown a token.
     pub max_sessions: usize,
     /// What all sessions together may hold for targets that do not take it, in bytes. One session may hold a sixth of it.
@@ -74,7 +74,7 @@ pub struct ServerSettings {
     /// What visitors see, and who may pass.
     pub face: FaceConfig,
     /// How much there may be of what.
-    pub limits: Limits,
+    pub limits: ServerLimits,
 }
 
 /// Why settings were refused. The text begins with the name of what is wrong.
@@ -131,7 +131,7 @@ pub struct ServerStats {
 /// The server end of the tunnel. Owns its threads, which end with it.
 #[derive(Debug)]
 pub struct Server {
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
     address: SocketAddr,
     threads: Mutex<Option<Threads>>,
     stopping: watch::Sender<Stopping>,
@@ -152,10 +152,10 @@ pub(crate) enum Stopping {
 }
 
 /// What every connection of a server uses.
-pub(crate) struct Shared {
+pub(crate) struct ServerState {
     pub(crate) tls: ServerContext,
     face: RwLock<Arc<Face>>,
-    limits: RwLock<Limits>,
+    limits: RwLock<ServerLimits>,
     pub(crate) rooms: Rooms,
     pub(crate) paths: Arc<Paths>,
     pub(crate) windows: Arc<yamux::WindowBudget>,
@@ -165,23 +165,23 @@ pub(crate) struct Shared {
     pub(crate) events: Arc<Events<Infallible>>,
     pub(crate) stopping: watch::Receiver<Stopping>,
     /// Where sessions run.
-    pub(crate) threads: runtime::Traffic,
+    pub(crate) threads: runtime::TrafficThreads,
 }
 
-impl Shared {
+impl ServerState {
     /// What visitors see now, and who may pass.
     pub(crate) fn face(&self) -> Arc<Face> {
         Arc::clone(&self.face.read())
     }
 
-    pub(crate) fn limits(&self) -> Limits {
+    pub(crate) fn limits(&self) -> ServerLimits {
         *self.limits.read()
     }
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for ServerState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").finish_non_exhaustive()
+        f.debug_struct("ServerState").finish_non_exhaustive()
     }
 }
 
@@ -209,7 +209,7 @@ impl Server {
         let threads = Threads::start("ech-server", numbers, &log)?;
         let (stopping, stop) = watch::channel(Stopping::No);
         let budget = tracing::dispatcher::with_default(&log, || budget(config.limits.max_sessions));
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ServerState {
             face: RwLock::new(Arc::new(Face::new(config.face, &Tokens::default())?)),
             limits: RwLock::new(config.limits),
             rooms: Rooms::new(&budget),
@@ -269,7 +269,7 @@ impl Server {
         Ok(())
     }
 
-    fn set_limits(&self, limits: Limits) {
+    fn set_limits(&self, limits: ServerLimits) {
         let shared = &self.shared;
         let before = std::mem::replace(&mut *shared.limits.write(), limits);
         shared.paths.set_policy(limits.into());
@@ -384,7 +384,7 @@ mod tests {
         let identity = authority
             .issue(&["server.example"], Validity::days(7))
             .unwrap();
-        let limits = Limits {
+        let limits = ServerLimits {
             max_sessions: 1,
             memory_limit: 16 << 20,
             max_streams: 1,
@@ -413,7 +413,7 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         assert_eq!(enter().len(), 1);
-        let other = Limits {
+        let other = ServerLimits {
             max_sessions: 3,
             memory_limit: 64 << 20,
             max_streams: 7,

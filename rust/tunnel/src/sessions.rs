@@ -18,7 +18,7 @@ use crate::counters::Counted;
 use crate::driver::{Driver, Owner, SessionStats, Side, Sums};
 use crate::failure::{Code, Ended, Failure, Layer};
 use crate::log;
-use crate::server::{Shared, Stopping};
+use crate::server::{ServerState, Stopping};
 use crate::sniff::{First, first_message};
 use crate::target::Route;
 use crate::target_end::TargetEnd;
@@ -54,7 +54,7 @@ pub(crate) struct Begun {
 /// Waits for the first message behind an upgrade. `None`: a client that has said nothing yet was sent away, because the server begins
 /// to stop or its place is needed: it has nothing that could finish.
 pub(crate) async fn begin(
-    shared: &Arc<Shared>,
+    shared: &Arc<ServerState>,
     upgraded: Upgraded,
 ) -> Result<Option<Begun>, Failure> {
     let Upgraded {
@@ -95,7 +95,7 @@ pub(crate) async fn begin(
 }
 
 /// Runs a session, in either mode, to its end, on the thread that this is called on.
-pub(crate) async fn run(shared: &Arc<Shared>, begun: Begun) -> Result<(), Failure> {
+pub(crate) async fn run(shared: &Arc<ServerState>, begun: Begun) -> Result<(), Failure> {
     let Begun {
         tls,
         first,
@@ -178,7 +178,7 @@ async fn send_away(mut tls: TlsStream) {
 
 /// Runs a session until it ends, the server does, or its place is needed for another.
 async fn run_session(
-    shared: &Arc<Shared>,
+    shared: &Arc<ServerState>,
     session: Session<WebSocket, TargetEnd>,
     place: &Place,
     holder: &Holder,
@@ -220,7 +220,7 @@ pub(crate) fn seed() -> u64 {
 }
 
 /// Counts what a session could not do.
-struct Watcher(Arc<Shared>);
+struct Watcher(Arc<ServerState>);
 
 impl Owner<TargetEnd> for Watcher {
     fn handle_event(&self, event: session::Event<TargetEnd>) {

@@ -19,7 +19,7 @@ use crate::descriptors::{self, Budget};
 use crate::permits::{Permit, Permits, Share};
 use crate::race::{HEAD_START, race};
 use crate::resolve::{Resolver, SystemFiles};
-use crate::server::Limits;
+use crate::server::ServerLimits;
 
 /// Addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 8;
@@ -41,8 +41,8 @@ pub(crate) struct Policy {
     pub(crate) timeout: Duration,
 }
 
-impl From<Limits> for Policy {
-    fn from(limits: Limits) -> Self {
+impl From<ServerLimits> for Policy {
+    fn from(limits: ServerLimits) -> Self {
         Self {
             allow_private: limits.allow_private_targets,
             timeout: limits.connect_timeout,

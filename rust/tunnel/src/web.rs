@@ -24,7 +24,7 @@ use crate::admission::Place;
 use crate::extensions;
 use crate::patience::Patient;
 use crate::served::Served;
-use crate::server::Shared;
+use crate::server::ServerState;
 use crate::tokens::{Holder, Tokens};
 
 /// For the head of a request, and between two of them.
@@ -89,7 +89,7 @@ impl Face {
 
 /// Answers requests until one of them is an upgrade with a token; `None`: there was no such request.
 pub(crate) async fn serve(
-    shared: &Arc<Shared>,
+    shared: &Arc<ServerState>,
     tls: TlsStream,
     peer: SocketAddr,
 ) -> Option<Upgraded> {
@@ -122,7 +122,7 @@ pub(crate) async fn serve(
 }
 
 fn respond(
-    shared: &Shared,
+    shared: &ServerState,
     mut request: Request<Incoming>,
     peer: SocketAddr,
     switching: &Switching,

@@ -20,7 +20,8 @@ use ech_workers_proxy::Target;
 use ech_workers_tls::authority::{CertificateAuthority, Validity};
 use ech_workers_tls::{Profile, ServerContext};
 use ech_workers_tunnel::{
-    Client, Code, DialPlan, Event, FaceConfig, FetchPlan, Limits, Mode, Next, Server, ServerConfig,
+    Client, Code, DialPlan, Event, FaceConfig, FetchPlan, Mode, Next, Server, ServerConfig,
+    ServerLimits,
 };
 use tracing::level_filters::LevelFilter;
 
@@ -149,7 +150,7 @@ fn server(address: IpAddr, port: u16, context: ServerContext) -> Server {
             decoy: None,
             healthz: false,
         },
-        limits: Limits {
+        limits: ServerLimits {
             max_sessions: 64,
             memory_limit: 256 << 20,
             max_streams: 256,

@@ -21,8 +21,8 @@ use ech_workers_tls::ServerContext;
 use ech_workers_tls::authority::{CertificateAuthority, Validity};
 use ech_workers_tls::ech::{EchKey, config_list};
 use ech_workers_tunnel::{
-    Client, Code, DialPlan, Ended, Ending, Event, FaceConfig, Failure, Learned, Limits, Mode, Next,
-    Server, ServerConfig, Stream, StreamEnded,
+    Client, Code, DialPlan, Ended, Ending, Event, FaceConfig, Failure, Learned, Mode, Next, Server,
+    ServerConfig, ServerLimits, Stream, StreamEnded,
 };
 use tracing::level_filters::LevelFilter;
 
@@ -60,7 +60,7 @@ impl Site {
                 decoy: None,
                 healthz: false,
             },
-            limits: Limits {
+            limits: ServerLimits {
                 max_sessions: 64,
                 memory_limit: 256 << 20,
                 max_streams: 256,
