@@ -52,6 +52,7 @@ mod stream;
 mod target;
 mod target_end;
 mod tokens;
+mod turns;
 mod unreached;
 mod ways;
 mod web;

@@ -21,6 +21,7 @@ use crate::failure::Failure;
 use crate::lanes::Dials;
 use crate::program::Program;
 use crate::snapshot::SessionSnapshot;
+use crate::turns::Turns;
 
 /// How long a warm connection of simple mode may wait for its first use; idle cuts of CDNs begin at 30 s.
 pub(crate) const WARM: Duration = Duration::from_secs(15);
@@ -56,6 +57,7 @@ struct State {
     plans: BTreeMap<u32, Arc<DialPlan>>,
     /// Which servers streams go to: numbers and weights, the first tier that can take one. Empty: all alike.
     tiers: Vec<Vec<(u32, u32)>>,
+    turns: Turns,
     unavailable: Option<Unavailable>,
     dials: Dials,
     /// When a dial to a server failed, if no session to it has come up since.
@@ -295,7 +297,11 @@ impl Pool {
 
     /// Which servers streams go to from now on.
     pub(crate) fn route(&self, tiers: Vec<Vec<(u32, u32)>>) {
-        self.state.lock().tiers = tiers;
+        let mut state = self.state.lock();
+        let is_left = |server| tiers.iter().flatten().any(|&(other, _)| other == server);
+        state.turns.retain(is_left);
+        state.tiers = tiers;
+        drop(state);
         self.wake();
     }
 
@@ -546,14 +552,26 @@ impl State {
         all.into_iter().map(|upstream| (upstream, 1)).collect()
     }
 
-    /// Of the server with the fewest streams for its weight the session with the fewest bulk transfers, then with the fewest
-    /// streams, of several the one that answers fastest, or how simple mode goes at the server with the fewest.
+    /// Of the server with the fewest streams for its weight, or whose turn it is among equals, the session with the fewest bulk
+    /// transfers, then with the fewest streams, of several the one that answers fastest, or how simple mode goes there.
     fn choose_of(&mut self, tier: &[(u32, u32)], near: Option<usize>) -> Option<Choice> {
         let best = tier
             .iter()
-            .filter_map(|&(upstream, weight)| Some((self.offer_of(upstream, weight)?, upstream)))
-            .min_by_key(|&(share, _)| share);
-        let (_, upstream) = best?;
+            .filter_map(|&(upstream, weight)| {
+                let fullness = self.fullness_of(upstream, weight)?;
+                Some((fullness, self.turns.next(upstream), upstream, weight))
+            })
+            .min_by_key(|&(fullness, turn, ..)| (fullness, turn));
+        let (.., upstream, weight) = best?;
+        let choice = self.choose_at(upstream, near)?;
+        if !matches!(choice, Choice::Later(_)) {
+            self.turns.take(upstream, weight);
+        }
+        Some(choice)
+    }
+
+    /// The same of one server.
+    fn choose_at(&mut self, upstream: u32, near: Option<usize>) -> Option<Choice> {
         if let Some(plan) = self.plans.get(&upstream).map(Arc::clone) {
             let now = Instant::now();
             for member in &mut self.sessions {
@@ -592,8 +610,8 @@ impl State {
         Some(Choice::Carrier(least.assign()))
     }
 
-    /// How full a server would be with one more stream, for its weight; `None` if it can take none.
-    fn offer_of(&self, upstream: u32, weight: u32) -> Option<u64> {
+    /// How full a server is for its weight; `None` if it can take no stream more.
+    fn fullness_of(&self, upstream: u32, weight: u32) -> Option<u64> {
         let own = || {
             self.sessions
                 .iter()
@@ -607,7 +625,7 @@ impl State {
             let open = own().filter(|member| member.is_open());
             open.map(|member| member.load.assigned()).min()?
         };
-        Some((streams + 1).saturating_mul(1 << 20) / u64::from(weight.max(1)))
+        Some(streams.saturating_mul(1 << 20) / u64::from(weight.max(1)))
     }
 }
 
@@ -901,6 +919,20 @@ mod tests {
         }
         assert_eq!(told_full(&sessions.pool), [0]);
         drop(held);
+    }
+
+    #[tokio::test]
+    async fn streams_that_come_one_after_the_other_are_shared_by_weight() {
+        let sessions = Sessions::new(&[1000, 1000]);
+        sessions.pool.state.lock().sessions[1].upstream = 1;
+        sessions.pool.route(vec![vec![(0, 1), (1, 3)]]);
+        let mut taken = [0, 0];
+        for _ in 0..40 {
+            // Its ticket is given back at once: the stream is over.
+            let (session, _) = sessions.assign().await.unwrap();
+            taken[session] += 1;
+        }
+        assert_eq!(taken, [10, 30]);
     }
 
     #[tokio::test]
