@@ -19,7 +19,7 @@ FILE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "api.md"
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Blocking", "ech_workers", ("Tunnel", "Listener", "StreamSocket")),
     ("asyncio", "ech_workers.aio", ("Tunnel", "Listener")),
-    ("Status", "ech_workers.supervisor", ("SupervisorStatus", "SessionStatus", "EchStatus")),
+    ("Status", "ech_workers.overview", ("SupervisorStatus", "SessionStatus", "EchStatus")),
     ("Configuration", "ech_workers", ("ClientOptions", "ClientConfig", "ServerConfig")),
     ("A server", "ech_workers", ("TunnelServer",)),
     ("Failures", "ech_workers.errors", ("TunnelError", "Cause")),
