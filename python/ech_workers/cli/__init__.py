@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import click
 
+from ech_workers.cli.groups import Group
 from ech_workers.errors import TunnelError
 
 __all__ = ["main"]
@@ -38,7 +39,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-class Commands(click.Group):
+class Commands(Group):
     """A group that imports a command only when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ech_workers import files, rules
+from ech_workers.cli.groups import Group
 from ech_workers.cli.options import client_options, given
 from ech_workers.errors import ConfigError
 from ech_workers.options import file, load, reference
@@ -38,7 +39,7 @@ _file = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def config() -> None:
     """The configuration file: try it, show what counts, write one."""
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import click
 
+from ech_workers.cli.groups import Group
 from ech_workers.errors import ConfigError
 
 
-@click.group()
+@click.group(cls=Group)
 def worker() -> None:
     """A Cloudflare Worker as the other end of the tunnel."""
 

@@ -69,6 +69,10 @@ def read(
         message, _, place = str(error).rpartition(" (at ")
         found_line = re.match(r"line (\d+), ", place)
         line = int(found_line[1]) if found_line else len(text.rstrip().splitlines())
+        if message == "Invalid value":
+            # The key alone: the value may be a secret.
+            key = text.splitlines()[line - 1].partition("=")[0].strip()
+            message = f"{key}: expected text in double quotes, a number, true, false, or a list in brackets"
         raise ConfigError(f"{path}, line {line}: {message}", option=_OPTION) from None
     lines = _lines(text)
     known = options_of(schema)
