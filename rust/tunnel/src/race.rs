@@ -97,6 +97,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_dead_first_address_costs_250_ms() {
+        assert_eq!(HEAD_START, Duration::from_millis(250));
         let started = Instant::now();
         let second = ends(Ok(1), Duration::ZERO);
         assert_eq!(run(vec![hangs(), second], 4).await, Ok(1));
