@@ -70,9 +70,11 @@ def read(
         found_line = re.match(r"line (\d+), ", place)
         line = int(found_line[1]) if found_line else len(text.rstrip().splitlines())
         if message == "Invalid value":
-            # The key alone: the value may be a secret.
+            # The key, and only if it is one of ours: anything else in the line may be a secret.
             key = text.splitlines()[line - 1].partition("=")[0].strip()
-            message = f"{key}: expected text in double quotes, a number, true, false, or a list in brackets"
+            is_known = any(key in options_of(each) for each in (schema, *(tables or {}).values()))
+            expected = "expected text in double quotes, a number, true, false, or a list in brackets"
+            message = f"{key}: {expected}" if is_known else expected
         raise ConfigError(f"{path}, line {line}: {message}", option=_OPTION) from None
     lines = _lines(text)
     known = options_of(schema)
