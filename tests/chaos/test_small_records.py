@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import socket
-import urllib.request
 from typing import TYPE_CHECKING, Literal
 
 import pytest
@@ -47,15 +45,7 @@ def test_a_record_size_limit_of_the_peer_kills_nothing(
 ) -> None:
     """Every byte arrives both ways, no driver dies, and the sessions are counted right during and after it."""
     needs_tlslite()
-    server = site.server("--status-listen", "0", publish=False)
-    figures = server.process.wait_line(r"figures on (http://\S*:\d+/)").group(1)
-
-    def sessions() -> int:
-        with urllib.request.urlopen(f"{figures}metrics", timeout=20) as answer:
-            found = re.search(r"^ech_workers_server_sessions (\d+)$", answer.read().decode(), re.MULTILINE)
-        assert found
-        return int(found.group(1))
-
+    server, sessions = site.counted_server()
     for limit in LIMITS:
         with SmallRecords(site, server.port, towards, limit) as path:
             proxy = site.proxy(

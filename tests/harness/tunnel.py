@@ -3,7 +3,8 @@
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+import urllib.request
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,6 +93,19 @@ class Site:
             self.publish(program.port, self.key.base64 if ech else None)
         return program
 
+    def counted_server(self) -> tuple["ServerProgram", Callable[[], int]]:
+        """A server, and how many sessions it says that it has."""
+        server = self.server("--status-listen", "0", publish=False)
+        figures = server.process.wait_line(r"figures on (http://\S*:\d+/)").group(1)
+
+        def sessions() -> int:
+            with urllib.request.urlopen(f"{figures}metrics", timeout=20) as answer:
+                found = re.search(r"^ech_workers_server_sessions (\d+)$", answer.read().decode(), re.MULTILINE)
+            assert found
+            return int(found.group(1))
+
+        return server, sessions
+
     def publish(self, port: int, ech: str | None) -> None:
         """The records of a server on this port."""
         self.resolver.add(SERVER_NAME, "A", "127.0.0.1")
@@ -123,6 +137,33 @@ class Site:
         if trust:
             arguments += ["--ca-file", self.authority.path]
         return [*arguments, *options]
+
+    def write_configuration(
+        self, servers: dict[str, int], *lines: str, of_each: Sequence[str] = (), more: str = ""
+    ) -> Path:
+        """Writes the configuration file that a proxy of this site's environment finds.
+
+        servers: the port of each by its name. lines: more options. of_each: one more line for each server, in their order.
+        more: what follows the servers.
+        """
+        path = self.folder / ".config" / "ech-workers" / "config.toml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        written = [
+            'listen = "127.0.0.1:0"',
+            f'token = "{TOKEN}"',
+            f'doh_server = "{self.resolver.url}"',
+            'doh_ip = "127.0.0.1"',
+            f'ca_file = "{self.authority.path}"',
+            f'ech_config = "{self.key.base64}"',
+            'server_ip = "127.0.0.1"',
+            *lines,
+        ]
+        for number, (name, port) in enumerate(servers.items()):
+            written += ["[[server]]", f'name = "{name}"', f'address = "{SERVER_NAME}:{port}{PATH}"']
+            written += of_each[number : number + 1]
+        path.write_text("\n".join(written) + "\n" + more)
+        return path
 
     def proxy(
         self,

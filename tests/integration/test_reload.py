@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import socket
-import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,12 +12,12 @@ import pytest
 from harness import socks
 from harness.alone import MAY_UNSHARE, alone
 from harness.processes import Processes, python_program, run
-from harness.tunnel import COMMAND, PATH, SERVER_NAME, TOKEN, ProxyProgram, ServerProgram, Site
+from harness.tunnel import COMMAND, ProxyProgram, Site
 from harness.unread import Beside, unread_downloads
 from harness.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 from pathlib import Path
 
@@ -40,24 +38,8 @@ class Proxy:
         self.program.wait_session()
 
     def write(self, *options: str) -> None:
-        site = self.site
-        path = site.folder / ".config" / "ech-workers" / "config.toml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        lines = [
-            'listen = "127.0.0.1:0"',
-            f'token = "{TOKEN}"',
-            f'doh_server = "{site.resolver.url}"',
-            'doh_ip = "127.0.0.1"',
-            f'ca_file = "{site.authority.path}"',
-            f'ech_config = "{site.key.base64}"',
-            'server_ip = "127.0.0.1"',
-            *options,
-        ]
-        for priority, (name, port) in enumerate(self.servers.items()):
-            address = f'address = "{SERVER_NAME}:{port}{PATH}"'
-            lines += ["[[server]]", f'name = "{name}"', address, f"priority = {priority}"]
-        path.write_text("\n".join(lines) + "\n")
+        priorities = [f"priority = {number}" for number in range(len(self.servers))]
+        self.site.write_configuration(self.servers, *options, of_each=priorities)
 
     def reload(self, *options: str) -> str:
         """With these options: what it says."""
@@ -83,20 +65,6 @@ class Proxy:
                 listed = [json.loads(line) for line in done.stdout.splitlines()]
                 mine.add(max(listed, key=lambda one: int(one["id"]))["server"])
         return mine
-
-
-def counting(site: Site) -> tuple[ServerProgram, Callable[[], int]]:
-    """A server, and how many sessions it has, by itself."""
-    server = site.server("--status-listen", "0", publish=False)
-    figures = server.process.wait_line(r"figures on (http://\S*:\d+/)").group(1)
-
-    def sessions() -> int:
-        with urllib.request.urlopen(f"{figures}metrics", timeout=20) as answer:
-            found = re.search(r"^ech_workers_server_sessions (\d+)$", answer.read().decode(), re.MULTILINE)
-        assert found
-        return int(found.group(1))
-
-    return server, sessions
 
 
 @contextlib.contextmanager
@@ -154,7 +122,7 @@ def test_another_policy_decides_where_the_next_connections_go(site: Site, target
 
 def test_another_standby_connects_the_second_server_and_lets_it_go(site: Site, targets: dict[str, int]) -> None:
     """Seen at the second server: how many sessions it has."""
-    (first, _), (second, sessions) = counting(site), counting(site)
+    (first, _), (second, sessions) = site.counted_server(), site.counted_server()
     proxy = Proxy(site, {"one": first.port, "two": second.port}, 'standby = "cold"')
     assert proxy.servers_of(targets["echo"], 1) == {"one"}
     assert sessions() == 0

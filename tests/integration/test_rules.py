@@ -28,23 +28,7 @@ DIRECT = "nas.ech-workers.test"
 
 def write(site: Site, servers: dict[str, int], rules: str) -> Path:
     """The proxy's configuration file: servers by name, each with the port that it is on."""
-    path = site.folder / ".config" / "ech-workers" / "config.toml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600)
-    lines = [
-        'listen = "127.0.0.1:0"',
-        f'token = "{TOKEN}"',
-        f'doh_server = "{site.resolver.url}"',
-        'doh_ip = "127.0.0.1"',
-        f'ca_file = "{site.authority.path}"',
-        'status_listen = "127.0.0.1:0"',
-        f'ech_config = "{site.key.base64}"',
-        'server_ip = "127.0.0.1"',
-    ]
-    for name, port in servers.items():
-        lines += ["[[server]]", f'name = "{name}"', f'address = "{SERVER_NAME}:{port}{PATH}"']
-    path.write_text("\n".join(lines) + "\n" + rules)
-    return path
+    return site.write_configuration(servers, 'status_listen = "127.0.0.1:0"', more=rules)
 
 
 def start(site: Site, servers: dict[str, int], rules: str, *, wait: bool = True) -> ProxyProgram:
