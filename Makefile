@@ -157,7 +157,7 @@ $(VENV)/toolchain.stamp: scripts/check-toolchain.sh
 
 $(VENV)/installed.stamp: $(VENV)/toolchain.stamp pyproject.toml backend/bssl_backend.py
 	@$(BIN)/python backend/bssl_backend.py
-	@echo 'Building the native module: the first time includes BoringSSL, which takes 3 to 5 minutes on two cores.'
+	@echo 'Building the native module: 3 to 5 minutes on two cores the first time, with BoringSSL.'
 	$(BIN)/maturin develop --release --locked
 	@touch $@
 

@@ -22,7 +22,7 @@ class Difference(msgspec.Struct, frozen=True):
     drains: tuple[str, ...] = ()
     """What is open goes on as it was; what is new goes by the new value."""
     sessions: tuple[str, ...] = ()
-    """The same by sessions: a new connection in a session that is open goes by the session's value."""
+    """Sessions that begin from now on go by the new value. A new connection in an open session goes by that session's value."""
     restart: tuple[str, ...] = ()
     """Only a new process takes them: the running one keeps its own."""
 

@@ -163,9 +163,10 @@ class Supervisor:
             if self._stopping or self._ended:
                 raise EngineClosed
             # Somebody waits: what was put off for a server's sake alone is done now.
-            for pacing in (upstream.pacing for upstream in self._upstreams if upstream.pacing.is_spread):
-                pacing.hurry(self._clocks.now().clock)
-                self._engine.wake()
+            for upstream in self._upstreams:
+                if upstream.pacing.is_spread:
+                    upstream.pacing.hurry(self._clocks.now().clock)
+                    self._engine.wake()
             settled = self._settled()
         if settled is not None and not patient:
             raise settled.error()
