@@ -45,6 +45,14 @@ pub(crate) enum Side {
     Server,
 }
 
+/// A seed for what must not look regular, such as a session's pings.
+pub(crate) fn seed() -> u64 {
+    let mut seed = [0; 8];
+    // Without random numbers pings look regular, which is no reason to fail.
+    let _ = getrandom::fill(&mut seed);
+    u64::from_ne_bytes(seed)
+}
+
 /// What a driver's owner is told while the session runs.
 pub(crate) trait Owner<L> {
     fn handle_event(&self, event: session::Event<L>);

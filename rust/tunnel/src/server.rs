@@ -1,5 +1,18 @@
 //! The server: a web server with a certificate and ECH keys, behind whose one path, for those with a token, are targets.
 
+mod accept;
+mod admission;
+mod patience;
+mod permits;
+mod resolve;
+mod served;
+mod sessions;
+mod sniff;
+mod target;
+mod target_end;
+mod tokens;
+mod web;
+
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -15,8 +28,6 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::level_filters::LevelFilter;
 
-use crate::accept;
-use crate::admission::Rooms;
 use crate::counters::{ByConfigId, Counter};
 use crate::descriptors::{self, Budget};
 use crate::driver::SessionStats;
@@ -24,10 +35,14 @@ use crate::events::Events;
 use crate::listen;
 use crate::log;
 use crate::runtime::{self, Numbers, Threads};
-use crate::served::ServedSession;
-use crate::target::{Paths, Policy};
-use crate::tokens::Tokens;
-use crate::web::{Face, FaceConfig};
+
+use self::admission::Rooms;
+use self::target::{Paths, Policy};
+use self::tokens::Tokens;
+use self::web::Face;
+
+pub use self::served::ServedSession;
+pub use self::web::FaceConfig;
 
 /// How long the end of the server waits for its sessions' goodbyes.
 const GOODBYE: Duration = Duration::from_millis(500);

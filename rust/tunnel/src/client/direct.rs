@@ -11,7 +11,7 @@ use ech_workers_session::{Abort, LocalEnd, Refusal, Status};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, timeout_at};
 
-use crate::program::Program;
+use crate::client::program::Program;
 use crate::socket::Socket;
 
 /// What is read at a time, and held at most, for each direction.

@@ -3,25 +3,25 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ech_workers_session::BulkLoad;
 use ech_workers_sync::Mutex;
 use tokio::sync::Notify;
 
-use crate::cause;
-use crate::client::Event;
-use crate::connections::Carried;
+use crate::client::cause;
+use crate::client::connections::Carried;
+use crate::client::dial::DialPlan;
+use crate::client::event::Event;
+use crate::client::lanes::Dials;
+use crate::client::load::{Load, Ticket};
+use crate::client::program::Program;
+use crate::client::snapshot::SessionSnapshot;
+use crate::client::turns::Turns;
 use crate::counters::Counter;
-use crate::dial::DialPlan;
 use crate::driver::{Handle, SessionStats};
 use crate::events::Events;
 use crate::failure::Failure;
-use crate::lanes::Dials;
-use crate::program::Program;
-use crate::snapshot::SessionSnapshot;
-use crate::turns::Turns;
 
 /// How long a warm connection of simple mode may wait for its first use; idle cuts of CDNs begin at 30 s.
 pub(crate) const WARM: Duration = Duration::from_secs(15);
@@ -29,9 +29,6 @@ pub(crate) const WARM: Duration = Duration::from_secs(15);
 /// How often a stream that waits for a session looks whether one that was full has room.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// How long a session counts as full at the number of streams at which it had no room for another one. A server's limit is not
-/// announced, and it may have refused for a reason that has passed.
-const FULL_FOR: Duration = Duration::from_secs(30);
 /// How often the owner hears that all sessions of a server are full, while streams would go there.
 const FULL_NEWS: Duration = Duration::from_secs(1);
 
@@ -109,78 +106,6 @@ pub(crate) struct Member {
     pub(crate) thread: usize,
     /// How long it took to connect: a round trip, or more if a packet was lost.
     pub(crate) distance: Duration,
-}
-
-/// What a session carries, and when it was full.
-#[derive(Debug, Default)]
-pub(crate) struct Load {
-    /// Streams that were assigned to it and have not ended. Those that its driver has not begun yet count too, or a burst of
-    /// streams would all go to one session.
-    assigned: AtomicU64,
-    /// Twice the streams that are bulk transfers, or one if one may become such.
-    bulk: AtomicU64,
-    /// With how many streams it had no room for another one, and when.
-    full: Mutex<Option<(u64, Instant)>>,
-}
-
-impl Load {
-    fn assigned(&self) -> u64 {
-        self.assigned.load(Ordering::Relaxed)
-    }
-
-    /// So much its streams move now.
-    pub(crate) fn note_bulk(&self, bulk: BulkLoad) {
-        let transfers = 2 * bulk.transfers as u64;
-        let bulk = transfers.max(u64::from(bulk.is_growing));
-        self.bulk.store(bulk, Ordering::Relaxed);
-    }
-
-    fn bulk(&self) -> u64 {
-        self.bulk.load(Ordering::Relaxed)
-    }
-
-    /// The session had no room for a stream, which still holds its ticket. Returns how many streams it has room for.
-    pub(crate) fn note_full(&self) -> u64 {
-        let others = self.assigned().saturating_sub(1);
-        *self.full.lock() = Some((others, Instant::now()));
-        others
-    }
-
-    fn has_room(&self, now: Instant) -> bool {
-        let mut full = self.full.lock();
-        match *full {
-            Some((streams, at)) if now.saturating_duration_since(at) < FULL_FOR => {
-                self.assigned() < streams
-            }
-            _ => {
-                *full = None;
-                true
-            }
-        }
-    }
-}
-
-/// A stream's place in a session, held until the stream has ended or goes to another session.
-#[derive(Debug)]
-pub(crate) struct Ticket(Arc<Load>, Carried);
-
-impl Ticket {
-    fn new(member: &Member) -> Self {
-        member.load.assigned.fetch_add(1, Ordering::Relaxed);
-        let carried = Carried::Session(member.session, member.upstream);
-        Self(Arc::clone(&member.load), carried)
-    }
-
-    /// The session, for the user.
-    pub(crate) const fn carried(&self) -> Carried {
-        self.1
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.0.assigned.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// What new streams may find in a session.
@@ -643,7 +568,8 @@ impl Member {
     }
 
     fn assign(&self) -> Carrier {
-        Carrier::Session(self.handle.clone(), Ticket::new(self))
+        let carried = Carried::Session(self.session, self.upstream);
+        Carrier::Session(self.handle.clone(), Ticket::new(&self.load, carried))
     }
 
     /// In microseconds; the longest while none was measured.
@@ -682,12 +608,13 @@ impl Member {
 
 #[cfg(test)]
 mod tests {
-    use ech_workers_session::Open;
+    use ech_workers_session::{BulkLoad, Open};
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::client::lanes::FAR;
+    use crate::client::load::FULL_FOR;
     use crate::events::Next;
-    use crate::lanes::FAR;
 
     fn transfers(transfers: usize) -> BulkLoad {
         BulkLoad {
@@ -738,7 +665,7 @@ mod tests {
             match self.pool.carrier(deadline, &[], &[], None, None).await {
                 Ok(Carrier::Session(_, ticket)) => {
                     let mut loads = self.loads.iter();
-                    let session = loads.position(|load| Arc::ptr_eq(load, &ticket.0));
+                    let session = loads.position(|load| ticket.is_of(load));
                     Ok((session.unwrap(), ticket))
                 }
                 Ok(Carrier::Dial(_)) => Err("a dial".to_owned()),
@@ -834,7 +761,7 @@ mod tests {
                 panic!("there is no session");
             };
             let mut loads = sessions.loads.iter();
-            loads.position(|load| Arc::ptr_eq(load, &ticket.0)).unwrap()
+            loads.position(|load| ticket.is_of(load)).unwrap()
         };
         assert_eq!(chosen(&[], &[]), 0);
         assert_eq!(chosen(&[], &[0]), 1);
@@ -847,7 +774,7 @@ mod tests {
         let Some(Choice::Carrier(Carrier::Session(_, ticket))) = only.0 else {
             panic!("there is no session");
         };
-        assert!(Arc::ptr_eq(&sessions.loads[2], &ticket.0));
+        assert!(ticket.is_of(&sessions.loads[2]));
         assert!(
             sessions
                 .pool
@@ -871,7 +798,7 @@ mod tests {
             let Ok(Carrier::Session(_, ticket)) = carrier else {
                 panic!("no session");
             };
-            assert!(Arc::ptr_eq(&sessions.loads[expected], &ticket.0));
+            assert!(ticket.is_of(&sessions.loads[expected]));
             held.push(ticket);
         }
     }

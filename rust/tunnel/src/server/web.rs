@@ -20,12 +20,12 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
-use crate::admission::Place;
 use crate::extensions;
-use crate::patience::Patient;
-use crate::served::Served;
 use crate::server::ServerState;
-use crate::tokens::{Holder, Tokens};
+use crate::server::admission::Place;
+use crate::server::patience::Patient;
+use crate::server::served::Served;
+use crate::server::tokens::{Holder, Tokens};
 
 /// For the head of a request, and between two of them.
 const REQUEST: Duration = Duration::from_secs(15);

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::driver::SessionStats;
-use crate::tokens::Holder;
+use crate::server::tokens::Holder;
 
 /// A client that is there asks for a sign of life when nothing else has come for 28 s: after this time without a word the
 /// streams of a session say nothing of whether anybody uses them.

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use crate::descriptors::Budget;
 use crate::seldom::{Seldom, times};
-use crate::served::{Served, ServedSession};
+use crate::server::served::{Served, ServedSession};
 
 /// The rooms of a server.
 #[derive(Debug)]
@@ -292,7 +292,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::tokens::Tokens;
+    use crate::server::tokens::Tokens;
 
     fn v4(last: u8) -> IpAddr {
         IpAddr::from([192, 0, 2, last])

@@ -13,8 +13,8 @@ use futures_util::stream::{self, Stream};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::addresses::Addresses;
 use crate::carrier::unpace_loopback;
+use crate::client::addresses::Addresses;
 use crate::descriptors;
 use crate::failure::{Code, Failure, Layer};
 use crate::race::{HEAD_START, race};

@@ -8,13 +8,13 @@ use ech_workers_tls::TlsStream;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::admission::Place;
 use crate::carrier::unpace_loopback;
 use crate::counters::Counted;
 use crate::failure::Failure;
 use crate::panics::caught;
 use crate::server::ServerState;
-use crate::{sessions, web};
+use crate::server::admission::Place;
+use crate::server::{sessions, web};
 
 /// From the TCP connection to the end of the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);

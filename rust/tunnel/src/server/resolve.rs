@@ -23,7 +23,7 @@ use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::{Hosts, TokioResolver};
 use tokio::time::Sleep;
 
-use crate::permits::{Permit, Permits, Share};
+use crate::server::permits::{Permit, Permits, Share};
 
 /// How often the system's files are looked at for a change.
 const LOOK: Duration = Duration::from_secs(2);

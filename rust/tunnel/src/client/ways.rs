@@ -10,14 +10,9 @@ use ech_workers_sync::RwLock;
 use futures_util::stream;
 use tokio::net::TcpStream;
 
+use crate::client::names::{Names, Resolved};
 use crate::counters::Counter;
-use crate::names::{Names, Resolved};
-use crate::race::{HEAD_START, race};
-use crate::target::{rank, status, words};
-
-/// Addresses of one target that are tried, and of these at a time.
-const ADDRESSES_MAX: usize = 8;
-const AT_ONCE: usize = 3;
+use crate::reach::{Unreachable, reach, unreachable};
 
 /// The rules, and what direct connections take.
 #[derive(Debug, Default)]
@@ -77,7 +72,7 @@ impl Ways {
                 }
             }
         };
-        let mut reached = race_to(&addresses, target.port).await;
+        let mut reached = reach_first(&addresses, target.port).await;
         if let (Host::Ip(address @ IpAddr::V4(_)), Err((Status::NetworkUnreachable, _))) =
             (&target.host, &reached)
         {
@@ -87,7 +82,7 @@ impl Ways {
             if let Resolved::Addresses(translated) = found
                 && translated != addresses
             {
-                reached = race_to(&translated, target.port).await;
+                reached = reach_first(&translated, target.port).await;
             }
         }
         match reached {
@@ -98,21 +93,21 @@ impl Ways {
 }
 
 /// Connects to the first of these addresses that can be reached; an error: the one that says the most.
-async fn race_to(addresses: &[IpAddr], port: u16) -> Result<TcpStream, (Status, String)> {
-    let candidates = stream::iter(addresses.iter().take(ADDRESSES_MAX).copied());
-    let attempt = |address| connect(SocketAddr::new(address, port));
-    race(candidates, HEAD_START, AT_ONCE, attempt)
-        .await
-        .map_err(|failures| {
-            let worst = failures.into_iter().max_by_key(|(status, _)| rank(*status));
-            worst.unwrap_or((Status::NameNotFound, "the name has no address".to_owned()))
-        })
+async fn reach_first(addresses: &[IpAddr], port: u16) -> Result<TcpStream, Unreachable> {
+    let candidates = stream::iter(addresses.iter().copied());
+    reach(candidates, |address| {
+        connect(SocketAddr::new(address, port))
+    })
+    .await
+    .map_err(|failure| {
+        failure.unwrap_or((Status::NameNotFound, "the name has no address".to_owned()))
+    })
 }
 
-async fn connect(address: SocketAddr) -> Result<TcpStream, (Status, String)> {
+async fn connect(address: SocketAddr) -> Result<TcpStream, Unreachable> {
     let tcp = TcpStream::connect(address)
         .await
-        .map_err(|error| (status(&error), words(&error)))?;
+        .map_err(|error| unreachable(&error))?;
     // Only latency depends on it.
     let _ = tcp.set_nodelay(true);
     Ok(tcp)

@@ -12,18 +12,18 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::admission::Place;
 use crate::carrier::WebSocket;
 use crate::counters::Counted;
-use crate::driver::{Driver, Owner, SessionStats, Side, Sums};
+use crate::driver::{Driver, Owner, SessionStats, Side, Sums, seed};
 use crate::failure::{Code, Ended, Failure, Layer};
 use crate::log;
+use crate::server::admission::Place;
+use crate::server::sniff::{First, first_message};
+use crate::server::target::Route;
+use crate::server::target_end::TargetEnd;
+use crate::server::tokens::Holder;
+use crate::server::web::Upgraded;
 use crate::server::{ServerState, Stopping};
-use crate::sniff::{First, first_message};
-use crate::target::Route;
-use crate::target_end::TargetEnd;
-use crate::tokens::Holder;
-use crate::web::Upgraded;
 
 /// From the 101 to the first message. A client with nothing to send asks for a proof of life within 30 s.
 const FIRST_MESSAGE: Duration = Duration::from_secs(60);
@@ -209,14 +209,6 @@ async fn run_session(
         }
     }
     running.await
-}
-
-/// A seed for what must not look regular.
-pub(crate) fn seed() -> u64 {
-    let mut seed = [0; 8];
-    // Without random numbers pings look regular, which is no reason to fail.
-    let _ = getrandom::fill(&mut seed);
-    u64::from_ne_bytes(seed)
 }
 
 /// Counts what a session could not do.

@@ -10,21 +10,17 @@ use ech_workers_proxy::{Host, Target};
 use ech_workers_session::{Refusal, Status};
 use ech_workers_sync::RwLock;
 use futures_util::future::Either;
-use futures_util::stream::{self, StreamExt};
+use futures_util::stream;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::descriptors::{self, Budget};
-use crate::permits::{Permit, Permits, Share};
-use crate::race::{HEAD_START, race};
-use crate::resolve::{Resolver, SystemFiles};
+use crate::reach::{Unreachable, reach, unreachable};
 use crate::server::ServerLimits;
+use crate::server::permits::{Permit, Permits, Share};
+use crate::server::resolve::{Resolver, SystemFiles};
 
-/// Addresses of one name that are tried.
-const ADDRESSES_MAX: usize = 8;
-/// Addresses of one name that are tried at a time.
-const AT_ONCE: usize = 3;
 /// Look-ups and connection attempts that one session may always have at a time. It may have more while as many are left for
 /// others.
 const LOOKUPS_OF_SESSION: usize = 64;
@@ -130,7 +126,7 @@ impl Route {
             Err(_) => Err(Refusal::new(
                 Status::TimedOut,
                 format!(
-                    "{target}: too many look-ups or connection attempts are under way in this session or on this server"
+                    "{target}: this session or this server has as many look-ups, connection attempts or connections to targets as it may"
                 ),
             )),
         }
@@ -146,36 +142,24 @@ impl Route {
                 Either::Right(lookup.insert(looking))
             }
         };
-        let outcome = race(
-            addresses.take(ADDRESSES_MAX),
-            HEAD_START,
-            AT_ONCE,
-            |address| self.connect(SocketAddr::new(address, target.port), begun),
-        )
-        .await;
-        match outcome {
-            Ok(reached) => Ok(reached),
-            Err(failures) => {
-                let (status, words) = failures
-                    .into_iter()
-                    .max_by_key(|(status, _)| rank(*status))
-                    .unwrap_or_else(|| match lookup {
-                        Some(lookup) => {
-                            let failure = lookup.failure();
-                            (failure.status(), failure.to_string())
-                        }
-                        None => (Status::NameNotFound, "the name has no address".to_owned()),
-                    });
-                Err(Refusal::new(status, format!("{target}: {words}")))
-            }
-        }
+        let connect = |address| self.connect(SocketAddr::new(address, target.port), begun);
+        reach(addresses, connect).await.map_err(|failure| {
+            let (status, words) = failure.unwrap_or_else(|| match lookup {
+                Some(lookup) => {
+                    let failure = lookup.failure();
+                    (failure.status(), failure.to_string())
+                }
+                None => (Status::NameNotFound, "the name has no address".to_owned()),
+            });
+            Refusal::new(status, format!("{target}: {words}"))
+        })
     }
 
     async fn connect(
         &self,
         address: SocketAddr,
         begun: &AtomicBool,
-    ) -> Result<Reached, (Status, String)> {
+    ) -> Result<Reached, Unreachable> {
         if !self.paths.policy().allow_private && !is_public(address.ip()) {
             return Err((
                 Status::NotAllowed,
@@ -189,7 +173,7 @@ impl Route {
             Ok(tcp) => Ok((tcp, permit)),
             Err(error) => {
                 descriptors::note("connecting to a target", &error);
-                Err((status(&error), words(&error)))
+                Err(unreachable(&error))
             }
         }
     }
@@ -205,39 +189,6 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
         tcp.take_error()?.map_or(Ok(()), Err)?;
     }
     Ok(tcp)
-}
-
-/// Which failure says most about a target with several addresses: what came from it before what the way to it said.
-pub(crate) const fn rank(status: Status) -> u8 {
-    match status {
-        Status::Refused => 5,
-        Status::TimedOut => 4,
-        Status::General => 3,
-        Status::HostUnreachable => 2,
-        Status::NetworkUnreachable => 1,
-        _ => 0,
-    }
-}
-
-pub(crate) fn status(error: &io::Error) -> Status {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => Status::Refused,
-        io::ErrorKind::NetworkUnreachable => Status::NetworkUnreachable,
-        io::ErrorKind::HostUnreachable => Status::HostUnreachable,
-        io::ErrorKind::TimedOut => Status::TimedOut,
-        _ => Status::General,
-    }
-}
-
-pub(crate) fn words(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
-        io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {
-            "no route to it".to_owned()
-        }
-        io::ErrorKind::TimedOut => "no answer in time".to_owned(),
-        _ => error.to_string(),
-    }
 }
 
 /// Whether an address is of the public Internet: not in the special-purpose registries (RFC 6890 and its successors),

@@ -14,12 +14,12 @@ use ech_workers_websocket::handshake::{self, ClientHandshake, RequestTemplate};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use crate::addresses::Addresses;
 use crate::carrier::WebSocket;
-use crate::connect::{Connection, Destination, Secured, connect_to, reach, secure};
+use crate::client::addresses::Addresses;
+use crate::client::connect::{Connection, Destination, Secured, connect_to, reach, secure};
+use crate::client::refusal;
 use crate::extensions;
 use crate::failure::{Code, Failure, Layer};
-use crate::refusal;
 
 /// How a connection carries local ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

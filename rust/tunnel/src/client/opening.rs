@@ -334,7 +334,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
     use super::*;
-    use crate::fetch::http2_builder;
+    use crate::client::fetch::http2_builder;
 
     /// The frames that a server gets, up to the request's end and the acknowledgement of `early` settings.
     async fn sent(profile: &str, body: &'static [u8], early: &[u8]) -> Vec<Frame> {

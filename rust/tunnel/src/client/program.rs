@@ -6,10 +6,10 @@ use std::task::{Context, Poll, Waker, ready};
 use ech_workers_proxy::{self as proxy, Exchange};
 use ech_workers_session::{Abort, LocalEnd, Refusal, Status};
 
-use crate::connections::{Carried, Listed};
-use crate::local::LocalPlace;
-use crate::pool::Ticket;
-use crate::reply::{self, Reply};
+use crate::client::connections::{Carried, Listed};
+use crate::client::load::Ticket;
+use crate::client::local::LocalPlace;
+use crate::client::reply::{self, Reply};
 use crate::socket::Socket;
 use crate::stream::StreamEnded;
 

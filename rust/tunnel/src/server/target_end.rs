@@ -4,9 +4,9 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use crate::permits::Permit;
+use crate::server::permits::Permit;
+use crate::server::target::Reached;
 use crate::socket::Socket;
-use crate::target::Reached;
 use ech_workers_session::{Abort, LocalEnd, Refusal};
 
 /// An attempt to reach a target. Dropping it ends it.

@@ -14,10 +14,10 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
-use crate::addresses::Addresses;
-use crate::connect::{Connection, Destination, Secured, reach, secure};
+use crate::client::addresses::Addresses;
+use crate::client::connect::{Connection, Destination, Secured, reach, secure};
+use crate::client::opening::BrowserOpening;
 use crate::failure::{Code, Failure, Layer};
-use crate::opening::BrowserOpening;
 
 /// What a connection's window begins with (RFC 9113 section 6.9.2).
 const DEFAULT_WINDOW: u32 = 65_535;

@@ -1,0 +1,98 @@
+//! What a client reports to its owner.
+
+use std::time::Duration;
+
+use crate::client::dial::{Dialed, Learned};
+use crate::client::fetch::Fetched;
+use crate::failure::{Ended, Failure};
+
+/// What the client reports.
+#[derive(Debug)]
+pub enum Event {
+    /// A dial succeeded.
+    SessionUp {
+        /// The dial's number.
+        dial: u64,
+        /// The session's number.
+        session: u64,
+        /// The number of its server.
+        upstream: u32,
+        /// How it was made.
+        dialed: Box<Dialed>,
+    },
+    /// A session takes no new streams any more.
+    SessionLost {
+        /// Its number.
+        session: u64,
+        /// The number of its server.
+        upstream: u32,
+        /// How it ended, or that the server takes no new streams on it.
+        ended: Ended,
+        /// How long it was there.
+        age: Duration,
+        /// Bytes of payload that came over it.
+        received: u64,
+    },
+    /// A stream would have gone to this server, and each of its sessions has as many streams as the server allows. Told again
+    /// once a second while that is so.
+    SessionsFull {
+        /// The number of the server.
+        upstream: u32,
+    },
+    /// A dial failed; 0 is one made for a connection in simple mode.
+    DialFailed {
+        /// The dial's number.
+        dial: u64,
+        /// The number of the server.
+        upstream: u32,
+        /// Why.
+        failure: Failure,
+    },
+    /// A dial to this server learned something worth keeping.
+    Learned {
+        /// The number of the server.
+        upstream: u32,
+        /// Its name.
+        server_name: String,
+        /// What.
+        what: Learned,
+    },
+    /// A session has another number of bulk transfers.
+    BulkChanged {
+        /// Its number.
+        session: u64,
+        /// The number of its server.
+        upstream: u32,
+        /// How many.
+        streams: u64,
+        /// A stream moves so much that it may become one. Never on a short path.
+        growing: bool,
+    },
+    /// A server cannot reach a target, and the stream goes to another one.
+    Unreached {
+        /// The number of the server.
+        upstream: u32,
+        /// The kind of failure, as a word.
+        kind: &'static str,
+        /// The server's words, which name the target.
+        reason: String,
+        /// Every server that has said so of this target, to this stream.
+        tried: Vec<u32>,
+    },
+    /// The addresses of this name are wanted, for connections that go straight to it. In lower case, without a final dot.
+    NameWanted(String),
+    /// An exchange succeeded.
+    Fetched {
+        /// Its number.
+        fetch: u64,
+        /// The answer.
+        fetched: Fetched,
+    },
+    /// An exchange failed.
+    FetchFailed {
+        /// Its number.
+        fetch: u64,
+        /// Why.
+        failure: Failure,
+    },
+}
