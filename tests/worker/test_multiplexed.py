@@ -266,6 +266,30 @@ def test_a_target_that_does_not_read_holds_its_client_back(deployment: Deploymen
             assert bytes(received) == content
 
 
+@pytest.mark.parametrize(("window", "unit"), [(64 << 10, 32 << 10), (256 << 10, 65_516)])
+def test_windows_are_given_back_in_whole_messages(
+    deployment: Deployment, targets: dict[str, int], window: int, unit: int
+) -> None:
+    """So that a client with much to send fills its messages: 65,516 bytes are what our client's longest one carries."""
+    worker = deployment.start(tls=False, MULTIPLEXED="on", WINDOW_KIB=str(window >> 10))
+    preamble = f"127.0.0.1:{targets['digest']}\n".encode()
+    credit, sent, given = INITIAL_WINDOW - len(preamble), 0, list[int]()
+    with session(worker) as client:
+        client.say(data(1, preamble, SYN))
+        while sent < 4 << 20:
+            if credit > 0:
+                length = min(credit, 65_516)
+                client.say(data(1, bytes(length)))
+                credit, sent = credit - length, sent + length
+                continue
+            found = client.hear()
+            if found.type == UPDATE and found.value > 0:
+                given.append(found.value)
+                credit += found.value
+    assert given
+    assert [value % unit for value in given] == [0] * len(given)
+
+
 def _read(target: socket.socket, received: bytearray, total: int) -> None:
     while len(received) < total and (piece := target.recv(1 << 20)):
         received += piece

@@ -5,6 +5,11 @@ import { joinBytes } from "./bytes";
 export const FRAME_HEADER = 12;
 /** Both directions of a stream begin with it. */
 export const INITIAL_WINDOW = 256 * 1024;
+/**
+ * Payload of the longest frame that our client sends: with its header it fills a message of 64 KiB, four TLS records less the
+ * header of the message.
+ */
+const LONGEST_PAYLOAD = 4 * 16384 - 8 - FRAME_HEADER;
 export const GO_AWAY_NORMAL = 0;
 export const GO_AWAY_PROTOCOL_ERROR = 1;
 
@@ -214,11 +219,13 @@ export class YamuxStream {
   /** Bytes were passed on: the peer may send as many more. */
   taken(count: number): void {
     this.#untaken -= count;
-    const { window } = this.session.options;
-    const delta = window - this.#receiveWindow - this.#untaken;
-    if (this.#isReset || this.#peerEnded || delta < window / 2) return;
-    this.#receiveWindow += delta;
-    this.session.sendFrame(TYPE_WINDOW_UPDATE, this.#openingFlag(), this.id, delta);
+    const half = this.session.options.window >> 1;
+    // Whole messages: what is left of a window goes in a frame of its own, which costs nearly what a long one does.
+    const unit = Math.min(LONGEST_PAYLOAD, half);
+    const units = Math.floor((2 * half - this.#receiveWindow - this.#untaken) / unit);
+    if (this.#isReset || this.#peerEnded || units < Math.floor(half / unit)) return;
+    this.#receiveWindow += units * unit;
+    this.session.sendFrame(TYPE_WINDOW_UPDATE, this.#openingFlag(), this.id, units * unit);
   }
 
   /** Resolves to how many bytes may be sent, at least one. Rejects with StreamReset. */
