@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use ech_workers_boringssl::flush_tickets;
 use ech_workers_boringssl::hpke::HpkeKey;
 use ech_workers_boringssl::pkey::PKey;
+use ech_workers_boringssl::sha::sha256;
 use ech_workers_boringssl::ssl::{
     AlpnError, NameType, Ssl, SslContext, SslContextBuilder, SslEchKeys, SslMethod, SslStream,
     SslVersion, select_next_proto,
@@ -44,10 +45,23 @@ pub struct ServerContext {
 
 struct Current {
     context: SslContext,
-    /// As they were set last, to know whether others are.
-    identities: Vec<Identity>,
-    /// As they were set last, to know whether there are any.
-    keys: Vec<EchKey>,
+    /// Of those that were set last, to know whether others are. A private key is kept where BoringSSL uses it, and nowhere else.
+    identities: Vec<Digest>,
+    has_ech_keys: bool,
+}
+
+type Digest = [u8; 32];
+
+impl Identity {
+    fn digest(&self) -> Digest {
+        let chain = sha256(&self.chain_pem);
+        let key = sha256(&self.key_pem);
+        sha256(&[chain, key].concat())
+    }
+}
+
+fn digests(identities: &[Identity]) -> Vec<Digest> {
+    identities.iter().map(Identity::digest).collect()
 }
 
 impl ServerContext {
@@ -70,8 +84,8 @@ impl ServerContext {
     ) -> Result<Self, ServerError> {
         let current = Current {
             context: context(identities, tickets.as_ref())?,
-            identities: identities.to_vec(),
-            keys: Vec::new(),
+            identities: digests(identities),
+            has_ech_keys: false,
         };
         Ok(Self {
             current: Arc::new(RwLock::new(current)),
@@ -90,10 +104,11 @@ impl ServerContext {
             keys => Some(checked_keys(keys).map_err(ReplaceError::EchKeys)?),
         };
         let mut current = self.write();
-        if built.is_none() && !current.keys.is_empty() {
+        if built.is_none() && current.has_ech_keys {
             return Err(ReplaceError::EchKeys(ServerError::NoRetryKey));
         }
-        let replacement = if current.identities == identities {
+        let digests = digests(identities);
+        let replacement = if current.identities == digests {
             current.context.clone()
         } else {
             context(identities, self.tickets.as_ref()).map_err(ReplaceError::Identities)?
@@ -104,8 +119,8 @@ impl ServerContext {
                 .map_err(|stack| ReplaceError::EchKeys(stack.into()))?;
         }
         current.context = replacement;
-        current.identities = identities.to_vec();
-        current.keys = keys.to_vec();
+        current.identities = digests;
+        current.has_ech_keys = !keys.is_empty();
         Ok(())
     }
 
@@ -129,7 +144,7 @@ impl ServerContext {
         let built = checked_keys(keys)?;
         let mut current = self.write();
         current.context.set_ech_keys(&built)?;
-        current.keys = keys.to_vec();
+        current.has_ech_keys = true;
         Ok(())
     }
 }
