@@ -68,8 +68,8 @@ test-rust: build ## the Rust tests
 	cargo test $(CHECKED) $(CARGO_WORKSPACE)
 
 .PHONY: test-python
-test-python: build ## the Python tests: unit, integration, interop (PYTEST_ARGUMENTS="-k name" picks some)
-	$(BIN)/pytest $(PYTEST_ARGUMENTS)
+test-python: build ## the Python tests: unit, integration, interop (PYTEST_ARGUMENTS="-k name" picks some; TEST_WORKERS=N at a time)
+	@$(BIN)/python scripts/run_tests.py $(PYTEST_ARGUMENTS)
 
 .PHONY: test-plain
 test-plain: ## all checks and tests as on a machine without browsers, Go, npm, valgrind and the like: what needs them is skipped

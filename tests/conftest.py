@@ -91,6 +91,6 @@ def targets(files: Path) -> Iterator[dict[str, int]]:
 
 
 @pytest.fixture(scope="session")
-def go_peers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def go_peers() -> dict[str, Path]:
     """The deployed protocol's server and client, and hashicorp/yamux: name to program."""
-    return go.build(tmp_path_factory.mktemp("go"))
+    return go.build()

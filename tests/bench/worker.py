@@ -51,7 +51,7 @@ class Cases:
     def __init__(self, bench: Bench, tools: WorkerTools) -> None:
         self._bench = bench
         self._tools = tools
-        self._terminator = go.build(bench.folder)["ech_terminator"]
+        self._terminator = go.build()["ech_terminator"]
         self.bundle = bundle(tools, bench.folder / "worker", seed=1)
 
     def start(self, version: str, name: str) -> Case:

@@ -18,7 +18,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from harness.cargo import ROOT, example
+from harness.built import ROOT
+from harness.cargo import example
 
 CONFIGURATION = Path(__file__).with_suffix(".json")
 WORK = ROOT / "target" / "bogo"

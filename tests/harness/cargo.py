@@ -4,10 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+from .built import ROOT
 from .processes import run
 from .requirements import missing
 
-ROOT = Path(__file__).resolve().parents[2]
 BUILD_TIMEOUT = 600.0
 
 

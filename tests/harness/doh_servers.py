@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .authority import Certificate
+from .built import building
+from .ports import unused_port
 from .processes import Process, Processes, run
 from .requirements import missing, program
 from .waiting import wait_until
@@ -64,7 +66,8 @@ def start_named(
         file = folder / f"{name}.zone"
         file.write_text(text)
         listed.append(f'zone "{name}" {{ type primary; file "{file}"; }};')
-    port, plain = _free_port(), _free_port()
+    # It cannot say which ports it took.
+    port, plain = unused_port(), unused_port()
     configuration = folder / "named.conf"
     configuration.write_text(
         f"""
@@ -94,11 +97,12 @@ def reload_named(server: DohServer, name: str, text: str) -> None:
     server.process.wait_line(rf"zone {name}/IN: loaded serial", after=before)
 
 
-def build_coredns(folder: Path) -> Path:
+def build_coredns() -> Path:
     """The program, with the plugins that the tests use."""
     if shutil.which("go") is None:
         missing("go is not installed (1.26 or later): see https://go.dev/doc/install")
-    built = run("go", "build", "-o", folder / "coredns", ".", cwd=COREDNS_SOURCE, timeout=BUILD_TIMEOUT)
+    with building("coredns") as folder:
+        built = run("go", "build", "-o", folder / "coredns", ".", cwd=COREDNS_SOURCE, timeout=BUILD_TIMEOUT)
     if built.returncode != 0:
         missing(f"CoreDNS cannot be built: {built.stderr.strip()[-500:]}")
     return folder / "coredns"
@@ -110,7 +114,7 @@ def start_coredns(
     """CoreDNS. Beside the zones: everything under erratic.test is answered with SERVFAIL (A: truncated), everything
     under slow.test after 8 seconds."""
     folder.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
+    port = unused_port()
     common = f"bind 127.0.0.1\n    tls {certificate.chain} {certificate.key}\n    errors\n    log"
     blocks = []
     for name, text in zones.items():
@@ -125,13 +129,6 @@ def start_coredns(
     server = DohServer(processes.start(coredns, "-conf", corefile), port, folder, ca)
     _wait_ready(server)
     return server
-
-
-def _free_port() -> int:
-    # These servers cannot say which port they took; nothing else on the machine takes this one so soon.
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _wait_ready(server: DohServer) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-READY_TIMEOUT = 20.0
-STOP_TIMEOUT = 10.0
+# Only a defect takes as long, on a busy machine too.
+READY_TIMEOUT = 30.0
+STOP_TIMEOUT = 20.0
 
 T = TypeVar("T")
 

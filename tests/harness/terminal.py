@@ -21,7 +21,8 @@ class Terminal:
         assignments = [
             f"{name}={value}" for name, value in {"LANG": "C.UTF-8", "TERM": "screen-256color", **env}.items()
         ]
-        line = shlex.join(["env", *assignments, *(str(word) for word in command)])
+        # Its size is the terminal's own, whatever the environment of the tests says.
+        line = shlex.join(["env", "-u", "COLUMNS", "-u", "LINES", *assignments, *(str(word) for word in command)])
         started = run(
             *self._tmux,
             "new-session",

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout: float = 10.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, timeout: float = 20.0) -> None:
     """Waits until the callable gives something true; fails after `timeout` seconds, saying what was awaited."""
     deadline = time.monotonic() + timeout
     while not condition():

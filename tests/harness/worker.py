@@ -174,10 +174,3 @@ def unanswered_port() -> Iterator[int]:
             waiting.connect_ex(("127.0.0.1", port))
         time.sleep(0.2)
         yield port
-
-
-def unused_port() -> int:
-    """Nobody listens here."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])

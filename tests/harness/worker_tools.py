@@ -1,6 +1,5 @@
 """Programs from npm for the Worker: two versions of the runtime, the bundler, the type checker, the linter. Node.js runs none of them."""
 
-import fcntl
 import hashlib
 import json
 import platform
@@ -8,10 +7,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from .built import ROOT, building
 from .processes import run
 from .requirements import missing
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ROOT / "tests" / "worker"
 TEMPLATE = ROOT / "python" / "ech_workers" / "worker" / "template"
 INSTALL_TIMEOUT = 600.0
@@ -74,11 +73,8 @@ def install() -> WorkerTools:
         raise UnavailableError("the Worker's runtime is tested on Linux on x86-64")
     npm = shutil.which("npm")
     lock = (PACKAGES / "package-lock.json").read_bytes()
-    folder = ROOT / "target" / "worker-tools" / hashlib.sha256(lock).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    whole = folder / "installed"
-    with (folder / "lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with building(f"worker-tools/{hashlib.sha256(lock).hexdigest()[:16]}") as folder:
+        whole = folder / "installed"
         if not whole.exists():
             if npm is None:
                 raise UnavailableError("npm is not installed: apt install npm")

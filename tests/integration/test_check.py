@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from harness.doh_servers import NAME
 from harness.ech import EchKey, ech_key
+from harness.ports import unused_port
 from harness.processes import run
 from harness.tap import Tap
 from harness.tunnel import COMMAND, PATH, PUBLIC_NAME, RESOLVER_NAME, SERVER_NAME, TOKEN, Site
@@ -91,8 +91,7 @@ def test_wrong_token(site: Site) -> None:
 
 
 def test_nobody_listens(site: Site) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
+    port = unused_port()
     site.publish(port, site.key.base64)
     assert_ends_at(check(site, port, "--json"), "tcp", "tcp-refused", 4)
 
@@ -128,8 +127,7 @@ def test_the_resolver_is_down(site: Site) -> None:
 
 def test_one_resolver_of_two_is_enough(site: Site, targets: dict[str, int]) -> None:
     server = site.server()
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
+    port = unused_port()
     target = f"http://127.0.0.1:{targets['http']}/bytes/10"
     done = run(
         COMMAND,
@@ -158,8 +156,7 @@ def test_one_resolver_of_two_is_enough(site: Site, targets: dict[str, int]) -> N
 
 
 def test_a_target_that_cannot_be_reached(site: Site) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
+    port = unused_port()
     done = check(site, site.server().port, "--json", "--target", f"http://127.0.0.1:{port}/")
     row = rows_of(done)[-1]
     assert (row["layer"], row["ok"]) == ("target", False)
@@ -213,8 +210,7 @@ def test_ech_is_not_called_accepted_when_the_public_names_certificate_fails(site
 
 def test_the_endpoint_of_the_next_priority_makes_up_for_the_first(site: Site, targets: dict[str, int]) -> None:
     server = site.server(publish=False)
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        closed = unused.getsockname()[1]
+    closed = unused_port()
     endpoints(site, f"down.test:{closed}", f"{SERVER_NAME}:{server.port}")
     url = f"http://127.0.0.1:{targets['http']}/bytes/10"
     done = check(site, 8450, "--json", "--target", url)
@@ -230,8 +226,7 @@ def test_the_endpoint_of_the_next_priority_makes_up_for_the_first(site: Site, ta
 
 
 def test_the_last_endpoint_decides_when_each_fails(site: Site) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        closed = unused.getsockname()[1]
+    closed = unused_port()
     endpoints(site, f"nowhere.test:{closed}", f"down.test:{closed}")
     site.resolver.remove("nowhere.test", "A")
     done = check(site, 8450, "--json")

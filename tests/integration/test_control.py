@@ -18,6 +18,7 @@ import pytest
 
 from harness import socks
 from harness.authority import Authority
+from harness.ports import unused_port
 from harness.processes import run
 from harness.tunnel import COMMAND, PATH, SERVER_NAME, TOKEN, ProxyProgram, Site
 from harness.waiting import wait_until
@@ -196,8 +197,7 @@ def test_the_engine_goes_by_what_a_reload_brings(site: Site, ask: Ask, targets: 
     server = site.server()
     write(site, server.port, mode)
     proxy = start(site)
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        nobody = unused.getsockname()[1]
+    nobody = unused_port()
     # At once, whatever comes of it.
     socks.connect(proxy.address, "127.0.0.1", nobody).close()
     write(site, server.port, mode, 'reply = "confirmed"', "max_connections = 1")

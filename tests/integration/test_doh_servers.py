@@ -86,8 +86,8 @@ def named(
 
 
 @pytest.fixture(scope="module")
-def coredns_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_coredns(tmp_path_factory.mktemp("coredns"))
+def coredns_program() -> Path:
+    return build_coredns()
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +281,8 @@ def test_a_slow_server_is_given_up_in_time(engine: _native.Engine, coredns: DohS
     started = time.monotonic()
     event = ask(engine, coredns, doh.Question("a.slow.test", "HTTPS"), timeout=1.0)
     assert isinstance(event, _native.FetchFailed)
-    assert time.monotonic() - started < 3
+    # The server takes 8 s.
+    assert time.monotonic() - started < 7
 
 
 def test_an_unknown_authority_is_named(named: DohServer) -> None:
@@ -347,6 +348,7 @@ def has_configuration(status: Callable[[], SupervisorStatus]) -> Callable[[], bo
     return lambda: status().ech is not None
 
 
+@pytest.mark.alone
 def test_a_silent_resolver_costs_no_more_than_the_head_start(
     authority: Authority, named: DohServer, coredns: DohServer
 ) -> None:

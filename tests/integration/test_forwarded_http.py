@@ -16,6 +16,7 @@ from websockets.uri import parse_uri
 from harness.answering import Answering
 from harness.authority import Authority
 from harness.curl import curl
+from harness.ports import unused_port
 from harness.processes import Processes
 from harness.socks import until_end
 from harness.tunnel import ProxyProgram, Site
@@ -154,8 +155,7 @@ def test_answer_that_is_none_is_a_502(program: Program, answer: bytes | None) ->
 
 
 def test_target_that_refuses_is_a_502(program: Program) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
+    port = unused_port()
     program.send("GET /", port)
     assert program.until_end().startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
 

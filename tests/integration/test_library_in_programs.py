@@ -261,10 +261,10 @@ def test_an_interrupt_is_noticed_at_once(
     time.sleep(0.5)
     before = time.monotonic()
     started.signal(signal.SIGINT)
-    started.wait_line("interrupted", 5)
-    # Without close(): the interpreter ends at once all the same.
-    assert started.wait(10) == 0, started.output
-    assert time.monotonic() - before < 5
+    started.wait_line("interrupted")
+    # Without close(): the interpreter ends at once all the same. The call would have taken a minute.
+    assert started.wait() == 0, started.output
+    assert time.monotonic() - before < 20
 
 
 def test_an_interrupted_asyncio_program_ends_at_once(
@@ -288,7 +288,7 @@ def test_an_interrupted_asyncio_program_ends_at_once(
     started = processes.start(sys.executable, "-W", "ignore", program(tmp_path, body), json.dumps(given))
     started.wait_line("ready")
     started.signal(signal.SIGINT)
-    assert started.wait(5) == 0, started.output
+    assert started.wait() == 0, started.output
     assert "interrupted" in started.output
 
 
@@ -301,7 +301,7 @@ def test_a_check_of_a_silent_server_can_be_interrupted(processes: Processes) -> 
         client, _ = server.accept()
         with client:
             started.signal(signal.SIGINT)
-            assert started.wait(5) != 0
+            assert started.wait() != 0
 
 
 def test_a_forgotten_tunnel_warns_and_ends(tmp_path: Path, given: dict[str, Any]) -> None:
@@ -398,7 +398,7 @@ def test_a_program_that_never_closes_ends_at_once(tmp_path: Path, given: dict[st
     """
     lines = told(tmp_path, given, text, "-W", "ignore")
     # The clock is the system's: what is left is the interpreter's own end.
-    assert time.monotonic() - float(lines[0]) < 5
+    assert time.monotonic() - float(lines[0]) < 20
 
 
 # Since Python 3.14 they are public; what there was before has another name in each version.

@@ -14,6 +14,7 @@ import pytest
 
 from ech_workers import EngineClosed, SessionError, SessionTimeout, TargetError, TargetTimeout, Tunnel, aio
 from ech_workers.demo import Demo
+from harness.ports import unused_port
 from harness.silent import Silent
 from harness.waiting import wait_until
 
@@ -143,8 +144,7 @@ def test_pending_openings_end_with_the_tunnel(options: dict[str, Any], silent: S
 
 
 def test_many_failing_opens_keep_nothing(unreachable: dict[str, Any]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
+    port = unused_port()
     with Tunnel(**{**unreachable, "server": f"hidden.test:{port}/ws"}) as tunnel:
 
         class Local:
@@ -203,8 +203,7 @@ def tunnel(options: dict[str, Any]) -> Iterator[Tunnel]:
 
 
 def test_a_service_can_wait_for_its_server_to_come_up(demo: Demo, options: dict[str, Any]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        address = unused.getsockname()
+    address = ("127.0.0.1", unused_port())
     lazy = {**options, "server": f"hidden.test:{address[1]}/ws", "ech": False, "server_ip": "127.0.0.1"}
     with Tunnel(**lazy, connect="lazy") as tunnel:
         with pytest.raises(ConnectionError):

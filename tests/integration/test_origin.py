@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ech_workers import _native
+from harness.ports import unused_port
 from harness.tunnel import SERVER_NAME
 
 if TYPE_CHECKING:
@@ -57,8 +58,7 @@ def test_the_host_keeps_the_origins_port(authority: Authority, origin: int, host
 
 def test_the_endpoint_of_the_next_priority_is_dialed_when_the_first_is_down(site: Site) -> None:
     server = site.server(publish=False)
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        closed = unused.getsockname()[1]
+    closed = unused_port()
     site.resolver.add("down.test", "A", "127.0.0.1")
     site.resolver.add(SERVER_NAME, "A", "127.0.0.1")
     ech = site.key.base64

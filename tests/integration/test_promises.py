@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness import socks
+from harness.ports import unused_port
 from harness.tunnel import Site
 
 LIMIT = 20.0
@@ -96,18 +97,15 @@ def open_streams_outlive_the_stop_of_the_server_while_it_drains(site: Site, targ
 
 def a_program_that_waits_for_it_is_told_why_its_target_failed(site: Site, targets: dict[str, int], mode: str) -> None:
     proxy = site.proxy(site.server().port, mode, "--reply", "confirmed")
-    with pytest.raises(socks.ReplyError) as refused, socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        listener.close()
-        socks.connect(proxy.address, "127.0.0.1", port)
+    with pytest.raises(socks.ReplyError) as refused:
+        socks.connect(proxy.address, "127.0.0.1", unused_port())
     # RFC 1928: connection refused.
     assert refused.value.reply == 5
 
 
 def a_failure_after_an_early_reply_is_a_reset(site: Site, targets: dict[str, int], mode: str) -> None:
     proxy = site.proxy(site.server().port, mode)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = unused_port()
     with pytest.raises(ConnectionResetError), socks.connect(proxy.address, "127.0.0.1", port) as connection:
         socks.until_end(connection)
 

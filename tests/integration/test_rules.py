@@ -12,6 +12,7 @@ import pytest
 from ech_workers import TargetError, Tunnel, aio
 from harness import socks
 from harness.curl import KINDS, curl, fetch
+from harness.ports import unused_port
 from harness.processes import run
 from harness.tap import Tap
 from harness.targets import pattern
@@ -149,8 +150,7 @@ def test_a_network_is_about_addresses_that_programs_give(
 
 def test_a_direct_target_that_cannot_be_had_is_told_as_such(proxy: tuple[ProxyProgram, Site]) -> None:
     program, _ = proxy
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
+    port = unused_port()
     for host, reply in ((DIRECT, 5), ("missing.ech-workers.test", 4)):
         with pytest.raises(socks.ReplyError) as refused:
             socks.connect(program.address, host, port)
@@ -162,8 +162,7 @@ def test_a_direct_target_that_cannot_be_had_is_told_as_such(proxy: tuple[ProxyPr
 
 def test_direct_connections_need_no_server(site: Site, targets: dict[str, int]) -> None:
     site.resolver.add(DIRECT, "A", "127.0.0.1")
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
+    port = unused_port()
     rules = f'[[rule]]\ndomain = "{DIRECT}"\nto = "direct"\n'
     program = start(site, {"gone": port}, rules, wait=False)
     with socks.connect(program.address, DIRECT, targets["echo"]) as connection:

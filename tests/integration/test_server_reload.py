@@ -19,6 +19,7 @@ import pytest
 from harness import socks
 from harness.alone import MAY_UNSHARE, alone
 from harness.ech import ech_key
+from harness.ports import unused_port
 from harness.processes import Process, Processes, python_program, run
 from harness.tunnel import COMMAND, PATH, PUBLIC_NAME, TOKEN, ProxyProgram, Site
 from harness.unread import Beside, unread_uploads
@@ -236,8 +237,7 @@ def test_path_figures_and_keys_move_while_it_runs(server: Server, targets: dict[
     site = server.site
     first = site.proxy(server.port)
     moved = ech_key(site.folder / "moved", PUBLIC_NAME, 9)
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
+    port = unused_port()
     with echo(first, targets["echo"]) as connection:
         tokens = f"{TOKEN} # ours\n"
         lines = ['path = "/moved"', f"status_listen = {port}", f'ech_keys = "{moved.path.parent}"']

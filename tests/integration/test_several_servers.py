@@ -11,9 +11,9 @@ import pytest
 
 from harness import socks
 from harness.fleet import Fleet, Requests, outlive_the_first
+from harness.ports import unused_port
 from harness.targets import pattern, pattern_sha256
 from harness.waiting import wait_until
-from harness.worker import unused_port
 
 if TYPE_CHECKING:
     from ech_workers.config import Mode

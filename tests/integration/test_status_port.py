@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import ClientConnection, connect
 
 from harness.curl import curl, fetch
+from harness.ports import unused_port
 from harness.targets import pattern
 from harness.waiting import wait_until
 
@@ -48,6 +49,7 @@ def metric(address: tuple[str, int], name: str, **labels: str) -> float | None:
     return next((sample.value for sample in samples if sample.name == name and sample.labels == labels), None)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("mode", ["--yamux", "--no-yamux"])
 def test_the_feed_and_the_metrics_follow_a_transfer(site: Site, targets: dict[str, int], mode: str) -> None:
     proxy = site.proxy(site.server().port, mode, "--status-listen", "0")
@@ -82,8 +84,7 @@ def test_the_feed_and_the_metrics_follow_a_transfer(site: Site, targets: dict[st
 
 def test_a_target_that_fails_is_shown_with_its_reason(site: Site) -> None:
     proxy = site.proxy(site.server().port, "--status-listen", "0")
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
+    port = unused_port()
     curl(proxy, "socks5", f"http://127.0.0.1:{port}/")
     with watch(status_address(proxy)) as feed:
         facts = json.loads(feed.recv(timeout=5))["facts"]
@@ -128,6 +129,7 @@ def test_healthz_in_simple_mode_goes_by_the_last_dial(site: Site, targets: dict[
     wait_until(lambda: ask(address, "/healthz") == (200, "ok\n"), "it is up again", 40)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_ends_with_the_proxy_at_once_with_somebody_watching(site: Site, number: signal.Signals) -> None:
     proxy = site.proxy(site.server().port, "--status-listen", "0")

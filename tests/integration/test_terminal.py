@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness import socks
+from harness.ports import unused_port
 from harness.processes import run
 from harness.terminal import Terminal
 from harness.tunnel import COMMAND, PATH, SERVER_NAME, TOKEN, Site
@@ -17,15 +18,8 @@ def proxy_command(site: Site, port: int, listen: int) -> list[str | Path]:
     return [word for word in site.proxy_arguments(port, "--listen", f"127.0.0.1:{listen}") if word != "--plain"]
 
 
-def free_port() -> int:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        return int(unused.getsockname()[1])
-
-
 def test_live_table_shows_the_session_and_ctrl_c_ends_it(site: Site, targets: dict[str, int], tmp_path: Path) -> None:
-    server, listen = site.server(), free_port()
+    server, listen = site.server(), unused_port()
     with Terminal(tmp_path, proxy_command(site, server.port, listen), env=site.environment) as terminal:
         wait_until(lambda: re.search(r"state +up", terminal.screen()), "the session")
         with socks.connect(("127.0.0.1", listen), "localhost", targets["http"]) as connection:
@@ -44,7 +38,7 @@ def test_table_says_why_there_is_no_session(site: Site, tmp_path: Path) -> None:
     server = site.server()
     command = [
         word if word != "correct-horse-battery" else "another-token"
-        for word in proxy_command(site, server.port, free_port())
+        for word in proxy_command(site, server.port, unused_port())
     ]
     with Terminal(tmp_path, command, env=site.environment) as terminal:
         terminal.wait_for("token")
@@ -55,7 +49,7 @@ def test_table_says_why_there_is_no_session(site: Site, tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(60, 15), (40, 10), (200, 60)], ids=["small", "tiny", "large"])
 def test_table_survives_other_sizes(site: Site, tmp_path: Path, size: tuple[int, int]) -> None:
     server = site.server()
-    with Terminal(tmp_path, proxy_command(site, server.port, free_port()), env=site.environment) as terminal:
+    with Terminal(tmp_path, proxy_command(site, server.port, unused_port()), env=site.environment) as terminal:
         terminal.wait_for("state ")
         wait_until(lambda: re.search(r"state +up", terminal.screen()), "the session")
         terminal.resize(*size)
@@ -66,7 +60,7 @@ def test_table_survives_other_sizes(site: Site, tmp_path: Path, size: tuple[int,
 
 def test_keys_show_help_and_servers_and_end_the_proxy(site: Site, tmp_path: Path) -> None:
     server = site.server()
-    with Terminal(tmp_path, proxy_command(site, server.port, free_port()), env=site.environment) as terminal:
+    with Terminal(tmp_path, proxy_command(site, server.port, unused_port()), env=site.environment) as terminal:
         wait_until(lambda: re.search(r"state +up", terminal.screen()), "the session")
         terminal.press("?")
         terminal.wait_for("takes no new streams and ends with its last one")
@@ -80,7 +74,7 @@ def test_keys_show_help_and_servers_and_end_the_proxy(site: Site, tmp_path: Path
 
 
 def test_ctrl_z_gives_the_terminal_back_and_fg_draws_again(site: Site, tmp_path: Path) -> None:
-    server, listen = site.server(), free_port()
+    server, listen = site.server(), unused_port()
     command = shlex.join(str(word) for word in proxy_command(site, server.port, listen))
     with Terminal(tmp_path, ["/bin/bash", "--norc", "-i"], env={**site.environment, "PS1": "ready> "}) as terminal:
         terminal.wait_for("ready>")
@@ -104,7 +98,7 @@ def test_ctrl_z_gives_the_terminal_back_and_fg_draws_again(site: Site, tmp_path:
 
 def test_demo_in_a_terminal_says_which_curl_to_try_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     with Terminal(
-        tmp_path, [COMMAND, "demo", "--listen", f"127.0.0.1:{free_port()}"], env={"HOME": str(tmp_path)}
+        tmp_path, [COMMAND, "demo", "--listen", f"127.0.0.1:{unused_port()}"], env={"HOME": str(tmp_path)}
     ) as terminal:
         assert "curl" in terminal.wait_for("curl", 30)
         terminal.press("C-c")
@@ -113,7 +107,7 @@ def test_demo_in_a_terminal_says_which_curl_to_try_and_ends_with_ctrl_c(tmp_path
 
 def test_a_dumb_terminal_gets_lines(tmp_path: Path) -> None:
     """Emacs' shell, some CI systems: a terminal that cannot move its cursor."""
-    listen = f"127.0.0.1:{free_port()}"
+    listen = f"127.0.0.1:{unused_port()}"
     with Terminal(tmp_path, [COMMAND, "demo", "--listen", listen], env={"TERM": "dumb", "HOME": str(tmp_path)}) as dumb:
         dumb.wait_for(f"curl --proxy socks5h://{listen}", 30)
         screen = dumb.wait_for("session up")
@@ -156,7 +150,7 @@ def test_config_init_asks_for_what_is_missing_and_does_not_show_the_token(site: 
 
 
 def test_the_connections_are_a_key_away(site: Site, targets: dict[str, int], tmp_path: Path) -> None:
-    server, port = site.server(), free_port()
+    server, port = site.server(), unused_port()
     with Terminal(tmp_path, proxy_command(site, server.port, port), env=site.environment) as terminal:
         wait_until(lambda: re.search(r"state +up", terminal.screen()), "the session", 20)
         with socks.connect(("127.0.0.1", port), "localhost", targets["echo"]):
@@ -182,7 +176,8 @@ def test_no_word_is_broken_in_a_small_terminal(
         connection.sendall(b"x")
         assert socks.exactly(connection, 1) == b"x"
         whole = run(COMMAND, *words, env=site.environment).stdout.split()
-        small = {"width": 60, "height": 60}
+        # The longest path is one word of about 60 characters.
+        small = {"width": 72, "height": 60}
         with Terminal(tmp_path, [COMMAND, *words], env=site.environment, **small) as terminal:
             screen = terminal.wait_for("exit=0")
     assert whole

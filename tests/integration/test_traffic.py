@@ -16,6 +16,7 @@ import pytest
 from harness import socks
 from harness.authority import Authority
 from harness.curl import KINDS, curl, fetch, fetch_sha256
+from harness.ports import unused_port
 from harness.processes import Processes, run
 from harness.requirements import program
 from harness.targets import BANNER, pattern, pattern_sha256
@@ -124,8 +125,7 @@ def test_targets_reset_ends_the_connection(tunnel: Tunnel, targets: dict[str, in
 
 
 def test_target_that_refuses_ends_the_connection_soon(tunnel: Tunnel) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
+    port = unused_port()
     started = time.monotonic()
     try:
         with socks.connect(tunnel.proxy.address, "127.0.0.1", port) as connection:
@@ -133,7 +133,7 @@ def test_target_that_refuses_ends_the_connection_soon(tunnel: Tunnel) -> None:
             assert socks.until_end(connection) == b""
     except (socks.ReplyError, ConnectionResetError):
         pass
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 20
 
 
 def test_clients_that_go_away_free_the_target(tunnel: Tunnel, targets: dict[str, int]) -> None:

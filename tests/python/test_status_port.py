@@ -296,6 +296,7 @@ def test_noise_is_answered_or_closed_and_nothing_breaks(serving: StatusPort, cap
     assert caplog.records == []
 
 
+@pytest.mark.alone
 def test_the_first_frame_comes_at_once_and_the_next_each_second(serving: StatusPort) -> None:
     started = time.monotonic()
     with watch(serving) as watching:
@@ -308,6 +309,7 @@ def test_the_first_frame_comes_at_once_and_the_next_each_second(serving: StatusP
         assert second["facts"]["rates"]["down"] > 0
 
 
+@pytest.mark.alone
 def test_the_tunnel_is_looked_at_once_a_second_however_many_watch_and_never_when_nobody_does(
     serving: StatusPort, made: Made
 ) -> None:
@@ -444,6 +446,7 @@ def test_a_defect_in_the_look_ends_the_watchers_and_not_the_port(
         watching.recv(timeout=5)
 
 
+@pytest.mark.alone
 def test_it_ends_at_once_with_watchers_and_with_connections_that_ask_nothing(made: Made) -> None:
     threads = threading.active_count()
     serving = StatusPort([ListenAddress("127.0.0.1", 0), ListenAddress("::1", 0)], made)

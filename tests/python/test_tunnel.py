@@ -24,6 +24,7 @@ from ech_workers import (
     aio,
 )
 from ech_workers.demo import SAMPLE, Demo, sample
+from harness.ports import unused_port
 from harness.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -129,8 +130,7 @@ def test_many_threads_at_once(demo: Demo, tunnel: Tunnel) -> None:
 
 
 def test_a_target_that_refuses_is_said_so(tunnel: Tunnel) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        address = unused.getsockname()
+    address = ("127.0.0.1", unused_port())
     with pytest.raises(TargetError) as caught:
         tunnel.create_connection(address, timeout=10)
     assert caught.value.code == "target-refused"

@@ -15,6 +15,9 @@ from harness.cargo import example
 from harness.processes import run
 from harness.requirements import program
 
+# How often threads wake depends on what else runs.
+pytestmark = pytest.mark.alone
+
 FIGURES = Path(__file__).with_name("instructions.json")
 # For a compiler whose figures nobody has committed: only what no compiler does by itself.
 UNKNOWN_COMPILER = 0.5

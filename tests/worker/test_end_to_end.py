@@ -21,11 +21,12 @@ from harness import socks
 from harness.authority import Authority
 from harness.curl import curl, fetch_sha256
 from harness.json_resolver import JsonResolver
+from harness.ports import unused_port
 from harness.processes import run
 from harness.targets import BANNER, pattern, pattern_sha256
 from harness.tunnel import PATH, SERVER_NAME, TOKEN, ProxyProgram, Site
 from harness.waiting import wait_until
-from harness.worker import DENIED, PLATFORM_ADDRESS, Deployment, Worker, unused_port
+from harness.worker import DENIED, PLATFORM_ADDRESS, Deployment, Worker
 
 MODES = {"simple": "--no-yamux", "multiplexed": "--yamux"}
 TIMEOUT = 60.0

@@ -15,9 +15,10 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from harness.json_resolver import JsonResolver
+from harness.ports import unused_port
 from harness.targets import pattern, pattern_sha256
 from harness.tunnel import TOKEN
-from harness.worker import PLATFORM_ADDRESS, Deployment, Worker, unanswered_port, unused_port
+from harness.worker import PLATFORM_ADDRESS, Deployment, Worker, unanswered_port
 
 TIMEOUT = 20.0
 DATA, UPDATE, PING, GO_AWAY = range(4)

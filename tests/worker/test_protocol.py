@@ -14,9 +14,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from harness.json_resolver import JsonResolver
+from harness.ports import unused_port
 from harness.targets import pattern, pattern_sha256
 from harness.tunnel import TOKEN
-from harness.worker import PLATFORM_ADDRESS, PRIVATE_ADDRESS, Deployment, Worker, unanswered_port, unused_port
+from harness.worker import PLATFORM_ADDRESS, PRIVATE_ADDRESS, Deployment, Worker, unanswered_port
 
 TIMEOUT = 20.0
 
