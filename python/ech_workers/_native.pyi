@@ -208,6 +208,27 @@ class BulkChanged:
     def growing(self) -> bool: ...
 
 @final
+class Echoed:
+    """A server was to send back 64 KiB."""
+
+    @property
+    def echo(self) -> int: ...
+    @property
+    def upstream(self) -> int: ...
+    @property
+    def address(self) -> str | None:
+        """Where a connection of its own went to; None on a session, and where there was no connection."""
+    @property
+    def outcome(self) -> Literal["passed", "stopped", "failed"]:
+        """passed: everything came back; stopped: it did not, and nothing else came for 5 s; failed: it says nothing of the way (the server does not do this, the session ended, it took over 60 s)."""
+    @property
+    def ms(self) -> float | None:
+        """From the first byte sent to the last one back, if everything came back."""
+    @property
+    def received(self) -> int:
+        """Bytes of payload that have come over the session by then, this one's or others'."""
+
+@final
 class Unreached:
     """A server answered that it cannot reach a target, and the stream goes to another server."""
 
@@ -276,6 +297,7 @@ type Event = (
     | EchLearned
     | H2Chosen
     | BulkChanged
+    | Echoed
     | Unreached
     | Fetched
     | FetchFailed
@@ -449,6 +471,10 @@ class Engine:
         """No new streams on this session; it ends when its last stream does (SessionLost with code retired)."""
     def probe(self, session: int | None = None) -> None:
         """Has a session (every session without one) measure its round trip now; one that does not answer in time is lost."""
+    def echo(self, session: int, upstream: int) -> int:
+        """Has the server of a session (upstream: its number) send back 64 KiB; Echoed with the same number follows. Nothing is sent to a server that has not announced it."""
+    def echo_alone(self, plan: DialPlan) -> int:
+        """The same over a connection of its own, as simple mode has it."""
     def unavailable(self, reason: str | None, code: str = "") -> None:
         """With a reason: connections that find no session fail at once. None: they wait up to open_timeout. The reason is for
         open_stream alone; local programs are told what the error code stands for, which names neither server nor address."""
@@ -544,6 +570,9 @@ class ServerSnapshot:
     def streams_total(self) -> int: ...
     @property
     def streams_failed(self) -> int: ...
+    @property
+    def echoes_total(self) -> int:
+        """Streams to the reserved target, by which clients see how much gets through."""
     @property
     def bytes_up(self) -> int: ...
     @property

@@ -14,6 +14,7 @@ FOREIGN_CONFIGURATION = (
 _CUT = "something on the way cuts such connections: try another --server-ip, another --ech-domain or another --profile"
 
 OF_CODES: dict[str, str] = {
+    "session-stalled": "something on the way lets only the beginning of a connection through: try another --server-ip, or another server",
     "resolver-failed": OTHER_RESOLVERS,
     "resolver-intercepted": (
         "a captive portal (open any page in a browser and sign in to the network), or someone in the middle; if a private"

@@ -8,6 +8,7 @@ no name goes out in clear, and no plain DNS is asked.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import socket
 import threading
@@ -31,8 +32,9 @@ from ech_workers.errors import (
     connect_error,
     from_failure,
 )
-from ech_workers.finding import Layer, Row, origin, resolver_row, row, sample_row, source
-from ech_workers.fingerprint import ClientHello
+from ech_workers.finding import PROBE, Layer, Row, origin, probe_row, resolver_row, row, sample_row, source, stalled
+from ech_workers.fingerprint import ClientHello, first_record
+from ech_workers.probes import ECHO
 from ech_workers.steps import Asked, Dialed, Dialing, Exchanged, Failed, Learned, Passed, Settled, Step
 from ech_workers.stream import open_stream
 from ech_workers.supervisor import Supervisor
@@ -52,7 +54,7 @@ ATTEMPT_TIMEOUT = 60.0
 """Seconds without any step; every part of an attempt has a shorter limit of its own."""
 
 TCP_TIMEOUT = 5.0
-PING_TIMEOUT, PING_AGAIN = 10.0, 2.0
+PING_TIMEOUT, PING_AGAIN, PROBE_TIMEOUT = 10.0, 2.0, 70.0
 
 # As they follow one another in a dial.
 _DIAL_LAYERS: tuple[Layer, ...] = ("tls", "ech", "certificate", "websocket", "token")
@@ -65,10 +67,7 @@ class Check:
     """One run through all layers. ``rows`` yields the findings as they come; ``exit_code`` is right after the last."""
 
     def __init__(self, config: ClientConfig, *, target: str = DEFAULT_TARGET) -> None:
-        """target: an http:// or https:// URL; a large file there makes the throughput sample meaningful.
-
-        Raises ConfigError.
-        """
+        """target: an http:// or https:// URL; a large file there makes the throughput sample meaningful. Raises ConfigError."""
         self._config = config
         self._target = Target(target)
         self.error: Cause | None = None
@@ -100,6 +99,7 @@ class _Run:
         self._target = target
         self._store = EchStore(config.cache_dir)
         self._steps: queue.SimpleQueue[Step | _native.Event] = queue.SimpleQueue()
+        self._echoed: queue.SimpleQueue[_native.Echoed] = queue.SimpleQueue()
         self._held: list[Step | _native.Event] = []
         self._outstanding = 0
         self._needs_records = server.ech and server.ech_config is None
@@ -122,18 +122,20 @@ class _Run:
             config,
             engine,
             self._store,
-            on_event=self._steps.put,
+            on_event=self._note,
             trace=self._steps.put,
             refresh=True,
             watch_network=True,
             # Every resolver is asked at once: each one's answer is of interest.
-            timing=Timing(head_start=0.0),
+            timing=Timing(head_start=0.0, probe_first=True),
         )
         thread = threading.Thread(target=supervisor.run, name="ech-workers-check", daemon=True)
         thread.start()
         try:
             up = yield from self._reach(engine)
-            if up is not None and (self._server.mode == "simple" or (yield from self._ping(engine, up.session))):
+            if up is None or (self._server.mode == "yamux" and not (yield from self._ping(engine, up.session))):
+                return
+            if ECHO not in up.features or (yield from self._probe()):
                 yield from self._fetch_target(engine)
         finally:
             supervisor.stop()
@@ -141,6 +143,13 @@ class _Run:
             engine.close()
 
     # ------------------------------------------------------------ the steps
+
+    def _note(self, event: _native.Event) -> None:
+        """Takes an event, in the supervisor's thread. The probe may end before anybody waits for it."""
+        if isinstance(event, _native.Echoed):
+            self._echoed.put(event)
+        else:
+            self._steps.put(event)
 
     def _next(self) -> Step | _native.Event | None:
         """The next step or event. Those of dials are held back until every resolver has had its say."""
@@ -266,7 +275,7 @@ class _Run:
                 peer, _ = listener.accept()
                 with peer:
                     peer.settimeout(TCP_TIMEOUT)
-                    hello = ClientHello.parse(_first_record(peer))
+                    hello = ClientHello.parse(first_record(peer))
         except (OSError, ValueError) as error:
             return Row(layer="tls", subject=profile, ok=None, what=f"the hello could not be looked at: {error}")
         return Row(layer="tls", subject=profile, ok=None, what=f"JA4 {hello.ja4}, JA3 {hello.ja3}", decides=False)
@@ -393,6 +402,18 @@ class _Run:
         yield self._ends(SessionTimeout(message, code="yamux-ping-timeout").cause, "yamux", "ping")
         return False
 
+    def _probe(self) -> Generator[Row, None, bool]:
+        """What comes of the exchange that the supervisor has with a server which announces that it can. False: it stopped."""
+        layer: Layer = "websocket" if self._server.mode == "simple" else "yamux"
+        event = None
+        with contextlib.suppress(queue.Empty):
+            event = self._echoed.get(timeout=PROBE_TIMEOUT)
+        if event is not None and event.outcome == "stopped":
+            yield self._ends(stalled(event.received).cause, layer, PROBE)
+            return False
+        yield probe_row(layer, event.ms if event is not None else None)
+        return True
+
     def _fetch_target(self, engine: _native.Engine) -> Iterator[Row]:
         target = self._target
         started = time.monotonic()
@@ -425,13 +446,3 @@ _WORKED: dict[Layer, str] = {
     "certificate": "accepted",
     "websocket": "the server answers HTTP",
 }
-
-
-def _first_record(peer: socket.socket) -> bytes:
-    data = b""
-    while len(data) < 5 or len(data) < 5 + int.from_bytes(data[3:5], "big"):
-        more = peer.recv(65536)
-        if not more:
-            raise ValueError("the hello was cut")
-        data += more
-    return data

@@ -18,20 +18,28 @@ if TYPE_CHECKING:
         | _native.EchLearned
         | _native.H2Chosen
         | _native.BulkChanged
+        | _native.Echoed
         | _native.Unreached
     )
     """What the engine tells of one server."""
 
-__all__ = ["EngineLike", "FetchEngine", "NamesEngine", "ProbeEngine", "SelectionEngine", "UpstreamEngine"]
+__all__ = ["EchoEngine", "EngineLike", "FetchEngine", "NamesEngine", "ProbeEngine", "SelectionEngine", "UpstreamEngine"]
 
 
-class UpstreamEngine(Protocol):
+class EchoEngine(Protocol):
+    """For finding out how much gets through."""
+
+    def echo(self, session: int, upstream: int) -> int: ...
+    def echo_alone(self, plan: _native.DialPlan) -> int: ...
+    def snapshot(self) -> _native.Snapshot: ...
+
+
+class UpstreamEngine(EchoEngine, Protocol):
     """For one server."""
 
     def set_plan(self, plan: _native.DialPlan | None, upstream: int = 0) -> None: ...
     def dial(self, plan: _native.DialPlan) -> int: ...
     def retire(self, session: int) -> None: ...
-    def snapshot(self) -> _native.Snapshot: ...
 
 
 class ProbeEngine(Protocol):

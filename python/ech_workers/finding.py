@@ -9,14 +9,15 @@ import msgspec
 
 from ech_workers import doh
 from ech_workers.ech import list_problem, public_name
-from ech_workers.errors import Cause, TunnelError
+from ech_workers.errors import Cause, SessionError, TunnelError
+from ech_workers.stalls import amount
 
 if TYPE_CHECKING:
     from ech_workers.ech import Configuration
     from ech_workers.steps import Exchanged
     from ech_workers.target import Sample
 
-__all__ = ["Layer", "Row", "origin", "resolver_row", "row", "sample_row", "source"]
+__all__ = ["PROBE", "Layer", "Row", "origin", "probe_row", "resolver_row", "row", "sample_row", "source", "stalled"]
 
 Layer = Literal["resolver", "address", "tcp", "tls", "ech", "certificate", "websocket", "token", "yamux", "target"]
 
@@ -79,6 +80,23 @@ def sample_row(sample: Sample) -> Row:
         )
     what = f"{sample.received / 1e6:.1f} MB in {sample.seconds:.2f} s: {sample.rate / 1e6:.1f} MB/s"
     return Row(layer="target", subject="throughput", ok=True, ms=sample.seconds * 1000, what=what, decides=False)
+
+
+PROBE = "64 KiB each way"
+"""Of what the exchange is a finding that a server announces."""
+
+
+def probe_row(layer: Layer, ms: float | None) -> Row:
+    """It did not stop. ms: how long it took, if everything came back."""
+    if ms is None:
+        return Row(layer=layer, subject=PROBE, ok=None, what="they could not be exchanged", decides=False)
+    return Row(layer=layer, subject=PROBE, ok=True, ms=ms, what=f"64 KiB in {ms:.0f} ms")
+
+
+def stalled(received: int) -> SessionError:
+    """It stopped when so many bytes had come."""
+    message = f"the connection stops after {amount(received)}: nothing more came from the server"
+    return SessionError(message, code="session-stalled")
 
 
 def row(cause: Cause, layer: Layer, subject: str, *, ms: float | None = None, decides: bool = True) -> Row:

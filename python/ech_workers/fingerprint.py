@@ -7,10 +7,14 @@ by RFC 8701 are left out, as both demand; this client sends none.
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import msgspec
 
-__all__ = ["ClientHello"]
+if TYPE_CHECKING:
+    import socket
+
+__all__ = ["ClientHello", "first_record"]
 
 _SERVER_NAME = 0
 _GROUPS = 10
@@ -136,3 +140,14 @@ def _real(values: tuple[int, ...]) -> tuple[int, ...]:
 
 def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12] if text else "0" * 12
+
+
+def first_record(peer: socket.socket) -> bytes:
+    """The first TLS record that a peer sends. Raises ValueError when it is cut short, and OSError."""
+    data = b""
+    while len(data) < 5 or len(data) < 5 + int.from_bytes(data[3:5], "big"):
+        more = peer.recv(65536)
+        if not more:
+            raise ValueError("the hello was cut")
+        data += more
+    return data

@@ -9,6 +9,7 @@ Nothing known is thrown away because it is old: a stale configuration is used wh
 
 from __future__ import annotations
 
+import itertools
 import logging
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ from ech_workers.ranges import Ranges
 from ech_workers.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ech_workers.config import UpstreamConfig
     from ech_workers.doh import Answer
@@ -88,7 +89,8 @@ class Knowledge:
         self._ranges: Ranges | None = None
         if Ranges.is_needed(server.server_ips):
             good = store.addresses(self._good_key)
-            self._ranges = Ranges(server.server_ips, good.addresses if good else (), uniform, self._keep_good)
+            scored = dict(itertools.zip_longest(good.addresses, good.ms[: len(good.addresses)])) if good else {}
+            self._ranges = Ranges(server.server_ips, scored, uniform, self._keep_good)
         self._bootstrap: Configuration | None = None
         self._learned_at: float | None = None
         self.translation = Translation()
@@ -365,20 +367,29 @@ class Knowledge:
             self._records.error = error
         return error
 
-    def worked(self, address: str, now: Moment) -> None:
-        """A session is up by this address (``address:port``)."""
+    def worked(self, address: str, now: Moment, *, is_proof: bool) -> None:
+        """A session is up by this address (``address:port``). is_proof: no probe will tell whether more gets through."""
         self._turns.attempt_over()
         self._preferred = self._host(address)
         if self._ranges is not None:
-            self._ranges.worked(self._preferred, now.wall)
+            self._ranges.worked(self._preferred, now.wall, is_proof=is_proof)
+
+    def is_unproved(self, address: str) -> bool:
+        """Whether this address is one of many of which it is not known how long 64 KiB take by it."""
+        return self._ranges is not None and self._ranges.is_unproved(self._host(address))
+
+    def scored(self, address: str, ms: float, now: Moment) -> None:
+        """64 KiB got through by this address, in so many milliseconds."""
+        if self._ranges is not None:
+            self._ranges.scored(self._host(address), ms, now.wall)
 
     def stopped(self, address: str, now: Moment) -> None:
         """A session by this address became silent before much had come over it."""
         if self._ranges is not None:
             self._ranges.stopped(self._host(address), now.wall)
 
-    def _keep_good(self, good: tuple[str, ...], wall: float) -> None:
-        self._store.store_addresses(self._good_key, Addresses(good, wall, _GOOD_FOR))
+    def _keep_good(self, good: Mapping[str, float | None], wall: float) -> None:
+        self._store.store_addresses(self._good_key, Addresses(tuple(good), wall, _GOOD_FOR, tuple(good.values())))
 
     def _host(self, address: str) -> str:
         return self.translation.original(address.rpartition(":")[0].strip("[]"))

@@ -10,6 +10,7 @@ from ech_workers.errors import Cause
 from ech_workers.knowledge import EchStatus
 from ech_workers.pacing import Breaker
 from ech_workers.pool import SessionStatus
+from ech_workers.probes import ProbeCounts, ProbeStatus
 from ech_workers.resolvers import ResolverStatus
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = [
     "EchStatus",
     "Phase",
+    "ProbeCounts",
+    "ProbeStatus",
     "ResolverStatus",
     "Role",
     "SessionStatus",
@@ -57,6 +60,12 @@ class UpstreamStatus(msgspec.Struct, frozen=True, kw_only=True):
     last; silent: its sessions do not answer; down: it has none."""
     stops_after: int | None = None
     """Bytes after which its connections stop, if they do."""
+    probe: ProbeStatus | None = None
+    """What came of the last probe."""
+    probes: ProbeCounts = ProbeCounts()
+    can_be_probed: bool | None = None
+    """False: the server does not announce that it sends back what a probe sends, so that its traffic alone tells whether its
+    connections stop. None before the first session."""
     unreached: int = 0
     """Connections that went on to another server because this one could not reach their target."""
     unreached_why: str | None = None

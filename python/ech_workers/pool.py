@@ -90,8 +90,9 @@ class Pool:
     def __init__(self, mode: Literal["yamux", "simple"], sessions: int, timing: Timing) -> None:
         """sessions: how many are wanted; 0: as many as help."""
         self._timing = timing
-        self._simple = mode == "simple"
-        self._fixed = 1 if self._simple else sessions
+        self.is_simple = mode == "simple"
+        """Each connection has a session of its own."""
+        self._fixed = 1 if self.is_simple else sessions
         self.lanes = None if self._fixed else Lanes()
         self.overflow = Overflow(timing)
         self.sessions: dict[int, Session] = {}
@@ -117,15 +118,15 @@ class Pool:
     @property
     def is_ready(self) -> bool:
         """Whether a stream could be opened now."""
-        return self.verified if self._simple else bool(self.live)
+        return self.verified if self.is_simple else bool(self.live)
 
     @property
     def is_full(self) -> bool:
-        return self._simple or len(self.live) >= self.wanted
+        return self.is_simple or len(self.live) >= self.wanted
 
     def missing(self, *, one_at_a_time: bool) -> int:
         """How many dials are to be started to have the wanted sessions, and those beyond them."""
-        if self._simple:
+        if self.is_simple:
             return 0 if self.verified or self.dials else 1
         # A dial for the successor of a session that is gone by now counts like any other.
         filling = sum(dial.replaces is None or dial.replaces not in self.sessions for dial in self.dials.values())
@@ -139,7 +140,7 @@ class Pool:
     def up(self, event: _native.SessionUp, now: float, uniform: float) -> int | None:
         """Takes a new session. Returns the session that it replaces, which is to be retired."""
         dial = self.dials.pop(event.dial, None)
-        if self._simple:
+        if self.is_simple:
             # A warm connection: the next one tells the same, newer.
             self.sessions.clear()
         self.sessions[event.session] = Session(event, now, now + self._timing.session_age * (0.9 + 0.2 * uniform))
@@ -228,4 +229,4 @@ class Pool:
         return renewals + self.overflow.deadlines() + lanes
 
     def _is_renewable(self, session: Session) -> bool:
-        return not session.retiring and not self._simple
+        return not session.retiring and not self.is_simple

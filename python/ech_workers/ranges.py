@@ -6,10 +6,11 @@ A CDN serves every customer on all of its addresses, and some of them may be blo
 from __future__ import annotations
 
 import ipaddress
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["FEW", "Ranges"]
 
@@ -20,7 +21,7 @@ ROUNDS = 8
 """This many plans may fail one after the other without a pause."""
 
 REMEMBERED = 16
-"""Good ones are kept, the latest first."""
+"""So many good ones are kept."""
 
 _SEEN_LIMIT = 8192
 
@@ -31,19 +32,19 @@ class Ranges:
     def __init__(
         self,
         given: Sequence[str],
-        good: Sequence[str],
+        good: Mapping[str, float | None],
         uniform: Callable[[], float],
-        keep: Callable[[tuple[str, ...], float], object] = lambda good, wall: None,
+        keep: Callable[[Mapping[str, float | None], float], object] = lambda good, wall: None,
     ) -> None:
-        """given: addresses and networks in CIDR form. good: those that worked before; any that is not (any more) in what is
-        given is left out. uniform: random over [0, 1). keep: called with the good ones when they change, and the time on the
-        wall clock."""
+        """given: addresses and networks in CIDR form. good: those that worked before, the best first, each with its score: the
+        milliseconds that 64 KiB took, if that is known; any that is not (any more) in what is given is left out. uniform: random
+        over [0, 1). keep: called with the good ones when they change, and the time on the wall clock."""
         self._networks = [ipaddress.ip_network(text) for text in given]
         self._total = sum(network.num_addresses for network in self._networks)
         self._uniform = uniform
         self._keep = keep
         self._seen: set[str] = set()
-        self._good = [address for address in good if self._has(address)]
+        self._good = {address: ms for address, ms in good.items() if self._has(address)}
         self._rounds = 0
         self._current = self._few()
 
@@ -59,12 +60,16 @@ class Ranges:
 
     @property
     def good(self) -> tuple[str, ...]:
-        """Those that worked, the latest first."""
+        """Those that worked: the one with the best score first, and behind those with a score the latest first."""
         return tuple(self._good)
+
+    def is_unproved(self, address: str) -> bool:
+        """Whether an address has no score."""
+        return self._good.get(address) is None
 
     def failed(self) -> bool:
         """None of the present ones worked: goes on to others. False after several times, when a pause is due."""
-        self._good = [address for address in self._good if address not in self._current]
+        self._good = {address: ms for address, ms in self._good.items() if address not in self._current}
         self._current = self._few()
         self._rounds += 1
         if self._rounds < ROUNDS:
@@ -72,28 +77,39 @@ class Ranges:
         self._rounds = 0
         return False
 
-    def worked(self, address: str, wall: float) -> None:
-        """A session is up by this one."""
+    def worked(self, address: str, wall: float, *, is_proof: bool = True) -> None:
+        """A session is up by this one. is_proof: it counts as good by that; else ``scored`` will tell."""
         self._rounds = 0
-        before = self.good
-        self._good = [address, *(other for other in self._good if other != address)][:REMEMBERED]
         self._current = (address, *(other for other in self._current if other != address))
-        if self.good != before:
-            self._keep(self.good, wall)
+        if is_proof:
+            self._remember(address, self._good.get(address), wall)
+
+    def scored(self, address: str, ms: float, wall: float) -> None:
+        """64 KiB got through by this one, in so many milliseconds."""
+        if self._has(address):
+            self._remember(address, ms, wall)
 
     def stopped(self, address: str, wall: float) -> None:
         """A session by this one became silent before much had come over it: others are tried, and it is good no more."""
         self._current = tuple(other for other in self._current if other != address)
         if address in self._good:
-            self._good.remove(address)
-            self._keep(self.good, wall)
+            del self._good[address]
+            self._keep(self._good, wall)
         if not self._current:
             self._seen.add(address)
             self._current = self._few()
 
+    def _remember(self, address: str, ms: float | None, wall: float) -> None:
+        before = list(self._good.items())
+        others = ((other, score) for other, score in before if other != address)
+        ranked = sorted([(address, ms), *others], key=lambda item: math.inf if item[1] is None else item[1])
+        self._good = dict(ranked[:REMEMBERED])
+        if ranked != before:
+            self._keep(self._good, wall)
+
     def _few(self) -> tuple[str, ...]:
         """The good ones first, then others by chance."""
-        few = self._good[:FEW]
+        few = list(self._good)[:FEW]
         for _ in range(20 * FEW):
             if len(few) >= min(FEW, self._total):
                 break

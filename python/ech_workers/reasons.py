@@ -10,12 +10,25 @@ from ech_workers.steps import Settled, Step
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ech_workers.ech import Configuration
     from ech_workers.errors import Cause, TunnelError
     from ech_workers.timing import Moment
 
-__all__ = ["Reasons"]
+__all__ = ["Reasons", "origin_of"]
 
 _log = logging.getLogger("ech_workers")
+
+_ORIGINS = {
+    "dns": "the HTTPS record of {}",
+    "retry": "the server itself",
+    "option": "--ech-config",
+    "bootstrap": "--ech-bootstrap",
+}
+
+
+def origin_of(used: Configuration) -> str:
+    """Where an ECH configuration came from, in words."""
+    return _ORIGINS[used.source].format(used.origin)
 
 
 class Reasons:

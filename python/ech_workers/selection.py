@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ech_workers.routing import Routing, Tiers, View
-from ech_workers.stalls import Stalls, amount
 from ech_workers.watch import Watch
 
 if TYPE_CHECKING:
@@ -55,7 +54,6 @@ class Selection:
         # With "spread" all are in use; with "fastest" a server has to be connected for its round trip to be known.
         self._is_cold = standby == "cold" and policy == "priority"
         self._watch = Watch()
-        self._stalls = {upstream.number: Stalls() for upstream in upstreams}
         self._round_trips: dict[int, float] = {}
         self._tiers: Tiers = ()
         self._told: frozenset[int] = frozenset()
@@ -76,6 +74,8 @@ class Selection:
         tiers = (*self._routing.tiers(views, now), *self._former)
         if self._is_cold:
             self._set_needed(now)
+        for upstream in self._upstreams:
+            upstream.probes.stands_by = self.role(upstream, now) == "standby"
         if tiers == self._tiers:
             return
         self._tiers = tiers
@@ -126,7 +126,7 @@ class Selection:
             return "silent"
         if len(self._upstreams) == 1 or upstream.number in self._used:
             return "in use"
-        if self._stalls[upstream.number].is_demoted(now):
+        if upstream.stalls.is_demoted(now):
             return "demoted"
         return "probation" if self._routing.is_on_probation(upstream.number, now) else "standby"
 
@@ -150,30 +150,20 @@ class Selection:
                 known = self._round_trips.get(session.upstream, session.rtt_ms)
                 self._round_trips[session.upstream] = min(known, session.rtt_ms)
 
-    def network_changed(self) -> None:
-        """What the last network cut off may pass on this one."""
-        self._stalls = {upstream.number: Stalls() for upstream in self._upstreams}
-
     def shown(self, upstream: Upstream, status: UpstreamStatus, now: float) -> UpstreamStatus:
         """A server's status, with why traffic goes there or does not."""
-        stops_after = self._stalls[upstream.number].stops_after
-        return msgspec.structs.replace(status, role=self.role(upstream, now), stops_after=stops_after)
+        return msgspec.structs.replace(status, role=self.role(upstream, now))
 
     def _look_for_stalls(self, sessions: Sequence[SessionSnapshot], now: float) -> None:
         for upstream in self._upstreams:
-            stalls = self._stalls[upstream.number]
+            stalls = upstream.stalls
             own = [session for session in sessions if session.upstream == upstream.number]
             if stalls.look(own, self._watch.silent, now):
-                _log.warning(
-                    "connections to %s stop after %s: something on the way lets no more through; it is used last for %.0f min",
-                    upstream.name,
-                    amount(stalls.stops_after or 0),
-                    stalls.left(now) / 60,
-                )
+                _log.warning("%s", stalls.words(upstream.name, now))
 
     def _view(self, upstream: Upstream, now: float) -> View:
         server = upstream.server
         is_silent = upstream.is_silent(self._watch.silent)
-        works = upstream.is_ready and not is_silent and not self._stalls[upstream.number].is_demoted(now)
+        works = upstream.is_ready and not is_silent and not upstream.stalls.is_demoted(now)
         round_trip = self._round_trips.get(upstream.number, upstream.first_round_trip)
         return View(upstream.number, server.priority, server.weight, works, round_trip)

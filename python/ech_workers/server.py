@@ -418,6 +418,7 @@ _COUNTERS = (
     "streams",
     "streams_total",
     "streams_failed",
+    "echoes_total",
     "bytes_up",
     "bytes_down",
     "handshakes_failed",

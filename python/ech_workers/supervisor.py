@@ -272,6 +272,8 @@ class Supervisor:
                 upstream.h2_chosen(event)
             case _native.BulkChanged():
                 upstream.pool.bulk_changed(event, now.clock)
+            case _native.Echoed():
+                upstream.echoed(event, now)
             case _native.Unreached():
                 upstream.unreached.note(event)
                 self._selection.unreached(event.tried, now.clock)
@@ -281,7 +283,6 @@ class Supervisor:
         was stopped) the other side has given the sessions up: all are replaced."""
         self._liveness.begin(now.clock)
         self._look_ups.forgive()
-        self._selection.network_changed()
         self._target_names.forget()
         for upstream in self._upstreams:
             if slept:

@@ -51,5 +51,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """How often the clocks are compared."""
     head_start: float = 0.2
     """How long one resolver has before the next one is asked as well."""
+    probe_first: bool = False
+    """Every server shows with its first session that 64 KiB get through, where it announces that it can."""
     exchange: float = 5.0
     """The limit of one exchange with a resolver."""

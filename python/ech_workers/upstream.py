@@ -16,8 +16,9 @@ from ech_workers.knowledge import Knowledge
 from ech_workers.overview import Phase, UpstreamStatus
 from ech_workers.pacing import FAREWELL_SPREAD, Pacing, Remedy
 from ech_workers.pool import Dial, Pool
-from ech_workers.reasons import Reasons
-from ech_workers.stalls import PASSED, SILENT
+from ech_workers.probes import Probes
+from ech_workers.reasons import Reasons, origin_of
+from ech_workers.stalls import PASSED, SILENT, Stalls
 from ech_workers.steps import Dialed, Dialing, Failed, Learned, Passed, Step
 from ech_workers.unreached import Unreached
 
@@ -37,13 +38,6 @@ _log = logging.getLogger("ech_workers")
 
 FULL_NEWS = 60.0
 """How often the log says that new connections wait because of what the server allows, in seconds."""
-
-_SOURCES = {
-    "dns": "the HTTPS record of {}",
-    "retry": "the server itself",
-    "option": "--ech-config",
-    "bootstrap": "--ech-bootstrap",
-}
 
 
 class Upstream:
@@ -70,6 +64,8 @@ class Upstream:
         self.pacing = Pacing(timing, uniform)
         self.pool = Pool(server.mode, sessions, timing)
         self.unreached = Unreached(server.name)
+        self.stalls = Stalls()
+        self.probes = Probes(server.name, number, self.knowledge, self.pool, self.stalls, engine, timing, uniform)
         self._engine = engine
         self._timing = timing
         self._uniform = uniform
@@ -137,6 +133,7 @@ class Upstream:
         if self._plan is not None:
             for number in self.pool.due(now.clock):
                 self._dial(number)
+        self.probes.turn(self._plan, now.clock)
 
     def refresh(self) -> None:
         """Everything is looked up again, and the next dial waits for it."""
@@ -160,7 +157,7 @@ class Upstream:
             return deadlines
         if self._dials_missing > 0 and not self.pacing.is_healing:
             deadlines.append(self.pacing.look_at)
-        return deadlines + self.pool.deadlines()
+        return deadlines + self.pool.deadlines() + self.probes.deadlines()
 
     def slept(self, now: Moment) -> None:
         """The machine slept: every session is replaced, and nothing waits any longer."""
@@ -171,6 +168,8 @@ class Upstream:
         """What failed before may work now."""
         self.knowledge.jumped(now)
         self.pacing.jumped(now.clock)
+        self.stalls.forget()
+        self.probes.network_changed()
 
     # ------------------------------------------------------------ the plan
 
@@ -254,8 +253,9 @@ class Upstream:
 
     def session_up(self, event: _native.SessionUp, now: Moment) -> None:
         self._trace(Dialed(event.dial, event))
+        self.probes.up(event, now)
         replaced = self.pool.up(event, now.clock, self._uniform())
-        self.knowledge.worked(event.address, now)
+        self.knowledge.worked(event.address, now, is_proof=not self.probes.is_announced)
         self.pacing.up(now.clock)
         level = logging.INFO if self._reasons.over(forget=not self.pacing.flaps) else logging.DEBUG
         ech = f"ECH accepted, outer name {event.public_name}" if event.ech == "accepted" else "without ECH"
@@ -264,6 +264,12 @@ class Upstream:
         _log.log(level, "session up: %s by %s, %s, %.0f ms", self.name, event.address, ech, milliseconds, extra=about)
         if replaced is not None:
             self._engine.retire(replaced)
+
+    def echoed(self, event: _native.Echoed, now: Moment) -> None:
+        """What came of a probe."""
+        stopped = self.probes.ended(event, now)
+        if stopped is not None:
+            self.give_up(stopped, now)
 
     def session_lost(self, event: _native.SessionLost, now: Moment) -> None:
         session = self.pool.sessions.pop(event.session, None)
@@ -330,7 +336,7 @@ class Upstream:
             self.knowledge.learn(failure.retry_configs, used, now)
         error = from_failure(failure, server=self.name)
         if error.code == "ech-disabled" and used is not None:
-            error.message += f" (the configuration in use came from {_SOURCES[used.source].format(used.origin)})"
+            error.message += f" (the configuration in use came from {origin_of(used)})"
         if dial is None:
             # One connection's dial failed; whether all would is found out by one dial of our own.
             if self.pool.verified:
@@ -436,4 +442,8 @@ class Upstream:
             addresses=self._candidate.addresses if self._candidate else (),
             unreached=self.unreached.count,
             unreached_why=self.unreached.why,
+            stops_after=self.stalls.stops_after,
+            probe=self.probes.status(now.clock),
+            probes=self.probes.counts,
+            can_be_probed=self.probes.is_announced,
         )

@@ -45,6 +45,7 @@ EPOCH = 1_700_000_000.0
 Failure = stand_in("Failure")
 SessionLost = stand_in("SessionLost")
 SessionsFull = stand_in("SessionsFull")
+Echoed = stand_in("Echoed")
 DialFailed = stand_in("DialFailed")
 EchLearned = stand_in("EchLearned")
 H2Chosen = stand_in("H2Chosen")
@@ -158,6 +159,10 @@ class World:
         """Connections that wait for a session."""
         self.rtt_ms: float | None = None
         """The round trip of every session, if it was measured."""
+        self.echoes: list[tuple[float, int | None, int]] = []
+        """Every probe: when, over which session (None: a connection of its own), to which server."""
+        self.echo_outcome: Callable[[int], dict[str, Any] | None] = lambda upstream: {"outcome": "passed", "ms": 40.0}
+        """What comes of a probe of a server, by its number; None: the outcome never comes."""
         self.mute: set[int] = set()
         """Servers that take everything and answer nothing."""
         self.resolved_names: dict[str, tuple[tuple[str, ...], float] | None] = {}
@@ -207,6 +212,17 @@ class World:
         for asked in self.live if session is None else [session]:
             if self.upstreams[asked] in self.mute:
                 self.unanswered.setdefault(asked, self.now)
+
+    def echo(self, session: int | None, upstream: int) -> int:
+        number = next(self.numbers)
+        self.echoes.append((self.now, session, upstream))
+        outcome = self.echo_outcome(upstream)
+        if outcome is not None:
+            self.post(0.5, Echoed(echo=number, upstream=upstream, **outcome))
+        return number
+
+    def echo_alone(self, plan: Any) -> int:
+        return self.echo(None, plan.upstream)
 
     def route(self, tiers: Any) -> None:
         self.tiers = [[number for number, _ in tier] for tier in tiers]

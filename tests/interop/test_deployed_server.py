@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from ech_workers.finding import PROBE
 from harness import socks
 from harness.answering import Answering
 from harness.curl import KINDS, curl, fetch, fetch_sha256
 from harness.deployed import DeployedServer
 from harness.ech import ech_key
 from harness.ports import unused_port
+from harness.processes import run
 from harness.targets import BANNER, pattern, pattern_sha256
 from harness.tunnel import PUBLIC_NAME, SERVER_NAME, TOKEN, Site
 from harness.waiting import wait_until
@@ -145,6 +147,28 @@ def test_target_that_refuses(site: Site, deployed_server: Start, mode: str) -> N
             assert socks.until_end(connection) == b""
     except (socks.ReplyError, ConnectionResetError):
         pass
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_it_is_never_probed_and_the_reserved_name_is_looked_up_as_any_other(
+    site: Site, deployed_server: Start, mode: str
+) -> None:
+    """It does not announce that it sends anything back; `check` probes every server that does."""
+    server = deployed_server()
+    proxy = site.proxy(server.port, MODES[mode])
+    try:
+        with socks.connect(proxy.address, "echo.invalid", 7) as connection:
+            connection.sendall(b"hello")
+            assert socks.until_end(connection) == b""
+    except (socks.ReplyError, ConnectionResetError):
+        pass
+    command, _, _, *options = site.proxy_arguments(server.port, MODES[mode])
+    place = options.index("--listen")
+    del options[place : place + 2]
+    done = run(command, "check", *options, "--json", env=site.environment, timeout=90)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert "websocket" in [row["layer"] for row in rows if row["ok"]]
+    assert PROBE not in [row["subject"] for row in rows]
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -11,7 +11,7 @@ from ech_workers.ranges import FEW, REMEMBERED, ROUNDS, Ranges
 
 
 def made(*given: str, good: tuple[str, ...] = ()) -> Ranges:
-    return Ranges(given, good, random.Random(1).random)
+    return Ranges(given, dict.fromkeys(good), random.Random(1).random)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,8 @@ def test_what_worked_once_and_fails_is_good_no_more() -> None:
 
 def test_an_address_whose_session_became_silent_is_left_and_good_no_more() -> None:
     kept: list[tuple[str, ...]] = []
-    ranges = Ranges(["192.0.2.0/24"], ["192.0.2.9"], random.Random(1).random, lambda good, wall: kept.append(good))
+    good = {"192.0.2.9": 20.0}
+    ranges = Ranges(["192.0.2.0/24"], good, random.Random(1).random, lambda good, wall: kept.append(tuple(good)))
     ranges.worked("192.0.2.9", 1.0)
     assert not kept
     ranges.stopped("192.0.2.9", 2.0)
@@ -80,6 +81,39 @@ def test_an_address_whose_session_became_silent_is_left_and_good_no_more() -> No
     only = made("192.0.2.7/32")
     only.stopped("192.0.2.7", 0.0)
     assert only.current == ("192.0.2.7",)
+
+
+def test_the_one_that_took_the_least_time_comes_first_and_those_without_a_score_last() -> None:
+    kept: list[dict[str, float | None]] = []
+    good = {"192.0.2.1": None, "192.0.2.2": None}
+    ranges = Ranges(["192.0.2.0/24"], good, random.Random(1).random, lambda good, wall: kept.append(dict(good)))
+    ranges.scored("192.0.2.3", 80.0, 1.0)
+    ranges.scored("192.0.2.2", 30.0, 2.0)
+    ranges.worked("192.0.2.4", 3.0)
+    assert ranges.good == ("192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.1")
+    assert list(kept[-1].items()) == [
+        ("192.0.2.2", 30.0),
+        ("192.0.2.3", 80.0),
+        ("192.0.2.4", None),
+        ("192.0.2.1", None),
+    ]
+    assert ranges.is_unproved("192.0.2.4")
+    assert not ranges.is_unproved("192.0.2.3")
+    again = Ranges(["192.0.2.0/24"], kept[-1], random.Random(1).random)
+    assert again.current == ranges.good
+    assert not again.is_unproved("192.0.2.3")
+
+
+def test_a_session_that_proves_nothing_makes_no_address_good() -> None:
+    ranges = made("192.0.2.0/24")
+    address = ranges.current[-1]
+    ranges.worked(address, 1.0, is_proof=False)
+    assert ranges.current[0] == address
+    assert list(ranges.good) == []
+    ranges.scored(address, 40.0, 2.0)
+    assert list(ranges.good) == [address]
+    ranges.scored("203.0.113.7", 1.0, 3.0)
+    assert list(ranges.good) == [address]
 
 
 def test_after_several_rounds_a_pause_is_due() -> None:

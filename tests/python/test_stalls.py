@@ -71,6 +71,29 @@ def test_it_is_used_last_for_twice_as_long_each_time_and_forgiven_by_what_gets_t
     assert stalls.stops_after is None
 
 
+def test_a_session_over_which_a_probe_stopped_counts_once() -> None:
+    stalls = Stalls()
+    stalls.look([session(1, 12_000)], {1}, 0.0)
+    assert not stalls.stopped(12_000, 1.0, 1)
+    assert stalls.is_suspect
+    assert not stopped(stalls, 1, 12_000, 2.0)
+    assert stalls.stopped(13_000, 3.0, None)
+    assert stalls.is_demoted(3.0)
+    assert "connections to one stop after 13 KB" in stalls.words("one", 3.0)
+
+
+def test_a_server_that_can_be_probed_is_used_last_until_something_gets_through() -> None:
+    stalls = Stalls()
+    stalls.has_to_prove = True
+    for _ in range(2):
+        stalls.stopped(12_000, 0.0, None)
+    assert stalls.is_demoted(DEMOTED_FIRST + 1)
+    assert stalls.until == DEMOTED_FIRST
+    stalls.passed()
+    assert not stalls.is_demoted(1.0)
+    assert not stalls.is_suspect
+
+
 def test_new_connections_go_to_the_next_server_until_the_network_is_another(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:

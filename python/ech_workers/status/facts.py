@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import msgspec
 
 from ech_workers.config import authority
-from ech_workers.overview import EchStatus, SupervisorStatus
+from ech_workers.overview import EchStatus, ProbeCounts, ProbeStatus, SupervisorStatus
 from ech_workers.resolvers import ResolverStatus
 
 if TYPE_CHECKING:
@@ -147,6 +147,10 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     bytes_down: int
     stops_after: int | None = None
     """Bytes after which its connections stop, if they do."""
+    probe: ProbeStatus | None = None
+    """What came of the last probe, in which 64 KiB go there and come back."""
+    can_be_probed: bool | None = None
+    """False: the server does not do that, so that its traffic alone tells whether its connections stop. None: not known yet."""
     unreached: int = 0
     """Connections that went on to another server because this one could not reach their target."""
     unreached_why: str | None = None
@@ -190,6 +194,12 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     dials_total: int
     dials_failed: int
     ech_retries: int
+    probe: ProbeStatus | None = None
+    """What came of the last probe, in which 64 KiB go to the server and come back; with several servers each has its own."""
+    can_be_probed: bool | None = None
+    """False: the server does not do that. None: not known yet, or there are several."""
+    probes: ProbeCounts = ProbeCounts()
+    """So far, of every server."""
     servers: tuple[Server, ...] = ()
     """Each of several servers, in the configured order; empty with one."""
 
@@ -232,6 +242,7 @@ class Observer:
 
     def _facts(self, status: SupervisorStatus, snapshot: Snapshot, rates: Rates | None) -> Facts:
         failure = snapshot.last_target_failure
+        alone = status.upstreams[0] if len(status.upstreams) == 1 else None
         return Facts(
             at=time.time(),
             uptime=snapshot.uptime,
@@ -264,6 +275,9 @@ class Observer:
             dials_total=snapshot.dials_total,
             dials_failed=snapshot.dials_failed,
             ech_retries=snapshot.ech_retries,
+            probe=None if alone is None else alone.probe,
+            can_be_probed=None if alone is None else alone.can_be_probed,
+            probes=_probes(status),
             servers=self._servers(status, snapshot),
         )
 
@@ -289,6 +303,8 @@ class Observer:
                     bytes_up=sum(session.bytes_up for session in carried),
                     bytes_down=sum(session.bytes_down for session in carried),
                     stops_after=upstream.stops_after,
+                    probe=upstream.probe,
+                    can_be_probed=upstream.can_be_probed,
                     unreached=upstream.unreached,
                     unreached_why=upstream.unreached_why,
                 )
@@ -298,6 +314,12 @@ class Observer:
     def _shown(self, said: S) -> S:
         texts = {name: value for name in said.__struct_fields__ if isinstance(value := getattr(said, name), str)}
         return msgspec.structs.replace(said, **{name: self._hide(text) for name, text in texts.items()})
+
+
+def _probes(status: SupervisorStatus) -> ProbeCounts:
+    counts = [upstream.probes for upstream in status.upstreams]
+    names = ProbeCounts.__struct_fields__
+    return ProbeCounts(*(sum(getattr(count, name) for count in counts) for name in names))
 
 
 def _sessions(status: SupervisorStatus, snapshot: Snapshot) -> tuple[Session, ...]:

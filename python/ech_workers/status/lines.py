@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ech_workers import _native
+    from ech_workers.probes import ProbeStatus
     from ech_workers.resolvers import ResolverStatus
     from ech_workers.served import ServedSession
     from ech_workers.status.carried import Carried
@@ -92,6 +93,8 @@ def rows(facts: Facts) -> list[Row]:
         found.append(
             Row("TLS", f"{newest.profile}, {newest.cipher}, {newest.group}{', resumed' if newest.resumed else ''}")
         )
+    if facts.probe is not None:
+        found.append(_probe(facts.probe))
     found += [_resolver(resolver) for resolver in facts.resolvers if resolver.state != "untried"]
     rates, connections = facts.rates, facts.connections
     found += [
@@ -190,9 +193,28 @@ def _server(server: Server) -> Row:
     why = f": {server.problem}" if server.problem is not None and server.role == "down" else ""
     if server.stops_after is not None:
         why += f": its connections stop after {amount(server.stops_after)}"
+    if server.probe is not None:
+        why += f"; probe: {_probe_words(server.probe)}"
+    elif server.can_be_probed is False and server.role == "standby":
+        why += "; cannot be probed"
     if server.unreached:
         why += f"; {server.unreached} connections went elsewhere ({server.unreached_why})"
     return Row("server", server.name, tone, f"({server.mode}{trip}) {role}{why}")
+
+
+def _probe(probe: ProbeStatus) -> Row:
+    tone: Tone = "good" if probe.outcome == "passed" else "warning"
+    return Row("probe", _probe_words(probe), tone if probe.outcome != "failed" else "")
+
+
+def _probe_words(probe: ProbeStatus) -> str:
+    """What came of the last probe, and when."""
+    ago = f"{duration(probe.age)} ago"
+    if probe.outcome == "passed":
+        return f"64 KiB there and back in {probe.passed_ms or 0:.0f} ms, {ago}"
+    if probe.outcome == "stopped":
+        return f"nothing came after {amount(probe.received)}, {ago}"
+    return f"without an answer, {ago}"
 
 
 def _ech(facts: Facts) -> Row:

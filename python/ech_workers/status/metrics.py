@@ -91,6 +91,12 @@ def _metrics(facts: Facts) -> Iterator[Metric]:
         "Connections that went on to another server because this one could not reach their target; with several servers.",
         {("server", server.name): server.unreached for server in facts.servers},
     )
+    yield Metric(
+        "probes_total",
+        "counter",
+        "Exchanges of 64 KiB with a server that announces it, by what came of them.",
+        {("outcome", name): getattr(facts.probes, name) for name in facts.probes.__struct_fields__},
+    )
     states = [session.state for session in sessions]
     yield Metric(
         "sessions",
@@ -186,6 +192,7 @@ def _server_metrics(server: ObservedServer) -> Iterator[Metric]:
     yield one("streams", "gauge", "Open streams.", now.streams)
     yield one("streams_total", "counter", "Streams so far.", now.streams_total)
     yield one("streams_failed_total", "counter", "Streams whose target could not be reached.", now.streams_failed)
+    yield one("echoes_total", "counter", "Streams of clients that see how much gets through.", now.echoes_total)
     yield Metric(
         "server_bytes_total",
         "counter",

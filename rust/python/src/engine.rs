@@ -161,6 +161,14 @@ impl Engine {
         Ok(())
     }
 
+    fn echo(&self, py: Python<'_>, session: u64, upstream: u32) -> PyResult<u64> {
+        Ok(self.client(py)?.echo(session, upstream))
+    }
+
+    fn echo_alone(&self, py: Python<'_>, plan: &DialPlan) -> PyResult<u64> {
+        Ok(self.client(py)?.echo_alone(plan.0.clone()))
+    }
+
     #[pyo3(signature = (reason, code=""))]
     fn unavailable(&self, py: Python<'_>, reason: Option<String>, code: &str) -> PyResult<()> {
         self.client(py)?.set_unavailable(reason, code);

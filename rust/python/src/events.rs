@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ech_workers_tunnel::{self as tunnel, Dialed, Event, Learned};
+use ech_workers_tunnel::{self as tunnel, Dialed, Echo, Event, Learned};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 
@@ -157,6 +157,17 @@ pub(crate) struct BulkChanged {
     upstream: u32,
     streams: u64,
     growing: bool,
+}
+
+/// A server was to send back 64 KiB.
+#[pyclass(frozen, get_all, module = "ech_workers._native")]
+pub(crate) struct Echoed {
+    echo: u64,
+    upstream: u32,
+    address: Option<String>,
+    outcome: &'static str,
+    ms: Option<f64>,
+    received: u64,
 }
 
 /// A server cannot reach a target, and the stream goes to another one.
@@ -337,6 +348,29 @@ pub(crate) fn event(py: Python<'_>, event: Event) -> PyResult<Py<PyAny>> {
             },
         )?
         .into_any(),
+        Event::Echoed {
+            echo,
+            upstream,
+            address,
+            outcome,
+            received,
+        } => {
+            let (outcome, ms) = match outcome {
+                Echo::Passed(took) => ("passed", Some(milliseconds(took))),
+                Echo::Stopped => ("stopped", None),
+                Echo::Failed => ("failed", None),
+            };
+            let address = address.map(|address| address.to_string());
+            let echoed = Echoed {
+                echo,
+                upstream,
+                address,
+                outcome,
+                ms,
+                received,
+            };
+            Py::new(py, echoed)?.into_any()
+        }
         Event::Unreached {
             upstream,
             kind,

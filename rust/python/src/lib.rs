@@ -36,8 +36,8 @@ mod _native {
     use crate::engine::{Engine, Listener};
     #[pymodule_export]
     use crate::events::{
-        BulkChanged, DialFailed, EchLearned, FetchFailed, Fetched, H2Chosen, LogLine, NameWanted,
-        SessionLost, SessionUp, SessionsFull, Unreached, Woken,
+        BulkChanged, DialFailed, EchLearned, Echoed, FetchFailed, Fetched, H2Chosen, LogLine,
+        NameWanted, SessionLost, SessionUp, SessionsFull, Unreached, Woken,
     };
     #[pymodule_export]
     use crate::failure::Failure;

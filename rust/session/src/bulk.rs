@@ -10,6 +10,8 @@ pub(crate) struct Pace {
     /// Payload that went either way since the last look.
     moved: u64,
     is_transfer: bool,
+    /// It is no program's, and bounded: nobody need keep away from it.
+    is_exempt: bool,
 }
 
 /// What a stream has moved since the last look.
@@ -22,9 +24,19 @@ pub(crate) struct Moved {
 }
 
 impl Pace {
+    /// Of a stream that is never a bulk transfer, and never may become one.
+    pub(crate) fn exempt() -> Self {
+        Self {
+            is_exempt: true,
+            ..Self::default()
+        }
+    }
+
     /// Payload went either way.
     pub(crate) fn note(&mut self, bytes: usize) -> Moved {
-        self.moved += bytes as u64;
+        if !self.is_exempt {
+            self.moved += bytes as u64;
+        }
         let begins = !self.is_transfer && self.moved >= TRANSFER;
         self.is_transfer |= begins;
         Moved {
@@ -126,6 +138,16 @@ mod tests {
         bulk.forget(pace);
         assert_eq!(bulk.load(), load(0, true));
         bulk.look(std::iter::empty());
+        assert_eq!(bulk.load(), load(0, false));
+    }
+
+    #[test]
+    fn a_stream_that_is_exempt_never_counts() {
+        let mut bulk = Bulk::new(Some(EARLY as u64));
+        let mut pace = Pace::exempt();
+        bulk.note(pace.note(600 << 10));
+        assert_eq!(bulk.load(), load(0, false));
+        bulk.look(std::iter::once(&mut pace));
         assert_eq!(bulk.load(), load(0, false));
     }
 

@@ -112,6 +112,11 @@ pub trait LocalEnd {
         false
     }
 
+    /// Whether what it moves may make its stream a bulk transfer. False for one that is no program's.
+    fn may_be_bulk(&self) -> bool {
+        true
+    }
+
     /// The request goes to the server now.
     fn begun(&mut self) {}
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ech_workers_yamux::{self as yamux, GoAwayCode, IdHash, StreamId};
 
-use crate::bulk::Bulk;
+use crate::bulk::{Bulk, Pace};
 use crate::end::{Abort, Connector, LocalEnd, Refusal, Status};
 use crate::ledger::Share;
 use crate::open::{Open, Returned};
@@ -259,7 +259,11 @@ impl<L: LocalEnd> Streams<L> {
             ClientState::Unacknowledged(request)
         };
         let waker = self.readiness.waker(id);
+        let may_be_bulk = end.may_be_bulk();
         let mut stream = Stream::new(waker, State::Client(state), Some(end), first, self.now);
+        if !may_be_bulk {
+            stream.pace = Pace::exempt();
+        }
         if ended {
             stream.outbound = Outbound::Ended;
         }

@@ -8,6 +8,7 @@ mod connections;
 mod desk;
 mod dial;
 mod direct;
+mod echo;
 mod event;
 mod fetch;
 mod lanes;
@@ -68,6 +69,7 @@ use self::ways::Ways;
 
 pub use self::connections::{Carried, ConnectionSnapshot};
 pub use self::dial::{DialPlan, Dialed, Learned, Mode};
+pub use self::echo::Echo;
 pub use self::event::Event;
 pub use self::fetch::{FetchPlan, Fetched};
 pub use self::names::Resolved;
@@ -341,6 +343,40 @@ impl Client {
             Some(session) => self.shared.pool.tell(session, Handle::probe),
             None => self.shared.pool.tell_all(Handle::probe),
         }
+    }
+
+    /// Has the server of a session, by its number, send back 64 KiB, to see whether so much gets through; the outcome is reported with the number
+    /// returned. Nothing is sent to a server that has not announced it.
+    pub fn echo(&self, session: u64, upstream: u32) -> u64 {
+        let number = self.shared.number();
+        let shared = Arc::clone(&self.shared);
+        self.shared.control.spawn(async move {
+            let (outcome, received) = match shared.pool.place_for_echo(session) {
+                Some((handle, ticket, stats)) => {
+                    let asking = echo::ask(&handle, &stats, upstream, Some(ticket));
+                    let outcome = caught(asking).await.unwrap_or(Echo::Failed);
+                    (outcome, stats.traffic.down.value())
+                }
+                None => (Echo::Failed, 0),
+            };
+            shared.events.push(Event::Echoed {
+                echo: number,
+                upstream,
+                address: None,
+                outcome,
+                received,
+            });
+        });
+        number
+    }
+
+    /// The same on a connection of its own, as simple mode has it.
+    pub fn echo_alone(&self, plan: DialPlan) -> u64 {
+        let number = self.shared.number();
+        self.shared
+            .control
+            .spawn(Arc::clone(&self.shared).echo_alone(number, plan));
+        number
     }
 
     /// With a reason: connections that find no session fail at once. Without: they wait. The reason is for the API's user;

@@ -4,7 +4,10 @@
 pub(crate) const FIELD: &str = "x-stream-extensions";
 
 /// What our server announces: the version of the extended forms, then features.
-pub(crate) const ANNOUNCED: &str = "1, connect, half-close, simple-open";
+pub(crate) const ANNOUNCED: &str = "1, connect, half-close, simple-open, echo";
+
+/// The server sends back what comes for the reserved target.
+pub(crate) const ECHO: &str = "echo";
 
 /// A server that spends more on each message than on its bytes, as Workers do, announces this: it gets what fills several
 /// records as one message. A deployed server gets a message for each record.

@@ -10,6 +10,7 @@ mod client;
 mod counters;
 mod descriptors;
 mod driver;
+mod echo;
 mod events;
 mod extensions;
 mod failure;
@@ -27,7 +28,7 @@ mod stream;
 
 pub use client::{
     Carried, Client, ClientConfig, ClientLimits, ClientSettings, ConnectionSnapshot, DialPlan,
-    Dialed, Done, Event, FetchPlan, Fetched, Learned, Listener, Mode, Pending, Resolved,
+    Dialed, Done, Echo, Event, FetchPlan, Fetched, Learned, Listener, Mode, Pending, Resolved,
     SessionSnapshot, Snapshot,
 };
 pub use counters::{ByConfigId, Counter, Traffic};

@@ -127,6 +127,8 @@ pub struct ServerStats {
     pub sessions_total: Counter,
     /// Streams that could not be connected.
     pub streams_failed: Counter,
+    /// Streams to the reserved target, which sends back what it gets.
+    pub echoes_total: Counter,
     /// TLS handshakes that failed.
     pub handshakes_failed: Counter,
     /// Handshakes whose ECH was accepted.

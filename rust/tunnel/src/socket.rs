@@ -11,6 +11,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::echo::Asking;
 use crate::failure::Failure;
 use crate::stream::{LocalStream, StreamEnded};
 
@@ -22,6 +23,8 @@ pub(crate) enum Socket {
     Tcp(Tcp),
     /// The end of a stream of the API.
     Stream(LocalStream),
+    /// No socket: what is sent to be sent back is made here.
+    Echo(Asking),
 }
 
 /// The most that is written first to a connection that has Nagle's algorithm on: it fits one segment, which leaves at once on a
@@ -90,6 +93,7 @@ impl Socket {
                 [space] => stream.poll_read(cx, space),
                 _ => stream.poll_read_vectored(cx, spaces),
             },
+            Self::Echo(asking) => asking.poll_read(cx, spaces),
         }
     }
 
@@ -102,6 +106,7 @@ impl Socket {
         match self {
             Self::Tcp(tcp) => tcp.poll_write(cx, pieces),
             Self::Stream(stream) => stream.poll_write_vectored(cx, pieces),
+            Self::Echo(asking) => asking.poll_write(pieces),
         }
     }
 
@@ -110,7 +115,7 @@ impl Socket {
         let mut byte = [0];
         match self {
             Self::Tcp(tcp) => tcp.stream()?.poll_peek(cx, &mut ReadBuf::new(&mut byte)),
-            Self::Stream(_) => Poll::Pending,
+            Self::Stream(_) | Self::Echo(_) => Poll::Pending,
         }
     }
 
@@ -119,6 +124,7 @@ impl Socket {
         match self {
             Self::Tcp(tcp) => tcp.come_here(),
             Self::Stream(stream) => stream.begin(),
+            Self::Echo(_) => {}
         }
     }
 
@@ -127,6 +133,10 @@ impl Socket {
         match self {
             Self::Tcp(_) => Ok(()),
             Self::Stream(stream) => stream.opened(),
+            Self::Echo(asking) => {
+                asking.opened();
+                Ok(())
+            }
         }
     }
 
@@ -135,6 +145,7 @@ impl Socket {
         match self {
             Self::Tcp(_) => Poll::Pending,
             Self::Stream(stream) => stream.poll_abandoned(cx),
+            Self::Echo(asking) => asking.poll_abandoned(cx),
         }
     }
 
@@ -148,6 +159,7 @@ impl Socket {
                 }
             }
             Self::Stream(stream) => stream.finish(),
+            Self::Echo(_) => {}
         }
     }
 
@@ -156,6 +168,7 @@ impl Socket {
         match self {
             Self::Tcp(mut tcp) => tcp.is_over = true,
             Self::Stream(stream) => stream.finish(),
+            Self::Echo(_) => {}
         }
     }
 
@@ -279,7 +292,7 @@ mod tests {
     fn has_nagle(socket: &Socket) -> bool {
         match socket {
             Socket::Tcp(tcp) => !tcp.stream.as_ref().unwrap().nodelay().unwrap(),
-            Socket::Stream(_) => false,
+            Socket::Stream(_) | Socket::Echo(_) => false,
         }
     }
 

@@ -132,6 +132,11 @@ impl Dialed {
         self.features.first().is_some_and(|version| version == "1")
             && self.features.iter().any(|word| word == feature)
     }
+
+    /// The server sends back what comes for the reserved target, in this mode.
+    pub(crate) fn echoes(&self, mode: Mode) -> bool {
+        self.extended(mode) && self.features.iter().any(|word| word == extensions::ECHO)
+    }
 }
 
 /// What the attempts of one dial have learned from one another.

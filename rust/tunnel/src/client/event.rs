@@ -1,8 +1,10 @@
 //! What a client reports to its owner.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::client::dial::{Dialed, Learned};
+use crate::client::echo::Echo;
 use crate::client::fetch::Fetched;
 use crate::failure::{Ended, Failure};
 
@@ -67,6 +69,19 @@ pub enum Event {
         streams: u64,
         /// A stream moves so much that it may become one. Never on a short path.
         growing: bool,
+    },
+    /// A server was to send back 64 KiB.
+    Echoed {
+        /// The number that was given for it.
+        echo: u64,
+        /// The number of the server.
+        upstream: u32,
+        /// Where a connection of its own went to.
+        address: Option<SocketAddr>,
+        /// What came of it.
+        outcome: Echo,
+        /// Bytes of payload that have come over the session by then, this one's or others'.
+        received: u64,
     },
     /// A server cannot reach a target, and the stream goes to another one.
     Unreached {

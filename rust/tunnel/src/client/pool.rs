@@ -106,6 +106,8 @@ pub(crate) struct Member {
     pub(crate) thread: usize,
     /// How long it took to connect: a round trip, or more if a packet was lost.
     pub(crate) distance: Duration,
+    /// The server sends back what comes for the reserved target.
+    pub(crate) echoes: bool,
 }
 
 /// What new streams may find in a session.
@@ -303,6 +305,22 @@ impl Pool {
                 member.handle.retire();
             }
         }
+    }
+
+    /// A session that takes streams, and a place in it for one to the reserved target: its handle, and what it carries.
+    /// `None`: there is none, or its server has not announced that.
+    pub(crate) fn place_for_echo(
+        &self,
+        session: u64,
+    ) -> Option<(Handle<Program>, Ticket, Arc<SessionStats>)> {
+        let state = self.state.lock();
+        let mut sessions = state.sessions.iter();
+        let member = sessions.find(|member| member.session == session)?;
+        (member.echoes && member.is_open()).then(|| {
+            let stats = Arc::clone(&member.stats);
+            let ticket = member.ticket();
+            (member.handle.clone(), ticket, stats)
+        })
     }
 
     /// Tells one session something.
@@ -568,8 +586,13 @@ impl Member {
     }
 
     fn assign(&self) -> Carrier {
+        Carrier::Session(self.handle.clone(), self.ticket())
+    }
+
+    /// A place in it for one more stream.
+    fn ticket(&self) -> Ticket {
         let carried = Carried::Session(self.session, self.upstream);
-        Carrier::Session(self.handle.clone(), Ticket::new(&self.load, carried))
+        Ticket::new(&self.load, carried)
     }
 
     /// In microseconds; the longest while none was measured.
@@ -654,6 +677,7 @@ mod tests {
                     load,
                     thread: usize::try_from(session).unwrap(),
                     distance: FAR,
+                    echoes: false,
                 });
             }
             this

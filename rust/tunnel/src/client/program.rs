@@ -119,6 +119,11 @@ impl Program {
         self.only
     }
 
+    /// It is no program's: it has one session, and no other will do.
+    pub(crate) const fn is_echo(&self) -> bool {
+        matches!(self.socket, Socket::Echo(_))
+    }
+
     /// What carries it from now on, for the user.
     pub(crate) fn carried_by(&self, carried: Carried) {
         if let Some(listed) = &self.listed {
@@ -188,6 +193,10 @@ impl LocalEnd for Program {
 
     fn is_cut(&self) -> bool {
         self.listed.as_ref().is_some_and(Listed::is_cut)
+    }
+
+    fn may_be_bulk(&self) -> bool {
+        !self.is_echo()
     }
 
     fn begun(&mut self) {

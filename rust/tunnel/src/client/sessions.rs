@@ -12,6 +12,7 @@ use crate::carrier::WebSocket;
 use crate::client::ClientState;
 use crate::client::connections::Carried;
 use crate::client::dial::{self, DialPlan, Dialed, Learned, Mode};
+use crate::client::echo::{self, Echo};
 use crate::client::event::Event;
 use crate::client::lanes::{EARLY_BULK, FAR};
 use crate::client::load::Load;
@@ -151,6 +152,56 @@ impl ClientState {
         });
     }
 
+    /// Dials for one exchange with the reserved target, and ends the connection with it.
+    pub(super) async fn echo_alone(self: Arc<Self>, number: u64, plan: DialPlan) {
+        let upstream = plan.upstream;
+        let tell = move |shared: &Self, address, outcome, received| {
+            shared.events.push(Event::Echoed {
+                echo: number,
+                upstream,
+                address,
+                outcome,
+                received,
+            });
+        };
+        let (carrier, dialed) = match self.dial(0, &plan).await {
+            Ok(made) => made,
+            Err(failure) => {
+                tell(&self, None, Echo::Failed, 0);
+                return self.tell_dial_failed(0, &plan, failure);
+            }
+        };
+        let address = Some(dialed.address);
+        let (thread, counted) = self.threads.least_busy();
+        let home = thread.number;
+        thread.spawn(async move {
+            let _counted = counted;
+            let Ok(carrier) = carrier.into_current_runtime() else {
+                return tell(&self, address, Echo::Failed, 0);
+            };
+            let (running, member) =
+                self.start_session(carrier, &dialed, &plan, Purpose::Taken, home);
+            let Running { driver, observer } = running;
+            let (session, echoes) = (member.session, member.echoes);
+            let (handle, stats) = (member.handle.clone(), Arc::clone(&member.stats));
+            self.pool.add(member);
+            let asking = async {
+                let outcome = if echoes {
+                    let asking = echo::ask(&handle, &stats, upstream, None);
+                    caught(asking).await.unwrap_or(Echo::Failed)
+                } else {
+                    Echo::Failed
+                };
+                tell(&self, address, outcome, stats.traffic.down.value());
+                handle.end();
+            };
+            let shared = Arc::clone(&self);
+            let running =
+                shared.keep_session(session, Purpose::Taken, &observer, driver.run(&observer));
+            tokio::join!(running, asking);
+        });
+    }
+
     fn start_session(
         self: &Arc<Self>,
         carrier: WebSocket,
@@ -223,6 +274,7 @@ impl ClientState {
             load,
             thread,
             distance: dialed.tcp,
+            echoes: dialed.echoes(mode),
         };
         (Running { driver, observer }, member)
     }
@@ -333,6 +385,9 @@ impl Owner<Program> for Observer {
                 self.retiring.store(true, Ordering::Relaxed);
                 self.tell(gone_away(code));
             }
+            // Whoever waits for it hears that it is gone.
+            session::Event::Unreached(open, _) | session::Event::Returned(open, _)
+                if open.end.is_echo() => {}
             session::Event::TargetFailed(refusal) => self.shared.target_failed(&refusal.reason),
             session::Event::BulkChanged(bulk) => {
                 self.load.note_bulk(bulk);
@@ -413,6 +468,7 @@ mod tests {
             load: Arc::default(),
             thread: 0,
             distance: Duration::ZERO,
+            echoes: false,
         }
     }
 

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use crate::carrier::WebSocket;
 use crate::counters::Counted;
 use crate::driver::{Driver, Owner, SessionStats, Side, Sums, seed};
+use crate::echo::{self, Answering};
 use crate::failure::{Code, Ended, Failure, Layer};
 use crate::log;
 use crate::server::admission::Place;
@@ -148,7 +149,10 @@ pub(crate) async fn run(shared: &Arc<ServerState>, begun: Begun) -> Result<(), F
         seed: seed(),
     };
     let carrier = WebSocket::new(tls, Role::Server, first.bytes);
-    let connector = Box::new(Targets(Arc::new(Route::new(&shared.paths))));
+    let connector = Box::new(Targets {
+        shared: Arc::clone(shared),
+        route: Arc::new(Route::new(&shared.paths)),
+    });
     let session = Session::server(carrier, connector, config, Instant::now());
     match run_session(shared, session, &place, &holder, stats).await {
         Ended::Lost(failure) => Err(failure),
@@ -224,17 +228,24 @@ impl Owner<TargetEnd> for Watcher {
 }
 
 /// How a session reaches targets.
-struct Targets(Arc<Route>);
+struct Targets {
+    shared: Arc<ServerState>,
+    route: Arc<Route>,
+}
 
 impl Connector for Targets {
     type End = TargetEnd;
 
     fn connect(&mut self, authority: &[u8]) -> Result<TargetEnd, Refusal> {
+        if authority == echo::TARGET {
+            self.shared.stats.echoes_total.add(1);
+            return Ok(TargetEnd::Echo(Answering::default()));
+        }
         let target: Target = std::str::from_utf8(authority)
             .ok()
             .and_then(|authority| authority.parse().ok())
             .ok_or_else(|| Refusal::new(Status::General, "the target is not host:port"))?;
-        let route = Arc::clone(&self.0);
+        let route = Arc::clone(&self.route);
         Ok(TargetEnd::Connecting(Box::pin(async move {
             route.reach(&target).await
         })))

@@ -4,6 +4,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use crate::echo::Answering;
 use crate::server::permits::Permit;
 use crate::server::target::Reached;
 use crate::socket::Socket;
@@ -17,13 +18,15 @@ pub(crate) enum TargetEnd {
     Connecting(Attempt),
     /// The socket is one of those that the process may have until the end is dropped.
     Connected(Socket, Permit),
+    /// The reserved target, which is nothing but this.
+    Echo(Answering),
 }
 
 impl TargetEnd {
     fn socket(&mut self) -> io::Result<&mut Socket> {
         match self {
             Self::Connected(socket, _) => Ok(socket),
-            Self::Connecting(_) => Err(io::ErrorKind::NotConnected.into()),
+            Self::Connecting(_) | Self::Echo(_) => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 }
@@ -38,7 +41,7 @@ impl LocalEnd for TargetEnd {
     }
 
     fn reads_many(&self) -> bool {
-        true
+        !matches!(self, Self::Echo(_))
     }
 
     fn poll_read(
@@ -46,7 +49,10 @@ impl LocalEnd for TargetEnd {
         cx: &mut Context<'_>,
         spaces: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.socket()?.poll_read(cx, spaces)
+        match self {
+            Self::Echo(answering) => answering.poll_read(cx, spaces),
+            _ => self.socket()?.poll_read(cx, spaces),
+        }
     }
 
     fn poll_write(
@@ -54,12 +60,17 @@ impl LocalEnd for TargetEnd {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.socket()?.poll_write(cx, pieces)
+        match self {
+            Self::Echo(answering) => answering.poll_write(cx, pieces),
+            _ => self.socket()?.poll_write(cx, pieces),
+        }
     }
 
     fn finish(&mut self) {
-        if let Self::Connected(socket, _permit) = self {
-            socket.finish();
+        match self {
+            Self::Connected(socket, _permit) => socket.finish(),
+            Self::Echo(answering) => answering.finish(),
+            Self::Connecting(_) => {}
         }
     }
 

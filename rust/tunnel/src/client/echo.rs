@@ -1,0 +1,108 @@
+//! Whether more than the beginning of a connection gets through: a server that announces it sends back 64 KiB. What that says of a
+//! server is its owner's to decide.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ech_workers_session::Open;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::client::load::Ticket;
+use crate::client::program::Program;
+use crate::client::reply::Reply;
+use crate::driver::{Handle, SessionStats};
+use crate::echo::{Asking, TARGET};
+use crate::socket::Socket;
+
+/// Nothing gets through any more when nothing at all has come from the server for so long.
+const SILENT: Duration = Duration::from_secs(5);
+/// How often it is looked whether that is so.
+const LOOK: Duration = Duration::from_millis(250);
+/// How long all of it may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Echo {
+    /// Everything came back, in so much time from the first byte sent.
+    Passed(Duration),
+    /// It did not, and nothing else came from the server either.
+    Stopped,
+    /// It says nothing of the way: the server does not do this, the session ended, or it took too long.
+    Failed,
+}
+
+/// Has the server of a session send back what goes to it. `ticket`: the place in the session, if it has others.
+pub(crate) async fn ask(
+    handle: &Handle<Program>,
+    stats: &Arc<SessionStats>,
+    upstream: u32,
+    ticket: Option<Ticket>,
+) -> Echo {
+    let begun = Instant::now();
+    let (tell, told) = oneshot::channel();
+    let Ok(asking) = Asking::new(tell) else {
+        return Echo::Failed;
+    };
+    let mut end = Program::new(Socket::Echo(asking), Reply::Api, None, None);
+    end.restrict(upstream);
+    if let Some(ticket) = ticket {
+        end.hold(ticket);
+    }
+    let mut open = Open::new(end, TARGET.to_vec(), begun + LIMIT);
+    open.confirm = true;
+    match timeout(LIMIT, handle.reserve()).await {
+        Ok(Ok(permit)) => permit.send(Box::new(open)),
+        _ => return Echo::Failed,
+    }
+    outcome(told, stats, begun).await
+}
+
+/// Waits for the end of it. Dropping the receiver ends the stream.
+async fn outcome(
+    mut told: oneshot::Receiver<Duration>,
+    stats: &SessionStats,
+    begun: Instant,
+) -> Echo {
+    loop {
+        match timeout(LOOK, &mut told).await {
+            Ok(Ok(took)) => return Echo::Passed(took),
+            Ok(Err(_)) => return Echo::Failed,
+            Err(_) => {
+                let heard = stats.heard.moment().map_or(begun, |heard| heard.max(begun));
+                if heard.elapsed() >= SILENT {
+                    return Echo::Stopped;
+                }
+                if begun.elapsed() >= LIMIT {
+                    return Echo::Failed;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn silence_is_a_stop_and_an_end_without_an_answer_is_none() {
+        let stats = SessionStats::default();
+        let (tell, told) = oneshot::channel();
+        tell.send(Duration::from_millis(7)).unwrap();
+        let passed = outcome(told, &stats, Instant::now()).await;
+        assert_eq!(passed, Echo::Passed(Duration::from_millis(7)));
+        let (tell, told) = oneshot::channel();
+        drop(tell);
+        assert_eq!(outcome(told, &stats, Instant::now()).await, Echo::Failed);
+        let (_tell, told) = oneshot::channel();
+        let long_ago = Instant::now().checked_sub(SILENT).unwrap();
+        assert_eq!(outcome(told, &stats, long_ago).await, Echo::Stopped);
+        // Something still comes: it is slow, which is no stop.
+        stats.heard.set(Instant::now());
+        let (_tell, told) = oneshot::channel();
+        let long_ago = Instant::now().checked_sub(LIMIT).unwrap();
+        assert_eq!(outcome(told, &stats, long_ago).await, Echo::Failed);
+    }
+}
