@@ -417,7 +417,7 @@ class Rule:
         ports: Sequence[str] = ...,  # ()
     ) -> Rule:
         """server: the number of the only server that may carry it, with to="server". domains: with all below them. Lists have an entry a line, `#` begins a
-        comment. ports: numbers, or ranges (8000-8099). Raises ValueError(message, argument, index in it)."""
+        comment. ports: numbers, or ranges (8000-8099). Raises ech_workers.arguments.ArgumentError."""
 
 @final
 class EngineConfiguration:
@@ -436,7 +436,8 @@ class EngineConfiguration:
         reply: Literal["optimistic", "confirmed"] = "optimistic",
     ) -> EngineConfiguration:
         """ca_pem: trusted beside the system's roots (system_roots). rules: which way connections go: the first that matches decides; without one through the tunnel.
-        max_connections: local ones at a time. open_timeout: how long one waits for a session. Raises ValueError."""
+        max_connections: local ones at a time. open_timeout: how long one waits for a session. Raises
+        ech_workers.arguments.ArgumentError."""
 
 @final
 class Engine:
@@ -614,7 +615,7 @@ class ServerConfiguration:
     ) -> ServerConfiguration:
         """certificates: PEM chain and PEM key; the first is the default, the others are chosen by server name. tokens: each with what the operator calls it. path "/" accepts the
         upgrade on every path. healthz: /healthz is answered on the public port. ech_keys: RFC 9934 PEM files, each with whether it is sent as a retry configuration (at least one must be).
-        ticket_keys: 80 bytes each (16 of name, 32 for HMAC-SHA256, 32 for AES-256), the first seals; None: BoringSSL's own. Raises ValueError, whose text begins with the argument's name."""
+        ticket_keys: 80 bytes each (16 of name, 32 for HMAC-SHA256, 32 for AES-256), the first seals; None: BoringSSL's own. Raises ech_workers.arguments.ArgumentError."""
 
 @final
 class Server:
@@ -629,12 +630,12 @@ class Server:
         workers: int = 0,
         log_level: int = 20,
     ) -> Server:
-        """workers: threads that carry traffic, and as many that make handshakes; 0: as many as the process has cores. Raises ValueError, whose text begins with the name of what
-        is wrong in the configuration, or OSError."""
+        """workers: threads that carry traffic, and as many that make handshakes; 0: as many as the process has cores. Raises ech_workers.arguments.ArgumentError
+        (of the configuration), or OSError."""
     @property
     def address(self) -> tuple[str, int]: ...
     def apply(self, configuration: ServerConfiguration) -> None:
-        """Goes by another configuration, all of it or (ValueError, as above) nothing. Connections keep the certificate and the keys that they began with; sessions whose token is
+        """Goes by another configuration, all of it or (ArgumentError, as above) nothing. Connections keep the certificate and the keys that they began with; sessions whose token is
         not there any more end with their last stream; limits are for the sessions and targets that come from now on, but memory_limit counts at once. A server without ech_keys
         may get some, and never lose them; ticket_keys must be as they were in being None or not."""
     def tokens(self) -> list[tuple[str, int, int, int, int]]:

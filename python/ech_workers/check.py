@@ -21,9 +21,9 @@ from ech_workers import _native, doh
 from ech_workers.candidate import dial_plan
 from ech_workers.config import authority
 from ech_workers.ech import EchStore, public_name
+from ech_workers.engine import engine_configuration
 from ech_workers.errors import (
     Cause,
-    ConfigError,
     ConnectError,
     SessionTimeout,
     TargetError,
@@ -113,11 +113,7 @@ class _Run:
 
     def rows(self) -> Iterator[Row]:
         config = self._config
-        try:
-            configuration = _native.EngineConfiguration(ca_pem=() if config.ca_pem is None else (config.ca_pem,))
-        except ValueError as error:
-            raise ConfigError(str(error), option="--ca-file") from None
-        engine = _native.Engine(configuration, log_level=40)
+        engine = _native.Engine(engine_configuration(config), log_level=40)
         supervisor = Supervisor(
             config,
             engine,

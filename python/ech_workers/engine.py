@@ -1,13 +1,18 @@
-"""The verbs of ``_native.Engine``, as far as each part uses them: so that a test can stand in for the rest."""
+"""The native engine: what it is told of a configuration, and its verbs as far as each part uses them, so that a test can stand
+in for the rest."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ech_workers import _native
+from ech_workers.arguments import ArgumentError
+from ech_workers.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ech_workers import _native
+    from ech_workers.config import ClientConfig
     from ech_workers.routing import Tiers
 
     ServerEvent = (
@@ -23,7 +28,26 @@ if TYPE_CHECKING:
     )
     """What the engine tells of one server."""
 
-__all__ = ["EchoEngine", "EngineLike", "FetchEngine", "NamesEngine", "ProbeEngine", "SelectionEngine", "UpstreamEngine"]
+__all__ = [
+    "EchoEngine",
+    "EngineLike",
+    "FetchEngine",
+    "NamesEngine",
+    "ProbeEngine",
+    "SelectionEngine",
+    "UpstreamEngine",
+    "engine_configuration",
+]
+
+
+def engine_configuration(config: ClientConfig, **more: Any) -> _native.EngineConfiguration:
+    """What the engine is told of a configuration. more: what is not in it as the engine takes it (rules, limits). Raises
+    ConfigError."""
+    try:
+        return _native.EngineConfiguration(ca_pem=() if config.ca_pem is None else (config.ca_pem,), **more)
+    except ArgumentError as error:
+        option = "--ca-file" if error.argument == "ca_pem" else f"--{error.argument.replace('_', '-')}"
+        raise ConfigError(error.problem, option=option) from None
 
 
 class EchoEngine(Protocol):

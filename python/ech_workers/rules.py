@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from ech_workers import files
+from ech_workers.arguments import ArgumentError
 from ech_workers.errors import ConfigError
 from ech_workers.names import ascii_name
 from ech_workers.options.rules import RULE_TABLE
@@ -128,12 +129,11 @@ def _compiled(rule: RuleConfig, server: int = 0) -> _native.Rule:
             network_lists=[files.read(one.path, "network_list", LIST_LIMIT) for one in rule.network_lists],
             ports=rule.ports,
         )
-    except ValueError as error:
-        message, argument, index = error.args
-        why = message.removeprefix(f"{argument}: ")
-        if argument in ("domain_lists", "network_lists"):
-            raise ConfigError(f"{getattr(rule, argument)[index].path}, {why}", option=_KEYS[argument]) from None
-        raise ConfigError(why, option=_KEYS[argument]) from None
+    except ArgumentError as error:
+        option, why = _KEYS[error.argument], error.problem
+        if error.index is not None and error.argument in ("domain_lists", "network_lists"):
+            why = f"{getattr(rule, error.argument)[error.index].path}, {why}"
+        raise ConfigError(why, option=option) from None
 
 
 def _way(to: Any, servers: Mapping[str, int | None], where: str) -> tuple[Way, int]:

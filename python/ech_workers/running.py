@@ -11,6 +11,7 @@ import msgspec
 from ech_workers import _native, descriptors, lanes, rules, waiting
 from ech_workers.config import SHARED, ClientConfig, ListenAddress
 from ech_workers.ech import EchStore
+from ech_workers.engine import engine_configuration
 from ech_workers.errors import ConfigError, EngineClosed, ListenError
 from ech_workers.numbering import Numbering
 from ech_workers.options.client import LogTuning
@@ -95,7 +96,7 @@ class Running:
         self._numbers = self._numbering.of(config.upstreams)
         self._rules = tuple(rules.compiled(config.rules, self._numbers))
         self._limits = self._limits_of(config)
-        self.engine = _engine(config, _configuration(config, self._rules, self._limits))
+        self.engine = _engine(config, engine_configuration(config, rules=self._rules, **self._limits))
         try:
             self._configured = {
                 address: self.listen(address, config.username, config.password) for address in config.listen
@@ -141,7 +142,7 @@ class Running:
             compiled = tuple(rules.compiled(config.rules, numbers)) if is_new else self._rules
             is_as_before = all(getattr(config, name) == getattr(old, name) for name in _LIMITS)
             limits = self._limits if is_as_before else self._limits_of(config)
-            configuration = _configuration(config, compiled, limits)
+            configuration = engine_configuration(config, rules=compiled, **limits)
         except ConfigError:
             self._numbering.of(old.upstreams)
             raise
@@ -294,18 +295,6 @@ LIVE = (
     *("status_listen", "status_hosts", "status_token"),
     *("log_file", *LogTuning.__struct_fields__),
 )
-
-
-def _configuration(
-    config: ClientConfig, compiled: tuple[_native.Rule, ...], limits: dict[str, Any]
-) -> _native.EngineConfiguration:
-    """What the engine is told. Raises ConfigError."""
-    try:
-        return _native.EngineConfiguration(
-            ca_pem=() if config.ca_pem is None else (config.ca_pem,), rules=compiled, **limits
-        )
-    except ValueError as error:
-        raise ConfigError(str(error), option="--ca-file" if config.ca_pem else None) from None
 
 
 def _engine(config: ClientConfig, configuration: _native.EngineConfiguration) -> _native.Engine:

@@ -11,6 +11,7 @@ import msgspec
 
 from ech_workers import _native
 from ech_workers._logging import forward
+from ech_workers.arguments import ArgumentError
 from ech_workers.certificates import CertificatePair, validity_problem
 from ech_workers.config import authority
 from ech_workers.errors import ConfigError, EngineClosed, ListenError
@@ -65,8 +66,8 @@ class TunnelServer:
                 workers=config.workers,
                 log_level=log.getEffectiveLevel(),
             )
-        except ValueError as error:
-            raise ConfigError(str(error), advice="check --cert, --key and --ech-keys") from None
+        except ArgumentError as error:
+            raise _refused(error) from None
         except OSError as error:
             raise ListenError.from_os_error(str(config.listen), error) from None
         if self._keys is None:
@@ -210,13 +211,12 @@ class TunnelServer:
         """Has the native server go by this. Raises ConfigError: nothing has changed then."""
         try:
             self._native.apply(self._configuration(config, keys))
-        except ValueError as error:
-            argument, _, problem = str(error).partition(": ")
-            raise ConfigError(problem, option=_OPTIONS.get(argument)) from None
+        except ArgumentError as error:
+            raise _refused(error) from None
         self._keys_in_use = keys
 
     def _configuration(self, config: ServerConfig, keys: tuple[KeyFile, ...]) -> _native.ServerConfiguration:
-        """Raises ValueError."""
+        """Raises ArgumentError."""
         return _native.ServerConfiguration(
             certificates=[(pair.chain, pair.key) for pair in config.certificates],
             tokens=_labelled(config),
@@ -343,8 +343,14 @@ class TunnelServer:
             log.info("session tickets are now under %s", ", ".join(directory.names))
 
 
-# Whose value each part of the native configuration is.
-_OPTIONS = {"certificates": "--cert", "ech_keys": "--ech-keys", "tokens": "--token", "ticket_keys": "--ticket-keys"}
+# Whose value each part of the native configuration is, where the names differ.
+_OPTIONS = {"certificates": "--cert", "tokens": "--token"}
+
+
+def _refused(error: ArgumentError) -> ConfigError:
+    option = _OPTIONS.get(error.argument, f"--{error.argument.replace('_', '-')}")
+    return ConfigError(error.problem, option=option)
+
 
 # What can be changed while it runs; the last line has its effect in the command.
 _LIVE = (

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from ech_workers import Tunnel, _native
+from ech_workers.arguments import ArgumentError
 from ech_workers.demo import Demo
 from ech_workers.errors import ListenError, TargetError
 from ech_workers.rules import RuleConfig
@@ -112,8 +113,10 @@ def test_a_server_takes_all_of_a_configuration_or_nothing(ends: Ends) -> None:
         (server_configuration((certificate[0], b"no key"), keys[:1], tokens=("another",)), "certificates"),
         (server_configuration(certificate, [], tokens=("another",)), "ech_keys"),
     ]:
-        with pytest.raises(ValueError, match=f"^{argument}: "):
+        with pytest.raises(ArgumentError) as refused:
             server.apply(wrong)
+        assert refused.value.argument == argument
+        assert str(refused.value) == f"{argument}: {refused.value.problem}"
         assert dialled(engine, plan).ech == "accepted"
         assert [token[0] for token in server.tokens()] == [TOKEN]
     server.apply(server_configuration(certificate, keys[:1], tokens=("another",)))

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use crate::failure::argument;
 use crate::plan::seconds;
 use crate::rules::Rule;
 use ech_workers_rules as rules;
 use ech_workers_tls::ech::EchKey;
 use ech_workers_tls::{ClientContext, Identity, TicketKey, Trust};
 use ech_workers_tunnel::{ClientLimits, ClientSettings, FaceConfig, ServerLimits, ServerSettings};
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 /// A client's.
@@ -48,9 +48,11 @@ impl EngineConfiguration {
                 "optimistic" => false,
                 "confirmed" => true,
                 other => {
-                    return Err(PyValueError::new_err(format!(
-                        "reply: optimistic or confirmed, not {other:?}"
-                    )));
+                    return Err(argument(
+                        "reply",
+                        None,
+                        format_args!("optimistic or confirmed, not {other:?}"),
+                    ));
                 }
             },
         };
@@ -60,7 +62,7 @@ impl EngineConfiguration {
         };
         let tls = py
             .detach(|| ClientContext::new(&trust))
-            .map_err(|error| PyValueError::new_err(format!("ca_pem: {error}")))?;
+            .map_err(|error| argument("ca_pem", None, error))?;
         Ok(Self {
             limits,
             trust,
@@ -150,14 +152,18 @@ fn face(
     healthz: bool,
 ) -> PyResult<FaceConfig> {
     if tokens.is_empty() || tokens.iter().any(|(token, _)| token.is_empty()) {
-        return Err(PyValueError::new_err(
-            "tokens: at least one, and none of them empty",
+        return Err(argument(
+            "tokens",
+            None,
+            "at least one, and none of them empty",
         ));
     }
     if !path.starts_with('/') {
-        return Err(PyValueError::new_err(format!(
-            "path: it must begin with a slash, not {path:?}"
-        )));
+        return Err(argument(
+            "path",
+            None,
+            format_args!("it must begin with a slash, not {path:?}"),
+        ));
     }
     Ok(FaceConfig {
         path,
@@ -176,9 +182,10 @@ fn identities(certificates: Vec<(Vec<u8>, Vec<u8>)>) -> Vec<Identity> {
 
 fn ticket_keys(keys: &[Vec<u8>]) -> PyResult<Vec<TicketKey>> {
     keys.iter()
-        .map(|key| {
+        .enumerate()
+        .map(|(index, key)| {
             TicketKey::new(key)
-                .ok_or_else(|| PyValueError::new_err("ticket_keys: a key has 80 bytes"))
+                .ok_or_else(|| argument("ticket_keys", Some(index), "a key has 80 bytes"))
         })
         .collect()
 }
@@ -186,8 +193,13 @@ fn ticket_keys(keys: &[Vec<u8>]) -> PyResult<Vec<TicketKey>> {
 fn keys(pems: &[(Vec<u8>, bool)]) -> PyResult<Vec<EchKey>> {
     let mut keys = Vec::new();
     for (index, (pem, retry)) in pems.iter().enumerate() {
-        let read = EchKey::from_pem(&String::from_utf8_lossy(pem))
-            .map_err(|error| PyValueError::new_err(format!("ech_keys: key {index}: {error}")))?;
+        let read = EchKey::from_pem(&String::from_utf8_lossy(pem)).map_err(|error| {
+            argument(
+                "ech_keys",
+                Some(index),
+                format_args!("key {index}: {error}"),
+            )
+        })?;
         keys.extend(read.into_iter().map(|key| key.with_retry(*retry)));
     }
     Ok(keys)

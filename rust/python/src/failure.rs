@@ -72,6 +72,21 @@ pub(crate) fn raise(py: Python<'_>, failure: tunnel::Failure) -> PyErr {
     }
 }
 
+/// `ech_workers.arguments.ArgumentError`: what was given cannot be used. `index`: which one, where the argument is a list.
+pub(crate) fn argument(name: &str, index: Option<usize>, problem: impl std::fmt::Display) -> PyErr {
+    let problem = problem.to_string();
+    Python::attach(|py| {
+        let exception = py
+            .import("ech_workers.arguments")
+            .and_then(|arguments| arguments.getattr("ArgumentError"))
+            .and_then(|class| class.call1((name, problem, index)));
+        match exception {
+            Ok(exception) => PyErr::from_value(exception),
+            Err(error) => error,
+        }
+    })
+}
+
 /// `EngineClosed`: the engine, or server, was used after its end.
 pub(crate) fn closed(py: Python<'_>) -> PyErr {
     engine_closed(py, ())

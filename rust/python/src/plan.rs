@@ -6,8 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use ech_workers_tls::{Profile, profile};
 use ech_workers_tunnel::{self as tunnel, Mode};
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+
+use crate::failure::argument;
 
 /// How to reach one server.
 #[pyclass(frozen, module = "ech_workers._native")]
@@ -38,7 +39,7 @@ impl DialPlan {
         upstream: u32,
     ) -> PyResult<Self> {
         if server_name.is_empty() {
-            return Err(PyValueError::new_err("server_name: it is empty"));
+            return Err(argument("server_name", None, "it is empty"));
         }
         Ok(Self(tunnel::DialPlan {
             upstream,
@@ -55,9 +56,11 @@ impl DialPlan {
                 "yamux" => Mode::Yamux,
                 "simple" => Mode::Simple,
                 other => {
-                    return Err(PyValueError::new_err(format!(
-                        "mode: yamux or simple, not {other:?}"
-                    )));
+                    return Err(argument(
+                        "mode",
+                        None,
+                        format_args!("yamux or simple, not {other:?}"),
+                    ));
                 }
             },
             tcp_timeout: seconds("tcp_timeout", tcp_timeout)?,
@@ -111,9 +114,11 @@ impl FetchPlan {
                 "POST" => true,
                 "GET" => false,
                 other => {
-                    return Err(PyValueError::new_err(format!(
-                        "method: GET or POST, not {other:?}"
-                    )));
+                    return Err(argument(
+                        "method",
+                        None,
+                        format_args!("GET or POST, not {other:?}"),
+                    ));
                 }
             },
             body: Bytes::from(body),
@@ -137,15 +142,17 @@ pub(crate) fn seconds(what: &str, value: f64) -> PyResult<Duration> {
     if value.is_finite() && value > 0.0 {
         Ok(Duration::from_secs_f64(value.min(31_536_000.0)))
     } else {
-        Err(PyValueError::new_err(format!(
-            "{what}: a positive number of seconds, not {value}"
-        )))
+        Err(argument(
+            what,
+            None,
+            format_args!("a positive number of seconds, not {value}"),
+        ))
     }
 }
 
 fn nonzero(port: u16) -> PyResult<u16> {
     if port == 0 {
-        Err(PyValueError::new_err("port: 1 to 65535, not 0"))
+        Err(argument("port", None, "1 to 65535, not 0"))
     } else {
         Ok(port)
     }
@@ -159,10 +166,15 @@ fn parse_addresses(addresses: &[String]) -> PyResult<Vec<IpAddr>> {
     };
     addresses
         .iter()
-        .map(|text| {
-            bare(text)
-                .parse()
-                .map_err(|_| PyValueError::new_err(format!("addresses: {text:?} is no IP address")))
+        .enumerate()
+        .map(|(index, text)| {
+            bare(text).parse().map_err(|_| {
+                argument(
+                    "addresses",
+                    Some(index),
+                    format_args!("{text:?} is no IP address"),
+                )
+            })
         })
         .collect()
 }
@@ -170,7 +182,11 @@ fn parse_addresses(addresses: &[String]) -> PyResult<Vec<IpAddr>> {
 fn named(name: &str) -> PyResult<&'static Profile> {
     Profile::named(name).ok_or_else(|| {
         let known: Vec<&str> = profile::ALL.iter().map(|profile| profile.name).collect();
-        PyValueError::new_err(format!("profile: {name:?} is none of {}", known.join(", ")))
+        argument(
+            "profile",
+            None,
+            format_args!("{name:?} is none of {}", known.join(", ")),
+        )
     })
 }
 
@@ -178,8 +194,10 @@ fn http1_only(alpn: &str) -> PyResult<bool> {
     match alpn {
         "auto" => Ok(false),
         "http/1.1" => Ok(true),
-        other => Err(PyValueError::new_err(format!(
-            "alpn: auto or http/1.1, not {other:?}"
-        ))),
+        other => Err(argument(
+            "alpn",
+            None,
+            format_args!("auto or http/1.1, not {other:?}"),
+        )),
     }
 }

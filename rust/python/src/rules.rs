@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use ech_workers_rules::{self as rules, Mistake, Way};
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
+
+use crate::failure::argument;
 
 /// One rule, compiled.
 #[pyclass(frozen, module = "ech_workers._native")]
@@ -37,9 +38,11 @@ impl Rule {
             "block" => Way::Block,
             "server" => Way::Server(server),
             other => {
-                return Err(PyValueError::new_err(format!(
-                    "to: tunnel, direct, block or server, not {other:?}"
-                )));
+                return Err(argument(
+                    "to",
+                    None,
+                    format_args!("tunnel, direct, block or server, not {other:?}"),
+                ));
             }
         });
         // Millions of lines take a moment.
@@ -70,9 +73,7 @@ impl Rule {
 
 fn fill<T>(name: &str, all: &[T], mut add: impl FnMut(&T) -> Result<(), Mistake>) -> PyResult<()> {
     for (number, one) in all.iter().enumerate() {
-        add(one).map_err(|mistake| {
-            PyValueError::new_err((format!("{name}: {mistake}"), name.to_owned(), number))
-        })?;
+        add(one).map_err(|mistake| argument(name, Some(number), mistake))?;
     }
     Ok(())
 }

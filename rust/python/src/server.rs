@@ -4,15 +4,14 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ech_workers_tls::{ServerContext, TicketKeys};
-use ech_workers_tunnel::{self as tunnel, Next, ServerConfig};
-use pyo3::exceptions::PyValueError;
+use ech_workers_tls::{ReplaceError, ServerContext, TicketKeys};
+use ech_workers_tunnel::{self as tunnel, ApplyError, Next, ServerConfig};
 use pyo3::prelude::*;
 
 use crate::configuration::ServerConfiguration;
 use crate::engine::{CLOSING_TURN, at, level};
 use crate::events;
-use crate::failure::closed;
+use crate::failure::{argument, closed};
 use crate::process::{Process, wait};
 use crate::snapshot::{ServedSession, ServerSnapshot};
 
@@ -72,10 +71,10 @@ impl Server {
         });
         py.detach(|| {
             let tls = ServerContext::with_tickets(&configuration.identities, tickets.clone())
-                .map_err(|error| PyValueError::new_err(format!("certificates: {error}")))?;
+                .map_err(|error| argument("certificates", None, error))?;
             if !configuration.ech_keys.is_empty() {
                 tls.set_ech_keys(&configuration.ech_keys)
-                    .map_err(|error| PyValueError::new_err(format!("ech_keys: {error}")))?;
+                    .map_err(|error| argument("ech_keys", None, error))?;
             }
             let server = tunnel::Server::new(host, port, config, tls)
                 .map_err(|error| at(host, port, error))?;
@@ -99,12 +98,21 @@ impl Server {
         let server = self.server(py)?;
         let configuration = configuration.get();
         if configuration.ticket_keys.is_some() != self.tickets.is_some() {
-            return Err(PyValueError::new_err(
-                "ticket_keys: a server that runs can neither begin with them nor do without",
+            return Err(argument(
+                "ticket_keys",
+                None,
+                "a server that runs can neither begin with them nor do without",
             ));
         }
         py.detach(|| server.apply(configuration.settings()))
-            .map_err(|error| PyValueError::new_err(error.to_string()))?;
+            .map_err(|error| {
+                let name = match &error {
+                    ApplyError::Tls(ReplaceError::Identities(_)) => "certificates",
+                    ApplyError::Tls(ReplaceError::EchKeys(_)) => "ech_keys",
+                    ApplyError::Tokens(_) => "tokens",
+                };
+                argument(name, None, error)
+            })?;
         if let (Some(tickets), Some(keys)) = (&self.tickets, &configuration.ticket_keys) {
             tickets.set(keys.clone());
         }

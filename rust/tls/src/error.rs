@@ -159,10 +159,10 @@ pub enum ServerError {
 #[derive(Debug, thiserror::Error)]
 pub enum ReplaceError {
     /// A certificate.
-    #[error("certificates: {0}")]
+    #[error(transparent)]
     Identities(ServerError),
     /// An ECH key.
-    #[error("ech_keys: {0}")]
+    #[error(transparent)]
     EchKeys(ServerError),
 }
 

@@ -92,14 +92,14 @@ pub struct ServerSettings {
     pub limits: ServerLimits,
 }
 
-/// Why settings were refused. The text begins with the name of what is wrong.
+/// Which of the settings was refused, and why.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// A certificate or an ECH key.
     #[error(transparent)]
     Tls(#[from] ReplaceError),
     /// A token.
-    #[error("tokens: {0}")]
+    #[error(transparent)]
     Tokens(io::Error),
 }
 
