@@ -280,7 +280,8 @@ class Woken:
 
 @final
 class LogLine:
-    """A line for Python's logging. level as in logging (10, 20, 30, 40)."""
+    """A line for Python's logging. level as in logging (10, 20, 30, 40). layer and code as in ech_workers.errors, session and upstream (the server's number, on the client) by
+    number; each None where the line is not about one."""
 
     @property
     def level(self) -> int: ...
@@ -288,6 +289,14 @@ class LogLine:
     def target(self) -> str: ...
     @property
     def message(self) -> str: ...
+    @property
+    def layer(self) -> str | None: ...
+    @property
+    def code(self) -> str | None: ...
+    @property
+    def session(self) -> int | None: ...
+    @property
+    def upstream(self) -> int | None: ...
 
 type Event = (
     SessionUp
@@ -537,6 +546,9 @@ class StreamEnd:
 class ServedSession:
     """One session on a server. Times are seconds, sizes bytes; up is from clients to targets."""
 
+    @property
+    def session(self) -> int:
+        """Its number, from 1 on, which its log lines have too."""
     @property
     def label(self) -> str:
         """What the operator calls its token."""

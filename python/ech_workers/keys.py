@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 from ech_workers import _native
+from ech_workers._logging import ABOUT_CONFIG
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,12 +70,12 @@ class KeyDirectory:
                 # Often not for good: a key before its chown, a process that is out of descriptors.
                 why = error.strerror or str(error)
                 if self._unread.get(name) != why:
-                    log.warning("%s cannot be read: %s; it is tried again", self.path / name, why)
+                    log.warning("%s cannot be read: %s; it is tried again", self.path / name, why, extra=ABOUT_CONFIG)
                 unread[name] = why
                 if before is not None:
                     seen[name] = before
             except ValueError as error:
-                log.warning("%s is left out: %s", self.path / name, error)
+                log.warning("%s is left out: %s", self.path / name, error, extra=ABOUT_CONFIG)
                 seen[name] = stamp, None
         self._seen, self._unread = seen, unread
         found = [key for _, key in seen.values() if key is not None]
@@ -88,7 +89,9 @@ class KeyDirectory:
             if other is not None:
                 # The config_id is how the server finds the key (RFC 9849 section 7.1): two of a kind cannot be told apart.
                 if self._clashes.get(key.path) != other.path:
-                    log.warning("%s is left out: its config id is that of %s", key.path, other.path.name)
+                    log.warning(
+                        "%s is left out: its config id is that of %s", key.path, other.path.name, extra=ABOUT_CONFIG
+                    )
                 clashes[key.path] = other.path
                 continue
             owners.update(dict.fromkeys(key.config_ids, key))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from ech_workers._logging import about
+
 if TYPE_CHECKING:
     from ech_workers.errors import TunnelError
 
@@ -57,4 +59,4 @@ class LookUp:
         """Logs why what is known could not be refreshed, once per reason."""
         if self.error is not None and (self.error.layer, self.error.code) != self._mentioned:
             self._mentioned = (self.error.layer, self.error.code)
-            _log.warning("%s", line, extra={"layer": self.error.layer, "code": self.error.code})
+            _log.warning("%s", line, extra=about(self.error))

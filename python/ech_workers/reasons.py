@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from ech_workers._logging import about
 from ech_workers.steps import Settled, Step
 
 if TYPE_CHECKING:
@@ -57,14 +58,14 @@ class Reasons:
             self._cause_at = now.clock
         self.cause = error.cause
         self.is_news = True
-        about = {"layer": error.layer, "code": error.code, "server": self._server}
+        extra = about(error, server=self._server)
         if reason == self._told:
-            _log.debug("%s", error.line(), extra=about)
+            _log.debug("%s", error.line(), extra=extra)
             return
         self._told = reason
-        _log.warning("%s", error.line(), extra=about)
+        _log.warning("%s", error.line(), extra=extra)
         if error.detail:
-            _log.debug("%s", error.detail, extra=about)
+            _log.debug("%s", error.detail, extra=extra)
 
     def settle(self, error: TunnelError, now: Moment) -> None:
         """An attempt has failed, and nothing more is done about it before the next one."""

@@ -25,6 +25,8 @@ class TokenStatus(msgspec.Struct, frozen=True):
 class ServedSession(msgspec.Struct, frozen=True):
     """One session, from the answer to its upgrade on."""
 
+    session: int
+    """Its number, which its log lines have too."""
     token: str
     """The label of its token."""
     address: str

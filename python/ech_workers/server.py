@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ech_workers import _native
-from ech_workers._logging import forward
+from ech_workers._logging import ABOUT_CONFIG, about, forward
 from ech_workers.arguments import ArgumentError
 from ech_workers.certificates import CertificatePair, validity_problem
 from ech_workers.config import authority
-from ech_workers.errors import ConfigError, EngineClosed, ListenError
+from ech_workers.errors import CertificateError, ConfigError, EngineClosed, ListenError
 from ech_workers.keys import KeyDirectory, KeyFile, Stamp
 from ech_workers.options.client import LogTuning
 from ech_workers.served import SESSIONS_MAX, ServedSession, TokenStatus
@@ -169,6 +169,7 @@ class TunnelServer:
         """The sessions now, those that have carried the most first; of many the first ``most``."""
         return [
             ServedSession(
+                one.session,
                 one.label,
                 one.peer,
                 one.mode,
@@ -264,7 +265,7 @@ class TunnelServer:
                 # It is tried again each second: the chain may be there before its key.
                 if error.message != self._certificate_trouble:
                     self._certificate_trouble = error.message
-                    log.error("the certificates in use stay: %s", error.message)
+                    log.error("the certificates in use stay: %s", error.message, extra=about(error))
             else:
                 self._certificate_trouble = None
 
@@ -277,7 +278,7 @@ class TunnelServer:
         for pair in self.config.certificates:
             problem = validity_problem(pair)
             if problem is not None:
-                log.warning("%s", problem)
+                log.warning("%s", problem, extra={"layer": CertificateError.default_layer})
 
     def _tell(self) -> None:
         summary = self.summary()
@@ -318,7 +319,9 @@ class TunnelServer:
                     return
                 if not directory.keys:
                     log.error(
-                        "there is no ECH key in %s any more: the keys in use stay until there is one", directory.path
+                        "there is no ECH key in %s any more: the keys in use stay until there is one",
+                        directory.path,
+                        extra=ABOUT_CONFIG,
                     )
                     return
                 self._take(self.config, directory.keys)
@@ -327,7 +330,7 @@ class TunnelServer:
             problem = error.message if isinstance(error, ConfigError) else str(error)
             if problem != self._key_trouble:
                 self._key_trouble = problem
-                log.error("the ECH keys in use stay: %s", problem)
+                log.error("the ECH keys in use stay: %s", problem, extra=ABOUT_CONFIG)
         else:
             self._key_trouble = None
             log.info("now serving with %s", _names(directory.keys))
@@ -338,7 +341,7 @@ class TunnelServer:
             with self._changing:
                 self._take(self.config, self._keys_in_use)
         except ConfigError as error:
-            log.error("the ticket keys in use stay: %s", error.message)
+            log.error("the ticket keys in use stay: %s", error.message, extra=about(error))
         else:
             log.info("session tickets are now under %s", ", ".join(directory.names))
 

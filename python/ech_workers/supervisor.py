@@ -245,7 +245,7 @@ class Supervisor:
             case _native.NameWanted():
                 self._target_names.wanted(event.name)
             case _native.LogLine():
-                forward(event)
+                forward(event, self._numbered)
             case _native.Woken():
                 pass
             case _:

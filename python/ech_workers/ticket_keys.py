@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from ech_workers._logging import ABOUT_CONFIG
 from ech_workers.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -82,5 +83,5 @@ class TicketKeyDirectory:
 
     def _tell(self, problems: set[str]) -> None:
         for problem in sorted(problems - self._told):
-            log.warning("%s", problem)
+            log.warning("%s", problem, extra=ABOUT_CONFIG)
         self._told = frozenset(problems)

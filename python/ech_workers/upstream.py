@@ -10,6 +10,7 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
+from ech_workers._logging import about
 from ech_workers.candidate import Candidate, dial_plan
 from ech_workers.errors import BLAMED_ON_ENDPOINT, BLAMED_ON_TARGET, Cause, TunnelError, from_failure
 from ech_workers.knowledge import Knowledge
@@ -260,8 +261,8 @@ class Upstream:
         level = logging.INFO if self._reasons.over(forget=not self.pacing.flaps) else logging.DEBUG
         ech = f"ECH accepted, outer name {event.public_name}" if event.ech == "accepted" else "without ECH"
         milliseconds = event.tcp_ms + event.tls_ms + event.websocket_ms
-        about = {"server": self.name, "session": event.session}
-        _log.log(level, "session up: %s by %s, %s, %.0f ms", self.name, event.address, ech, milliseconds, extra=about)
+        extra = about(server=self.name, session=event.session)
+        _log.log(level, "session up: %s by %s, %s, %.0f ms", self.name, event.address, ech, milliseconds, extra=extra)
         if replaced is not None:
             self._engine.retire(replaced)
 
@@ -276,11 +277,11 @@ class Upstream:
         failure = event.failure
         if failure.code in ("retired", "shutdown"):
             return
-        about = {"layer": failure.layer, "code": failure.code, "server": self.name, "session": event.session}
+        extra = about(failure, server=self.name, session=event.session)
         if session is None or session.retiring:
             # It took no new streams any more: no session is missing, but the streams that it still had were cut.
             if failure.code != "yamux-go-away":
-                _log.info("a session that was to end with its last stream was lost: %s", failure.message, extra=about)
+                _log.info("a session that was to end with its last stream was lost: %s", failure.message, extra=extra)
             return
         self.pool.lost(now.clock)
         self._reasons.is_news = True
@@ -293,10 +294,10 @@ class Upstream:
                 " needed, and within %.0f s",
                 self.name,
                 FAREWELL_SPREAD,
-                extra=about,
+                extra=extra,
             )
             return
-        _log.info("session lost after %.0f s: %s", event.age, failure.message, extra=about)
+        _log.info("session lost after %.0f s: %s", event.age, failure.message, extra=extra)
         if failure.code in SILENT and event.received < PASSED:
             self.knowledge.stopped(session.up.address, now)
         if self.server.mode == "simple":
@@ -344,7 +345,7 @@ class Upstream:
                 self.pacing.dial_at = now.clock
                 self._reasons.note(error, now)
             return
-        about = {"layer": error.layer, "code": error.code, "server": self.name}
+        extra = about(error, server=self.name)
         replaced = self.pool.replaced_by(dial)
         if replaced is not None:
             # The old session still serves: no reason to alarm anyone, only to try again later.
@@ -353,10 +354,10 @@ class Upstream:
             replaced.renew_failures += 1
             pause = max(self._timing.backoff_limit, self.pacing.backoff(replaced.renew_failures))
             replaced.renew_at = now.clock + pause
-            _log.info("a session could not be replaced yet: %s", error.line(), extra=about)
+            _log.info("a session could not be replaced yet: %s", error.line(), extra=extra)
             return
         if self.pool.further_failed(dial, now.clock):
-            _log.info("no further session could be had: %s", error.line(), extra=about)
+            _log.info("no further session could be had: %s", error.line(), extra=extra)
             return
         remedy = self._remedy(error, dial, failure.ech_rejected, now)
         asked = min(failure.retry_after or 0.0, self._timing.retry_after_limit)

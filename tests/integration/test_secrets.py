@@ -3,7 +3,6 @@ server's name: what the harness looks for in every test."""
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 import urllib.request
@@ -141,26 +140,3 @@ def test_the_proxys_configuration_for_browsers_names_no_server(site: Site) -> No
     server.process.kill()
     proxy.process.wait_line("refused")
     assert b"function FindProxyForURL" in script()
-
-
-def test_json_lines_say_the_layer_the_code_the_server_and_the_session(site: Site) -> None:
-    """Of a session that comes up and is lost, and of the dials that fail behind it."""
-    server = site.server()
-    log = site.folder / "proxy.json"
-    proxy = site.proxy(server.port, "--log-format", "json", "--log-file", log, wait=False)
-
-    def line(said: str) -> dict[str, object]:
-        lines = log.read_text().splitlines() if log.exists() else []
-        found = [one for one in map(json.loads, lines) if said in one["message"]]
-        return dict(found[0]) if found else {}
-
-    wait_until(lambda: line("session up"), "there is a session", 20)
-    server.process.kill()
-    wait_until(lambda: line("refused"), "a dial has failed", 20)
-    name = f"{SERVER_NAME}:{server.port}"
-    up, lost, failed = line("session up"), line("session lost"), line("refused")
-    assert (up["server"], up["session"]) == (name, lost["session"])
-    assert (lost["layer"], lost["server"]) == ("tcp", name)
-    assert str(lost["code"]).startswith("tcp-")
-    assert (failed["layer"], failed["code"], failed["server"]) == ("tcp", "tcp-refused", name)
-    assert proxy.process.running

@@ -285,7 +285,7 @@ def test_the_status_lists_sessions_with_their_tokens(server: Server, targets: di
     assert told["ech keys"].strip() == "7.pem"
     assert told["bytes up"].endswith(" B")
     (line,) = [line.split() for line in said.splitlines() if mine["address"] in line]
-    assert line[:4] == ["ours", mine["address"], "yamux", "2"]
+    assert line[:5] == [str(mine["session"]), "ours", mine["address"], "yamux", "2"]
     assert TOKEN not in said
     assert OTHER not in said
     wait_until(lambda: [one["token"] for one in server.sessions()] == ["ours"], "hers has ended", 20)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ech_workers import control
+from ech_workers._logging import about
 from ech_workers.cli import logs
 from ech_workers.errors import ConfigError, ListenError, TunnelError
 
@@ -50,7 +51,7 @@ class Reloader:
             try:
                 found = self._take()
             except TunnelError as error:
-                log.error("not reloaded, everything stays as it was: %s", error.line())
+                log.error("not reloaded, everything stays as it was: %s", error.line(), extra=about(error))
                 raise
             log.log(logging.WARNING if found.restart else logging.INFO, "reloaded: %s", found.line())
             return found

@@ -16,6 +16,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from ech_workers._logging import ABOUT
 from ech_workers.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class _Json(_Text):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        for name in ("layer", "code", "server", "session"):
+        for name in ABOUT:
             value = getattr(record, name, None)
             if value is not None:
                 fields[name] = value

@@ -134,6 +134,7 @@ CARRIED_COLUMNS: dict[str, Callable[[Carried], str]] = {
 """What is shown of an open connection."""
 
 SERVED_COLUMNS: dict[str, Callable[[ServedSession], str]] = {
+    "id": lambda one: str(one.session),
     "token": lambda one: one.token,
     "address": lambda one: one.address,
     "mode": lambda one: one.mode or "-",

@@ -257,6 +257,26 @@ impl LogLine {
     fn message(&self) -> &str {
         &self.0.message
     }
+
+    #[getter]
+    fn layer(&self) -> Option<&str> {
+        self.0.about.layer.as_deref()
+    }
+
+    #[getter]
+    fn code(&self) -> Option<&str> {
+        self.0.about.code.as_deref()
+    }
+
+    #[getter]
+    fn session(&self) -> Option<u64> {
+        self.0.about.session
+    }
+
+    #[getter]
+    fn upstream(&self) -> Option<u32> {
+        self.0.about.upstream
+    }
 }
 
 /// An event as its Python class.

@@ -129,6 +129,7 @@ impl From<tunnel::ConnectionSnapshot> for ConnectionSnapshot {
 /// One session on the server at one moment.
 #[pyclass(frozen, get_all, module = "ech_workers._native")]
 pub(crate) struct ServedSession {
+    session: u64,
     label: String,
     peer: String,
     mode: Option<&'static str>,
@@ -142,6 +143,7 @@ pub(crate) struct ServedSession {
 impl From<tunnel::ServedSession> for ServedSession {
     fn from(now: tunnel::ServedSession) -> Self {
         Self {
+            session: now.session,
             label: now.label,
             peer: now.peer.to_string(),
             mode: now.mode,

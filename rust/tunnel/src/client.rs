@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 
 use ech_workers_proxy::{Credentials, Target};
 use ech_workers_rules::Rules;
-use ech_workers_session::{Ledger, Open};
+use ech_workers_session::{Ledger, Open, Refusal};
 use ech_workers_sync::{Mutex, RwLock};
 use ech_workers_tls::ClientContext;
 use ech_workers_yamux as yamux;
@@ -543,11 +543,11 @@ impl ClientState {
     }
 
     /// The server could not reach a target: counted, and kept for the status, since an optimistic reply told nobody.
-    fn target_failed(&self, reason: &str) {
+    fn target_failed(&self, refusal: &Refusal) {
         self.connections_failed.add(1);
         self.targets_failed.add(1);
-        *self.last_target_failure.lock() = Some(reason.to_owned());
-        tracing::debug!(target: log::TARGETS, "a target could not be reached: {reason}");
+        *self.last_target_failure.lock() = Some(refusal.reason.clone());
+        log::say_target_failed(refusal);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::failure::{Code, Layer};
 use crate::os;
 use crate::seldom::{Seldom, times};
 
@@ -39,6 +40,8 @@ pub(crate) fn note(what: &str, error: &io::Error) {
         && let Some(count) = TOLD.happened()
     {
         tracing::warn!(
+            layer = Layer::Local.name(),
+            code = Code::Local.as_str(),
             "{what}: {error}: this process has no file descriptor left{}; raise its limit (ulimit -n, LimitNOFILE= in a \
              systemd unit)",
             times(count)

@@ -19,6 +19,21 @@ pub struct LogLine {
     pub target: &'static str,
     /// One line.
     pub message: String,
+    /// What it is about.
+    pub about: About,
+}
+
+/// What a log line is about, as far as it is about one such thing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct About {
+    /// Where something failed, as of [`Layer::name`](crate::Layer::name).
+    pub layer: Option<String>,
+    /// What failed, as of [`Code::as_str`](crate::Code::as_str).
+    pub code: Option<String>,
+    /// The number of the session.
+    pub session: Option<u64>,
+    /// The number of the server, on the client.
+    pub upstream: Option<u32>,
 }
 
 /// Reports in the order in which they were made; the oldest go first when nobody takes them.
@@ -117,6 +132,7 @@ impl<E> Events<E> {
                     level: tracing::Level::WARN,
                     target: "ech_workers_tunnel",
                     message,
+                    about: About::default(),
                 });
             }
             if let Some(line) = state.log.pop_front() {

@@ -33,7 +33,7 @@ pub use client::{
 };
 pub use counters::{ByConfigId, Counter, Traffic};
 pub use driver::SessionStats;
-pub use events::{Events, LogLine, Next};
+pub use events::{About, Events, LogLine, Next};
 pub use failure::{Code, Ended, Failure, Layer};
 pub use os::{OwnedLocal, RawLocal, release};
 pub use server::{

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::descriptors;
+use crate::failure::{Code, Layer};
 use crate::os;
 use crate::seldom::{Seldom, times};
 
@@ -85,7 +86,12 @@ pub(crate) async fn accept(listener: TcpListener, mut accepted: impl FnMut(TcpSt
                 if descriptors::exhausted(&error) {
                     descriptors::note("accepting a connection", &error);
                 } else if let Some(count) = failed.happened() {
-                    tracing::warn!("accepting a connection: {error}{}", times(count));
+                    tracing::warn!(
+                        layer = Layer::Local.name(),
+                        code = Code::Local.as_str(),
+                        "accepting a connection: {error}{}",
+                        times(count)
+                    );
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }

@@ -32,6 +32,7 @@ use crate::counters::{ByConfigId, Counter};
 use crate::descriptors::{self, Budget};
 use crate::driver::SessionStats;
 use crate::events::Events;
+use crate::failure::{Code, Layer};
 use crate::listen;
 use crate::log;
 use crate::runtime::{self, Numbers, Threads};
@@ -371,6 +372,8 @@ fn budget(max_sessions: usize) -> Budget {
         && budget.sessions < max_sessions
     {
         tracing::warn!(
+            layer = Layer::Local.name(),
+            code = Code::Local.as_str(),
             "the system allows this process {limit} open files: there may be {} sessions instead of {max_sessions}, \
              {} handshakes, {} web visitors and {} connections to targets at a time; raise its hard limit \
              (LimitNOFILE= in a systemd unit), or set --max-sessions",

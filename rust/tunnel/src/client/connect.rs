@@ -98,7 +98,11 @@ where
                 Ok(usable) => Ok((address, Ok(usable))),
                 Err(failure) if is_answer(&failure) => Ok((address, Err(failure))),
                 Err(failure) => {
-                    tracing::debug!("{address}: {failure}");
+                    tracing::debug!(
+                        layer = failure.layer.name(),
+                        code = failure.code.as_str(),
+                        "{address}: {failure}"
+                    );
                     course.lock().failed.push((address, failure));
                     Err(())
                 }

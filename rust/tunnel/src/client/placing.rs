@@ -54,7 +54,7 @@ impl ClientState {
             let attempt = self.ways.reach(&target, wanted);
             let relay = direct::run(open.end, open.early, attempt, open.deadline, limits);
             if let Ok(Err(refusal)) = caught(relay).await {
-                self.target_failed(&refusal.reason);
+                self.target_failed(&refusal);
             }
         });
     }
@@ -182,7 +182,7 @@ impl ClientState {
 
     /// No server reaches the stream's target.
     fn tell_unreached(&self, open: Open<Program>, refusal: &Refusal) {
-        self.target_failed(&refusal.reason);
+        self.target_failed(refusal);
         if open.told {
             open.end.abort(Abort::Reset);
         } else {

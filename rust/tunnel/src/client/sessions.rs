@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use ech_workers_session::{self as session, LocalEnd as _, Open, Returned, Session};
 use ech_workers_sync::Mutex;
 use ech_workers_yamux as yamux;
+use tracing::Instrument;
 
 use crate::carrier::WebSocket;
 use crate::client::ClientState;
@@ -20,6 +21,7 @@ use crate::client::pool::{Member, Purpose, Unavailable, WARM};
 use crate::client::program::Program;
 use crate::driver::{Driver, Owner, SessionStats, Side, Sums, seed};
 use crate::failure::{Code, Ended, Failure, Layer};
+use crate::log;
 use crate::panics::caught;
 
 /// What a connection of simple mode may hold for a program that does not take it, in bytes.
@@ -70,7 +72,9 @@ impl ClientState {
             let Running { driver, observer } = running;
             self.pool.add(member);
             self.pool.dial_ended(number);
+            let span = log::session(session, Some(observer.upstream));
             self.keep_session(session, purpose, &observer, driver.run(&observer))
+                .instrument(span)
                 .await;
         });
     }
@@ -147,7 +151,9 @@ impl ClientState {
             let Running { driver, observer } = running;
             let session = member.session;
             self.pool.add(member);
+            let span = log::session(session, Some(observer.upstream));
             self.keep_session(session, Purpose::Taken, &observer, driver.run(&observer))
+                .instrument(span)
                 .await;
         });
     }
@@ -294,7 +300,11 @@ impl ClientState {
             observer.tell(ended);
         } else if let Ended::Lost(failure) = ended {
             // Whoever used it was told by its stream.
-            tracing::debug!("a connection in simple mode ended: {failure}");
+            tracing::debug!(
+                layer = failure.layer.name(),
+                code = failure.code.as_str(),
+                "a connection in simple mode ended: {failure}"
+            );
         }
     }
 
@@ -312,10 +322,16 @@ impl ClientState {
                 what,
             });
         });
-        let outcome = caught(dialing).await.and_then(|outcome| outcome);
+        let dialing = caught(dialing).instrument(log::dial(plan.upstream));
+        let outcome = dialing.await.and_then(|outcome| outcome);
         if let Err(failure) = &outcome {
             self.dials_failed.add(1);
-            tracing::debug!("dial {number}: {failure}");
+            tracing::debug!(
+                layer = failure.layer.name(),
+                code = failure.code.as_str(),
+                upstream = plan.upstream,
+                "dial {number}: {failure}"
+            );
         }
         outcome
     }
@@ -388,7 +404,7 @@ impl Owner<Program> for Observer {
             // Whoever waits for it hears that it is gone.
             session::Event::Unreached(open, _) | session::Event::Returned(open, _)
                 if open.end.is_echo() => {}
-            session::Event::TargetFailed(refusal) => self.shared.target_failed(&refusal.reason),
+            session::Event::TargetFailed(refusal) => self.shared.target_failed(&refusal),
             session::Event::BulkChanged(bulk) => {
                 self.load.note_bulk(bulk);
                 self.shared.events.push(Event::BulkChanged {

@@ -7,13 +7,16 @@ use std::time::Duration;
 use ech_workers_tls::TlsStream;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tracing::Instrument;
 
 use crate::carrier::unpace_loopback;
 use crate::counters::Counted;
-use crate::failure::Failure;
+use crate::failure::{Code, Failure, Layer};
+use crate::log;
 use crate::panics::caught;
 use crate::server::ServerState;
 use crate::server::admission::Place;
+use crate::server::web::Upgraded;
 use crate::server::{sessions, web};
 
 /// From the TCP connection to the end of the TLS handshake.
@@ -52,29 +55,46 @@ async fn serve(shared: Arc<ServerState>, tcp: TcpStream, peer: SocketAddr, place
         }
     };
     drop(visitor);
-    let Some(upgraded) = upgraded else {
-        return;
-    };
+    if let Some(upgraded) = upgraded {
+        let span = log::session(upgraded.place.number(), None);
+        let session = serve_session(shared, upgraded, peer, span.clone());
+        session.instrument(span).await;
+    }
+}
+
+/// Serves a session: up to its first message here, and then on the thread where it lives. `span`: that of its log lines.
+async fn serve_session(
+    shared: Arc<ServerState>,
+    upgraded: Upgraded,
+    peer: SocketAddr,
+    span: tracing::Span,
+) {
     let counted = Counted::new(&shared.stats.sessions);
     shared.stats.sessions_total.add(1);
     let begun = match sessions::begin(&shared, upgraded).await {
         Ok(Some(begun)) => begun,
-        Ok(None) => return,
-        Err(failure) => return say_end(peer, &failure),
+        Ok(None) => return say_end(peer, Ok(())),
+        Err(failure) => return say_end(peer, Err(failure)),
     };
     // From here on it is traffic.
     let (thread, of_thread) = shared.threads.least_busy();
-    thread.spawn(async move {
+    let session = async move {
         let ended = caught(sessions::run(&shared, begun)).await;
         drop((counted, of_thread));
-        if let Err(failure) = ended.and_then(|ended| ended) {
-            say_end(peer, &failure);
-        }
-    });
+        say_end(peer, ended.and_then(|ended| ended));
+    };
+    thread.spawn(session.instrument(span));
 }
 
-fn say_end(peer: SocketAddr, failure: &Failure) {
-    tracing::debug!("the session of {peer} ended: {failure}");
+fn say_end(peer: SocketAddr, ended: Result<(), Failure>) {
+    match ended {
+        Ok(()) => tracing::debug!("the session of {peer} ended"),
+        Err(failure) => tracing::debug!(
+            layer = failure.layer.name(),
+            code = failure.code.as_str(),
+            "the session of {peer} ended: {failure}"
+        ),
+    }
 }
 
 /// The TLS handshake, unless it fails, takes too long, or its place is needed.
@@ -92,14 +112,23 @@ async fn handshake(
             return None;
         }
     };
-    match outcome {
+    let failure = match outcome {
         Ok(Ok(tls)) => return Some(tls),
-        Ok(Err(error)) => tracing::debug!("handshake with {peer}: {error}"),
-        Err(_) => tracing::debug!(
-            "handshake with {peer}: no end within {} s",
-            HANDSHAKE.as_secs()
+        Ok(Err(error)) => Failure::handshake(&peer.to_string(), error),
+        Err(_) => Failure::new(
+            Layer::Tls,
+            Code::TlsTimeout,
+            format!(
+                "handshake with {peer}: no end within {} s",
+                HANDSHAKE.as_secs()
+            ),
         ),
-    }
+    };
+    tracing::debug!(
+        layer = failure.layer.name(),
+        code = failure.code.as_str(),
+        "{failure}"
+    );
     None
 }
 

@@ -11,6 +11,7 @@ use ech_workers_sync::Mutex;
 use tokio::sync::Notify;
 
 use crate::descriptors::Budget;
+use crate::failure::{Code, Layer};
 use crate::seldom::{Seldom, times};
 use crate::server::served::{Served, ServedSession};
 
@@ -63,10 +64,29 @@ pub(crate) enum Kind {
     Sessions,
 }
 
+impl Kind {
+    /// Where they are.
+    const fn layer(self) -> Layer {
+        match self {
+            Self::Handshakes => Layer::Tls,
+            Self::Visitors | Self::Sessions => Layer::WebSocket,
+        }
+    }
+
+    /// That there are as many of them as there may be.
+    const fn full(self) -> Code {
+        match self {
+            Self::Handshakes | Self::Visitors => Code::TooManyConnections,
+            Self::Sessions => Code::ServerFull,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Table {
     len: usize,
-    next: u64,
+    /// The number of the connection that came last.
+    last: u64,
     /// The connections of each prefix by their number, oldest first.
     prefixes: HashMap<Prefix, BTreeMap<u64, Arc<Occupant>>>,
     /// How many connections each prefix has.
@@ -123,12 +143,13 @@ impl Room {
         let now = Instant::now();
         let occupants: Vec<_> = {
             let table = self.table.lock();
-            let all = table.prefixes.values().flat_map(BTreeMap::values);
-            all.map(Arc::clone).collect()
+            let all = table.prefixes.values().flatten();
+            all.map(|(&number, occupant)| (number, Arc::clone(occupant)))
+                .collect()
         };
         let mut found: Vec<_> = occupants
             .iter()
-            .filter_map(|occupant| Some(occupant.served.get()?.snapshot(now)))
+            .filter_map(|(number, occupant)| Some(occupant.served.get()?.snapshot(*number, now)))
             .collect();
         found.sort_by_key(|one| {
             std::cmp::Reverse((one.bytes_up.saturating_add(one.bytes_down), one.age))
@@ -150,6 +171,8 @@ impl Room {
                 drop(table);
                 if let Some(count) = said {
                     tracing::warn!(
+                        layer = self.kind.layer().name(),
+                        code = self.kind.full().as_str(),
                         "a session was refused: there are {}, of as many addresses or with streams that it would cut{}; \
                          --max-sessions sets how many there may be",
                         self.limit.load(Ordering::Relaxed),
@@ -163,8 +186,8 @@ impl Room {
                 self.say_full(count);
             }
         }
-        let number = table.next;
-        table.next += 1;
+        table.last += 1;
+        let number = table.last;
         table.len += 1;
         let occupant = Arc::<Occupant>::default();
         table.change(prefix, |connections| {
@@ -180,14 +203,21 @@ impl Room {
 
     fn say_full(&self, count: u64) {
         let (limit, times) = (self.limit.load(Ordering::Relaxed), times(count));
+        let (layer, code) = (self.kind.layer().name(), self.kind.full().as_str());
         match self.kind {
             Kind::Handshakes => tracing::warn!(
+                layer,
+                code,
                 "the oldest connection without a finished handshake was ended for a new one: there are {limit}{times}"
             ),
             Kind::Visitors => tracing::warn!(
+                layer,
+                code,
                 "the oldest web visitor was ended for a new one: there are {limit}{times}"
             ),
             Kind::Sessions => tracing::warn!(
+                layer,
+                code,
                 "a session of the address with the most was ended for a new one: there are {limit}{times}; \
                  --max-sessions sets how many there may be"
             ),
@@ -262,6 +292,11 @@ impl Place {
     pub(crate) fn serve(&self, session: Served) {
         // It becomes one once.
         let _ = self.occupant.served.set(session);
+    }
+
+    /// The number of the connection in its room, from 1 on: that of the session, if it is one.
+    pub(crate) const fn number(&self) -> u64 {
+        self.number
     }
 
     /// The session, if it is one.

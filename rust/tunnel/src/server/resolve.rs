@@ -23,6 +23,7 @@ use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::{Hosts, TokioResolver};
 use tokio::time::Sleep;
 
+use crate::failure::Layer;
 use crate::server::permits::{Permit, Permits, Share};
 
 /// How often the system's files are looked at for a change.
@@ -154,7 +155,11 @@ impl Resolver {
         if let Ok(file) = std::fs::File::open(&self.files.hosts)
             && let Err(error) = hosts.read_hosts_conf(file)
         {
-            tracing::warn!("{}: {error}", self.files.hosts.display());
+            tracing::warn!(
+                layer = Layer::Resolver.name(),
+                "{}: {error}",
+                self.files.hosts.display()
+            );
         }
         let servers = std::fs::read(&self.files.resolv_conf)
             .map_err(NetError::from)
@@ -165,6 +170,7 @@ impl Resolver {
             Err(error) => {
                 if !self.said.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
+                        layer = Layer::Resolver.name(),
                         "{}: {error}: only names of {} can be reached until it is mended",
                         self.files.resolv_conf.display(),
                         self.files.hosts.display()

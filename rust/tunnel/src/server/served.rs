@@ -26,6 +26,8 @@ pub(crate) struct Served {
 /// One session on the server at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServedSession {
+    /// Its number, which its log lines have too.
+    pub session: u64,
     /// What the operator calls its token.
     pub label: String,
     /// The client's address.
@@ -55,6 +57,10 @@ impl Served {
         }
     }
 
+    pub(crate) const fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
     pub(crate) const fn holder(&self) -> &Arc<Holder> {
         &self.holder
     }
@@ -71,9 +77,11 @@ impl Served {
         self.stats.streams.value() == 0 || now.saturating_duration_since(heard) > SILENT
     }
 
-    pub(crate) fn snapshot(&self, now: Instant) -> ServedSession {
+    /// At this moment. `session`: its number.
+    pub(crate) fn snapshot(&self, session: u64, now: Instant) -> ServedSession {
         let stats = &self.stats;
         ServedSession {
+            session,
             label: self.holder.label.clone(),
             peer: self.peer,
             mode: self.mode.get().copied(),

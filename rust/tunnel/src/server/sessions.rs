@@ -106,10 +106,16 @@ pub(crate) async fn run(shared: &Arc<ServerState>, begun: Begun) -> Result<(), F
         counted: _counted,
     } = begun;
     if let Some(served) = place.served() {
-        served.begin(match first.kind {
+        let mode = match first.kind {
             MessageKind::Binary => "yamux",
             MessageKind::Text => "simple",
-        });
+        };
+        served.begin(mode);
+        tracing::debug!(
+            "a session of {} begins: {mode}, {}",
+            served.peer(),
+            holder.label
+        );
     }
     let limits = shared.limits();
     let tls = tls
@@ -222,7 +228,7 @@ impl Owner<TargetEnd> for Watcher {
     fn handle_event(&self, event: session::Event<TargetEnd>) {
         if let session::Event::TargetFailed(refusal) = event {
             self.0.stats.streams_failed.add(1);
-            tracing::debug!(target: log::TARGETS, "{}", refusal.reason);
+            log::say_target_failed(&refusal);
         }
     }
 }

@@ -21,6 +21,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use crate::extensions;
+use crate::failure::{Code, Layer};
 use crate::server::ServerState;
 use crate::server::admission::Place;
 use crate::server::patience::Patient;
@@ -109,7 +110,11 @@ pub(crate) async fn serve(
         .serve_connection(TokioIo::new(Patient::new(tls)), service)
         .with_upgrades();
     if let Err(error) = connection.await {
-        tracing::debug!("a request of {peer}: {error}");
+        tracing::debug!(
+            layer = Layer::WebSocket.name(),
+            code = Code::HttpFailed.as_str(),
+            "a request of {peer}: {error}"
+        );
         return None;
     }
     let (upgrade, place) = switching.lock().take()?;
@@ -151,6 +156,11 @@ fn respond(
                 return response;
             }
             shared.stats.tokens_rejected.add(1);
+            tracing::debug!(
+                layer = Layer::Token.name(),
+                code = Code::TokenRejected.as_str(),
+                "{peer} asks for a session without a token that is accepted: it is shown a web page"
+            );
         }
     }
     match (request.method(), request.uri().path()) {
