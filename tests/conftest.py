@@ -18,8 +18,13 @@ TESTS = Path(__file__).resolve().parent
 
 
 def pytest_configure() -> None:
-    # Whoever is started in the background by a shell ignores these signals, and so would every program that it starts.
-    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    # Whoever is started in the background by a shell, or by nohup, ignores these signals, and so would every program that it starts.
+    handlers = (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGQUIT, signal.SIG_DFL),
+        (signal.SIGHUP, signal.SIG_DFL),
+    )
+    for number, handler in handlers:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
     WATCH.begin()
