@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +96,43 @@ def test_a_links_server_is_told_no_other_servers_token(tmp_path: Path) -> None:
     config = load.client({}, config=str(path), variables=variables, link=layer).config
     assert (config.server.host, config.token, config.ech_domain) == ("other.test", None, None)
     assert config.listen[0].port == 1081
+
+
+def test_keygen_prints_the_link_of_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "token").write_text("s3cret\n")
+    (tmp_path / "ca.pem").write_bytes(_native.CertificateAuthority().pem)
+    keys = ["keygen", "--public-name", "public.test", "--out", str(tmp_path / "keys")]
+    of_server = ["--server", "a.test:8443/ws", "--token-file", str(tmp_path / "token")]
+    more = ["--server-ip", "192.0.2.1", "--ca-file", str(tmp_path / "ca.pem"), "--json"]
+    assert cli.run([*keys, *of_server, *more]) == 0
+    made = json.loads(capsys.readouterr().out)
+    found = back(made["link"])
+    assert (found.server.authority, found.server.path, found.token) == ("a.test:8443", "/ws", "s3cret")
+    assert found.server_ips == ("192.0.2.1",)
+    assert found.ech_config == base64.b64decode(made["ech_config_list"])
+    assert found.ca_pem is not None
+    assert cli.run([*keys, *of_server]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("to share")]
+    assert back(line.split()[-1]).token == "s3cret"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--token-file", "{tmp}/token"], "--token-file: is for the link, which needs a server; give --server too"),
+        (["--server", "a.test/ws"], "--server: a link holds the server's token; give --token-file too"),
+        (["--server", "a.test/ws", "--token-file", "{tmp}/none"], "--token-file: "),
+        (["--server", "a b/ws", "--token-file", "{tmp}/token"], "--server: "),
+    ],
+)
+def test_keygen_makes_no_key_if_there_can_be_no_link(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "token").write_text("s3cret\n")
+    given = [word.format(tmp=tmp_path) for word in options]
+    assert cli.run(["keygen", "--public-name", "public.test", "--out", str(tmp_path / "keys"), *given]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "keys").exists()
 
 
 def test_share_and_import_are_the_whole_set_up_of_a_client(

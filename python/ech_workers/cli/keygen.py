@@ -7,16 +7,20 @@ import itertools
 import json
 import os
 import secrets
+import sys
 import textwrap
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
+import msgspec
 
 from ech_workers import _native, files
 from ech_workers.cli.options import SECONDS
-from ech_workers.config import ServerAddress
+from ech_workers.cli.share import show_code
+from ech_workers.config import ClientConfig, ServerAddress
 from ech_workers.errors import ConfigError
+from ech_workers.options import link as links
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +53,16 @@ if TYPE_CHECKING:
     metavar="TIME",
     help="With --rotate: how long a key goes on to decrypt after its successor was made.",
 )
+@click.option(
+    "--server",
+    metavar="HOST[:PORT]/PATH",
+    help="Also print the link for clients of this server, and on a terminal its QR code. Needs --token-file.",
+)
+@click.option(
+    "--token-file", metavar="FILE", help="For the link: a file with the token. Whoever has the link has it too."
+)
+@click.option("--server-ip", metavar="IP", multiple=True, help="For the link: an address of the server.")
+@click.option("--ca-file", metavar="FILE", help="For the link: authorities of your own (PEM).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def keygen(
     public_name: str,
@@ -57,6 +71,10 @@ def keygen(
     maximum_name_length: int,
     rotate: bool,
     overlap: float,
+    server: str | None,
+    token_file: str | None,
+    server_ip: tuple[str, ...],
+    ca_file: str | None,
     as_json: bool,
 ) -> None:
     """Make an ECH key: DIR/ID.pem (RFC 9934) for the server alone, DIR/ID.ech for clients, and what to publish in DNS.
@@ -64,10 +82,13 @@ def keygen(
     The server hands out the newest key of a public name at once; older ones go on to decrypt while their files are there.
     """
     directory = files.expand(out, "--out")
+    # What is wrong with it is said before there is a key.
+    client = _client(server, token_file, server_ip, ca_file)
     number, configs, file, public_file = _write(directory, public_name, maximum_name_length)
     rotation = _rotate(directory, public_name, overlap) if rotate else None
     encoded = base64.b64encode(configs).decode()
     record = _record(name, encoded)
+    link = None if client is None else links.make(msgspec.structs.replace(client, ech_config=configs))
     if as_json:
         made: dict[str, object] = {
             "config_id": number,
@@ -77,6 +98,8 @@ def keygen(
             "ech_config_list": encoded,
             "https_record": record,
         }
+        if link is not None:
+            made["link"] = link
         if rotation is not None:
             made["kept"] = [{"file": str(path), "seconds": max(0, round(left))} for path, left in rotation.kept]
             made["removed"] = [str(path) for path in rotation.removed]
@@ -85,15 +108,31 @@ def keygen(
     click.echo(f"key file           {file} (for the server alone)")
     click.echo(f"client file        {public_file} (--ech-config @FILE)")
     click.echo(f"ECH configuration  {encoded}\nDNS record         {record}")
-    click.echo(
-        f"to share           ech-workers share --server {name or 'HOST'}/PATH --token-file FILE --ech-config @{public_file}"
-    )
+    share = f"ech-workers share --server {name or 'HOST'}/PATH --token-file FILE --ech-config @{public_file}"
+    click.echo(f"to share           {link or share}")
     if rotation is not None:
         for path, left in rotation.kept:
             when = f"removed by a rotation in {_duration(left)} or later" if left > 0 else "yours to remove"
             click.echo(f"still decrypts     {path}, {when}")
         for path in rotation.removed:
             click.echo(f"removed            {path}")
+    if link is not None and sys.stdout.isatty():
+        show_code(link)
+
+
+def _client(
+    server: str | None, token_file: str | None, addresses: tuple[str, ...], ca_file: str | None
+) -> ClientConfig | None:
+    """What a client of the server needs but the key; None without a server. Raises ConfigError."""
+    parts = {"--token-file": token_file, "--server-ip": addresses, "--ca-file": ca_file}
+    if server is None:
+        for option, value in parts.items():
+            if value:
+                raise ConfigError("is for the link, which needs a server", option=option, advice="give --server too")
+        return None
+    if token_file is None:
+        raise ConfigError("a link holds the server's token", option="--server", advice="give --token-file too")
+    return ClientConfig.build(server=server, token_file=token_file, server_ip=addresses, ca_file=ca_file)
 
 
 class _Rotation(NamedTuple):
