@@ -209,7 +209,7 @@ def test_bootstrap_needs_no_resolver(rig: Rig, targets: dict[str, int], tmp_path
 
     def source() -> str | None:
         ech = supervisor.status().ech
-        return ech and ech.source
+        return None if ech is None else ech.source
 
     # The session is up a moment before the next plan is made.
     wait_until(lambda: source() == "retry", "the next plan has what the server handed over")
