@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use ech_workers_session::Status;
 use ech_workers_tls::{CertificateProblem, HandshakeError};
 
 /// The layer at which something failed, from the local port outward.
@@ -101,6 +102,23 @@ pub enum Code {
 }
 
 impl Code {
+    /// What a server's answer for a target that it does not reach means.
+    pub(crate) const fn of(status: Status) -> Self {
+        match status {
+            Status::NotAllowed => Self::TargetNotAllowed,
+            Status::NetworkUnreachable | Status::HostUnreachable => Self::TargetUnreachable,
+            Status::Refused => Self::TargetRefused,
+            Status::TimedOut => Self::TargetTimeout,
+            Status::NameNotFound => Self::TargetNotFound,
+            Status::Succeeded
+            | Status::General
+            | Status::PlatformAddress
+            | Status::SocketLimit
+            | Status::SessionLost
+            | Status::NoAnswer => Self::TargetFailed,
+        }
+    }
+
     /// The word used in messages and in the Python API.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::{Arc, Once};
 
-use ech_workers_session::{Refusal, Status};
+use ech_workers_session::Refusal;
 use ech_workers_sync::Mutex;
 
 use tracing::field::{Field, Visit};
@@ -68,19 +68,7 @@ pub(crate) fn adopt_thread(dispatch: &Dispatch) {
 
 /// Logs that a target could not be reached.
 pub(crate) fn say_target_failed(refusal: &Refusal) {
-    let code = match refusal.status {
-        Status::NotAllowed => Code::TargetNotAllowed,
-        Status::NetworkUnreachable | Status::HostUnreachable => Code::TargetUnreachable,
-        Status::Refused => Code::TargetRefused,
-        Status::TimedOut => Code::TargetTimeout,
-        Status::NameNotFound => Code::TargetNotFound,
-        Status::Succeeded
-        | Status::General
-        | Status::PlatformAddress
-        | Status::SocketLimit
-        | Status::SessionLost
-        | Status::NoAnswer => Code::TargetFailed,
-    };
+    let code = Code::of(refusal.status);
     tracing::debug!(
         target: TARGETS,
         layer = Layer::Target.name(),

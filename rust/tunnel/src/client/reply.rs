@@ -63,3 +63,30 @@ pub(crate) const fn failure(status: Status) -> proxy::Failure {
         | Status::NoAnswer => Local::General,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_api_is_told_the_code_that_the_log_has() {
+        for status in [
+            Status::General,
+            Status::NotAllowed,
+            Status::NetworkUnreachable,
+            Status::HostUnreachable,
+            Status::Refused,
+            Status::TimedOut,
+            Status::NameNotFound,
+            Status::PlatformAddress,
+            Status::SocketLimit,
+            Status::NoAnswer,
+        ] {
+            assert_eq!(
+                api_failure(failure(status), "").code,
+                Code::of(status),
+                "{status:?}"
+            );
+        }
+    }
+}
