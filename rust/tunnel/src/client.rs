@@ -349,24 +349,9 @@ impl Client {
     /// returned. Nothing is sent to a server that has not announced it.
     pub fn echo(&self, session: u64, upstream: u32) -> u64 {
         let number = self.shared.number();
-        let shared = Arc::clone(&self.shared);
-        self.shared.control.spawn(async move {
-            let (outcome, received) = match shared.pool.place_for_echo(session) {
-                Some((handle, ticket, stats)) => {
-                    let asking = echo::ask(&handle, &stats, upstream, Some(ticket));
-                    let outcome = caught(asking).await.unwrap_or(Echo::Failed);
-                    (outcome, stats.traffic.down.value())
-                }
-                None => (Echo::Failed, 0),
-            };
-            shared.events.push(Event::Echoed {
-                echo: number,
-                upstream,
-                address: None,
-                outcome,
-                received,
-            });
-        });
+        self.shared
+            .control
+            .spawn(Arc::clone(&self.shared).echo(number, session, upstream));
         number
     }
 

@@ -13,7 +13,6 @@ use crate::carrier::WebSocket;
 use crate::client::ClientState;
 use crate::client::connections::Carried;
 use crate::client::dial::{self, DialPlan, Dialed, Learned, Mode};
-use crate::client::echo::{self, Echo};
 use crate::client::event::Event;
 use crate::client::lanes::{EARLY_BULK, FAR};
 use crate::client::load::Load;
@@ -79,7 +78,7 @@ impl ClientState {
         });
     }
 
-    fn tell_dial_failed(&self, dial: u64, plan: &DialPlan, failure: Failure) {
+    pub(super) fn tell_dial_failed(&self, dial: u64, plan: &DialPlan, failure: Failure) {
         if plan.mode == Mode::Yamux {
             self.pool.dial_failed(dial, plan.upstream);
         }
@@ -158,57 +157,7 @@ impl ClientState {
         });
     }
 
-    /// Dials for one exchange with the reserved target, and ends the connection with it.
-    pub(super) async fn echo_alone(self: Arc<Self>, number: u64, plan: DialPlan) {
-        let upstream = plan.upstream;
-        let tell = move |shared: &Self, address, outcome, received| {
-            shared.events.push(Event::Echoed {
-                echo: number,
-                upstream,
-                address,
-                outcome,
-                received,
-            });
-        };
-        let (carrier, dialed) = match self.dial(0, &plan).await {
-            Ok(made) => made,
-            Err(failure) => {
-                tell(&self, None, Echo::Failed, 0);
-                return self.tell_dial_failed(0, &plan, failure);
-            }
-        };
-        let address = Some(dialed.address);
-        let (thread, counted) = self.threads.least_busy();
-        let home = thread.number;
-        thread.spawn(async move {
-            let _counted = counted;
-            let Ok(carrier) = carrier.into_current_runtime() else {
-                return tell(&self, address, Echo::Failed, 0);
-            };
-            let (running, member) =
-                self.start_session(carrier, &dialed, &plan, Purpose::Taken, home);
-            let Running { driver, observer } = running;
-            let (session, echoes) = (member.session, member.echoes);
-            let (handle, stats) = (member.handle.clone(), Arc::clone(&member.stats));
-            self.pool.add(member);
-            let asking = async {
-                let outcome = if echoes {
-                    let asking = echo::ask(&handle, &stats, upstream, None);
-                    caught(asking).await.unwrap_or(Echo::Failed)
-                } else {
-                    Echo::Failed
-                };
-                tell(&self, address, outcome, stats.traffic.down.value());
-                handle.end();
-            };
-            let shared = Arc::clone(&self);
-            let running =
-                shared.keep_session(session, Purpose::Taken, &observer, driver.run(&observer));
-            tokio::join!(running, asking);
-        });
-    }
-
-    fn start_session(
+    pub(super) fn start_session(
         self: &Arc<Self>,
         carrier: WebSocket,
         dialed: &Dialed,
@@ -286,7 +235,7 @@ impl ClientState {
     }
 
     /// Keeps a session in the pool, where it is already, while it runs, and tells how it ended.
-    async fn keep_session(
+    pub(super) async fn keep_session(
         self: Arc<Self>,
         session: u64,
         purpose: Purpose,
@@ -309,7 +258,11 @@ impl ClientState {
     }
 
     /// One dial, counted, with what it learned reported.
-    async fn dial(&self, number: u64, plan: &DialPlan) -> Result<(WebSocket, Dialed), Failure> {
+    pub(super) async fn dial(
+        &self,
+        number: u64,
+        plan: &DialPlan,
+    ) -> Result<(WebSocket, Dialed), Failure> {
         self.dials_total.add(1);
         let tls = self.tls();
         let dialing = dial::dial(plan, &tls, &self.addresses, |what| {
@@ -348,7 +301,7 @@ impl ClientState {
 }
 
 /// Hears what a session has to say while it runs, and tells the client's owner.
-struct Observer {
+pub(super) struct Observer {
     shared: Arc<ClientState>,
     session: u64,
     upstream: u32,
@@ -455,9 +408,9 @@ fn gone_away(code: yamux::GoAwayCode) -> Ended {
 }
 
 /// A session that is about to run.
-struct Running {
-    driver: Driver<Program>,
-    observer: Observer,
+pub(super) struct Running {
+    pub(super) driver: Driver<Program>,
+    pub(super) observer: Observer,
 }
 
 #[cfg(test)]
