@@ -150,19 +150,17 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Addresses(msgspec.Struct, frozen=True):
-    """The addresses of a name, of both families. ms: how long 64 KiB took by each, as far as that is known."""
+    """The addresses of a name, of both families. ms: how long 64 KiB took by each, as far as that is known. worked_at: when each
+    last worked, of those that are kept for that."""
 
     addresses: tuple[str, ...]
     fetched_at: float
     ttl: float
     ms: tuple[float | None, ...] = ()
+    worked_at: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self.addresses, self.ttl)
-
-    @property
-    def expires_at(self) -> float:
-        return self.fetched_at + self.ttl
 
     def is_stale(self, now: float) -> bool:
         return _is_stale(self.fetched_at, self.ttl, now)
@@ -215,7 +213,7 @@ class EchStore:
     def __init__(self, directory: Path | None, *, clock: Callable[[], float] = time.time) -> None:
         """directory: where the file is; None keeps everything in memory. clock: the wall clock."""
         self._path = directory / FILE_NAME if directory is not None else None
-        self._clock = clock
+        self.clock = clock
         self._lock = waiting.lock()
         self._entries = _Entries()
         self._seen: _Identity | None = None
@@ -254,7 +252,7 @@ class EchStore:
             used,
             configs=configs,
             source="retry",
-            fetched_at=self._clock(),
+            fetched_at=self.clock(),
             ttl=RETRY_TTL,
             rejected=used.rejected if used.source == "retry" else used.configs,
         )
@@ -284,12 +282,12 @@ class EchStore:
         with self._lock:
             self._refresh()
             seen = self._entries.h2.get(server)
-            return seen is not None and abs(self._clock() - seen) < H2_TTL
+            return seen is not None and abs(self.clock() - seen) < H2_TTL
 
     def remember_h2(self, server: str) -> None:
         """Keeps that a server chose h2."""
         with self._lock:
-            self._change(lambda entries: entries.h2.__setitem__(server, self._clock()))
+            self._change(lambda entries: entries.h2.__setitem__(server, self.clock()))
 
     def _change(self, change: Callable[[_Entries], object]) -> None:
         if self._path is None:

@@ -9,7 +9,6 @@ Nothing known is thrown away because it is old: a stale configuration is used wh
 
 from __future__ import annotations
 
-import itertools
 import logging
 from typing import TYPE_CHECKING
 
@@ -27,13 +26,14 @@ from ech_workers.errors import (
     TunnelError,
 )
 from ech_workers.families import Found, address_questions
+from ech_workers.good_addresses import GoodAddresses
 from ech_workers.lookup import LookUp
 from ech_workers.nat64 import Translation
 from ech_workers.ranges import Ranges
 from ech_workers.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from ech_workers.config import UpstreamConfig
     from ech_workers.doh import Answer
@@ -46,9 +46,6 @@ _log = logging.getLogger("ech_workers")
 
 # A server that changes its keys every second is news once in so many seconds.
 _LEARNED_PAUSE = 600.0
-
-# Addresses of a network that worked are tried first for a week.
-_GOOD_FOR = 7 * 86400.0
 
 
 class EchStatus(msgspec.Struct, frozen=True):
@@ -85,12 +82,10 @@ class Knowledge:
         self._preferred: str | None = None
         self._bad_configs: bytes | None = None
         self._turns = Turns()
-        self._good_key = f"{self._key} --server-ip"
         self._ranges: Ranges | None = None
         if Ranges.is_needed(server.server_ips):
-            good = store.addresses(self._good_key)
-            scored = dict(itertools.zip_longest(good.addresses, good.ms[: len(good.addresses)])) if good else {}
-            self._ranges = Ranges(server.server_ips, scored, uniform, self._keep_good)
+            good = GoodAddresses(store, self._key)
+            self._ranges = Ranges(server.server_ips, good.load(), uniform, good.save)
         self._bootstrap: Configuration | None = None
         self._learned_at: float | None = None
         self.translation = Translation()
@@ -387,9 +382,6 @@ class Knowledge:
         """A session by this address became silent before much had come over it."""
         if self._ranges is not None:
             self._ranges.stopped(self._host(address), now.wall)
-
-    def _keep_good(self, good: Mapping[str, float | None], wall: float) -> None:
-        self._store.store_addresses(self._good_key, Addresses(tuple(good), wall, _GOOD_FOR, tuple(good.values())))
 
     def _host(self, address: str) -> str:
         return self.translation.original(address.rpartition(":")[0].strip("[]"))

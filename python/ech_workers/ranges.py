@@ -9,6 +9,8 @@ import ipaddress
 import math
 from typing import TYPE_CHECKING
 
+from ech_workers.good_addresses import Score
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -23,6 +25,9 @@ ROUNDS = 8
 REMEMBERED = 16
 """So many good ones are kept."""
 
+KEPT_ANEW = 86400.0
+"""Seconds after which it is kept anew when a good one last worked, though nothing else has changed."""
+
 _SEEN_LIMIT = 8192
 
 
@@ -32,19 +37,19 @@ class Ranges:
     def __init__(
         self,
         given: Sequence[str],
-        good: Mapping[str, float | None],
+        good: Mapping[str, Score],
         uniform: Callable[[], float],
-        keep: Callable[[Mapping[str, float | None], float], object] = lambda good, wall: None,
+        keep: Callable[[Mapping[str, Score], float], object] = lambda good, wall: None,
     ) -> None:
-        """given: addresses and networks in CIDR form. good: those that worked before, the best first, each with its score: the
-        milliseconds that 64 KiB took, if that is known; any that is not (any more) in what is given is left out. uniform: random
-        over [0, 1). keep: called with the good ones when they change, and the time on the wall clock."""
+        """given: addresses and networks in CIDR form. good: those that worked before, the best first; any that is not (any more)
+        in what is given is left out. uniform: random over [0, 1). keep: called with the good ones when they change, and the time on
+        the wall clock."""
         self._networks = [ipaddress.ip_network(text) for text in given]
         self._total = sum(network.num_addresses for network in self._networks)
         self._uniform = uniform
         self._keep = keep
         self._seen: set[str] = set()
-        self._good = {address: ms for address, ms in good.items() if self._has(address)}
+        self._good = {address: score for address, score in good.items() if self._has(address)}
         self._rounds = 0
         self._current = self._few()
 
@@ -64,12 +69,13 @@ class Ranges:
         return tuple(self._good)
 
     def is_unproved(self, address: str) -> bool:
-        """Whether an address has no score."""
-        return self._good.get(address) is None
+        """Whether it is not known how long 64 KiB take by an address."""
+        score = self._good.get(address)
+        return score is None or score.ms is None
 
     def failed(self) -> bool:
         """None of the present ones worked: goes on to others. False after several times, when a pause is due."""
-        self._good = {address: ms for address, ms in self._good.items() if address not in self._current}
+        self._good = {address: score for address, score in self._good.items() if address not in self._current}
         self._current = self._few()
         self._rounds += 1
         if self._rounds < ROUNDS:
@@ -78,11 +84,12 @@ class Ranges:
         return False
 
     def worked(self, address: str, wall: float, *, is_proof: bool = True) -> None:
-        """A session is up by this one. is_proof: it counts as good by that; else ``scored`` will tell."""
+        """A session is up by this one. is_proof: it counts as good by that; else ``scored`` tells, or has told."""
         self._rounds = 0
         self._current = (address, *(other for other in self._current if other != address))
-        if is_proof:
-            self._remember(address, self._good.get(address), wall)
+        known = self._good.get(address)
+        if is_proof or known is not None:
+            self._remember(address, None if known is None else known.ms, wall)
 
     def scored(self, address: str, ms: float, wall: float) -> None:
         """64 KiB got through by this one, in so many milliseconds."""
@@ -100,11 +107,12 @@ class Ranges:
             self._current = self._few()
 
     def _remember(self, address: str, ms: float | None, wall: float) -> None:
-        before = list(self._good.items())
-        others = ((other, score) for other, score in before if other != address)
-        ranked = sorted([(address, ms), *others], key=lambda item: math.inf if item[1] is None else item[1])
-        self._good = dict(ranked[:REMEMBERED])
-        if ranked != before:
+        others = ((other, score) for other, score in self._good.items() if other != address)
+        ranked = sorted([(address, Score(ms, wall)), *others], key=_rank)
+        known = self._good.get(address)
+        is_kept = known is not None and known.ms == ms and wall - known.at < KEPT_ANEW
+        if not is_kept or [other for other, _ in ranked] != list(self._good):
+            self._good = dict(ranked[:REMEMBERED])
             self._keep(self._good, wall)
 
     def _few(self) -> tuple[str, ...]:
@@ -132,3 +140,8 @@ class Ranges:
 
     def _has(self, address: str) -> bool:
         return any(ipaddress.ip_address(address) in network for network in self._networks)
+
+
+def _rank(item: tuple[str, Score]) -> float:
+    ms = item[1].ms
+    return math.inf if ms is None else ms
