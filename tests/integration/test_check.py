@@ -58,6 +58,35 @@ def assert_ends_at(done: subprocess.CompletedProcess[str], layer: str, code: str
     return failing[0]
 
 
+def test_of_several_servers_one_that_works_is_enough_and_else_the_first_ones_failure_counts(
+    site: Site, targets: dict[str, int]
+) -> None:
+    server, closed = site.server(), unused_port()
+
+    def several(*servers: tuple[int, str]) -> subprocess.CompletedProcess[str]:
+        """Ports, and the tokens that are shown there."""
+        fixed = f"server-ip=127.0.0.1,ech-config={site.key.base64}"
+        given = [
+            word
+            for number, (port, token) in enumerate(servers)
+            for word in ("--server", f"{SERVER_NAME}:{port}{PATH},token={token},{fixed},name=number-{number}")
+        ]
+        url = f"http://127.0.0.1:{targets['http']}/bytes/1000"
+        options = ("--json", "--ca-file", site.authority.path, "--target", url)
+        return run(COMMAND, "check", *given, *options, env=site.environment, timeout=90)
+
+    done = several((closed, TOKEN), (server.port, TOKEN))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = rows_of(done)
+    assert [row["code"] for row in rows if row["ok"] is False and row["decides"]] == ["tcp-refused"]
+    assert "target" in [row["layer"] for row in rows if row["ok"]]
+    done = several((server.port, "another-token"), (closed, TOKEN))
+    failing = [row["code"] for row in rows_of(done) if row["ok"] is False and row["decides"]]
+    assert failing == ["token-rejected", "tcp-refused"]
+    assert done.returncode == several((server.port, "another-token")).returncode
+    assert done.returncode != several((closed, TOKEN)).returncode
+
+
 @pytest.mark.parametrize("mode", ["--yamux", "--no-yamux"])
 def test_everything_works(site: Site, targets: dict[str, int], mode: str) -> None:
     server = site.server()
