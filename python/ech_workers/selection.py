@@ -74,12 +74,15 @@ class Selection:
         tiers = (*self._routing.tiers(views, now), *self._former)
         if self._is_cold:
             self._set_needed(now)
+        if tiers != self._tiers:
+            self._tiers = tiers
+            self._engine.route(tiers)
+            self._tell()
         for upstream in self._upstreams:
             upstream.probes.stands_by = self.role(upstream, now) == "standby"
-        if tiers == self._tiers:
-            return
-        self._tiers = tiers
-        self._engine.route(tiers)
+
+    def _tell(self) -> None:
+        """Says where new connections go, if that has changed."""
         used = self._used
         if used and used != self._told:
             self._told = used

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ech_workers import _native, waiting
@@ -98,13 +99,10 @@ class Supervisor:
         for upstream in self._upstreams:
             upstream.knowledge.translation = translation
         self._liveness = Liveness(engine)
-        self._named = frozenset(self._numbers[place] for place in servers_of(config.rules))
-        self._former = tuple(former)
+        named = frozenset(self._numbers[place] for place in servers_of(config.rules))
+        self._select = partial(Selection, upstreams=self._upstreams, engine=engine, named=named, former=tuple(former))
         self._selection = self._select(config.policy, config.standby)
         self._target_names = TargetNames(engine, translation)
-
-    def _select(self, policy: Policy, standby: Standby) -> Selection:
-        return Selection(policy, standby, self._upstreams, self._engine, self._named, self._former)
 
     def select(self, policy: Policy, standby: Standby) -> None:
         """From now on new streams go to servers by another policy."""
