@@ -15,7 +15,7 @@ from .tunnel import PATH, SERVER_NAME, TOKEN, ServerProgram, Site
 from .waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from ech_workers.config import Mode
     from ech_workers.options.client import Reply, Standby
@@ -90,14 +90,19 @@ class Fleet:
         strict: Collection[int] = (),
         reply: Reply = "optimistic",
         standby: Standby = "warm",
+        networks: Collection[int] = (),
+        limits: Mapping[int, int] | None = None,
     ) -> None:
         """looked_up: where the servers are and their ECH configurations come from the site's resolver. strict: the servers that
-        reach none of a test's targets."""
+        reach none of a test's targets. networks: those whose address is given as a network, so that each new address is probed.
+        limits: the bytes of each connection that come back from these servers."""
         self.site = site
         self.programs = [
             site.server(publish=False, private_targets=number not in strict) for number in range(len(modes))
         ]
         self.paths = [Tap(("127.0.0.1", program.port)) for program in self.programs]
+        for number, limit in (limits or {}).items():
+            self.paths[number].limit = limit
         for path in self.paths if looked_up else ():
             site.publish(path.port, site.key.base64)
         servers = tuple(
@@ -106,7 +111,7 @@ class Fleet:
                 server=ServerAddress(SERVER_NAME, path.port, PATH),
                 token=TOKEN,
                 mode=mode,
-                server_ips=() if looked_up else ("127.0.0.1",),
+                server_ips=() if looked_up else ("127.0.0.1/32" if number in networks else "127.0.0.1",),
                 ech_config=None if looked_up else site.key.config_list,
                 priority=number,
             )

@@ -186,11 +186,11 @@ def other_route(site: Site) -> None:
             assert logged.steps(PROBED, GIVEN_UP, LOST) == [PROBED, GIVEN_UP], logged.lines
 
 
-def far_server(site: Site) -> None:
-    """The server is 60 ms away. A stream that moves as much as the first flights of a bulk transfer gets a session beside it,
-    long before it is one, and the next stream goes there. The folder has the program that delays the link."""
+@contextlib.contextmanager
+def _far_server(site: Site, milliseconds: int) -> Iterator[tuple[ServerProgram, dict[str, tuple[str, int]]]]:
+    """A server so far away, each way, and the targets beside it. The folder has the program that delays the link."""
     with _other_namespace() as (holder, there):
-        site.processes.start(site.folder / "delay_link", "near", "far", "30", "0").wait_line("ready")
+        site.processes.start(site.folder / "delay_link", "near", "far", str(milliseconds), "0").wait_line("ready")
         _ip("link", "set", "far", "netns", str(holder))
         _ip("address", "add", "10.0.1.2", "peer", "10.0.1.1", "dev", "near")
         _ip("link", "set", "near", "up")
@@ -201,16 +201,40 @@ def far_server(site: Site) -> None:
             *there, *python_program("harness.targets"), site.folder, env={"PYTHONPATH": str(TESTS)}
         ).wait_event("listening")
         server = site.server(listen=f"{SERVER}:0", publish=False, prefix=there)
-        http, echo = (("127.0.0.1", targets[name]) for name in ("http", "echo"))
-        with _tunnel(site, server, SERVER) as tunnel, tunnel.create_connection(http, 30.0) as first:
-            first.sendall(b"GET /bytes/100000 HTTP/1.1\r\n\r\n")
-            received = 0
-            while received < 100_000:
-                received += len(first.recv(1 << 16))
-            wait_until(lambda: len(tunnel.status().sessions) == 2, "there is a session beside it", 60)
-            with tunnel.create_connection(echo, 30.0):
-                sessions = [connection.session for connection in tunnel.connections()]
-                assert len(set(sessions)) == 2, sessions
+        yield server, {name: ("127.0.0.1", port) for name, port in targets.items() if name in ("http", "echo")}
+
+
+def far_stream(site: Site) -> None:
+    """A stream that moves as much as the first flights of a bulk transfer gets a session beside it, long before it is one, and the
+    next stream goes there."""
+    with (
+        _far_server(site, 30) as (server, targets),
+        _tunnel(site, server, SERVER) as tunnel,
+        tunnel.create_connection(targets["http"], 30.0) as first,
+    ):
+        first.sendall(b"GET /bytes/100000 HTTP/1.1\r\n\r\n")
+        received = 0
+        while received < 100_000:
+            received += len(first.recv(1 << 16))
+        wait_until(lambda: len(tunnel.status().sessions) == 2, "there is a session beside it", 60)
+        with tunnel.create_connection(targets["echo"], 30.0):
+            sessions = [connection.session for connection in tunnel.connections()]
+            assert len(set(sessions)) == 2, sessions
+
+
+def far_probe(site: Site) -> None:
+    """A probe moves more than such a stream and gets no session beside it; a program's stream is served while it is under way."""
+    with _far_server(site, 250) as (server, targets), _tunnel(site, server, f"{SERVER}/32") as tunnel:
+        wait_until(lambda: tunnel.snapshot().sessions[0].streams == 1, "the probe is under way", 30)
+        with tunnel.create_connection(targets["echo"], 30.0) as stream:
+            stream.sendall(b"hello")
+            assert stream.recv(5) == b"hello"
+            # Two round trips against the probe's seven: this one did not wait for it.
+            assert tunnel.status().upstreams[0].probe is None
+        wait_until(lambda: tunnel.status().upstreams[0].probe is not None, "the probe is over", 60)
+        status = tunnel.status().upstreams[0]
+        assert (status.probes.passed, status.wanted, len(status.sessions)) == (1, 1, 1), status
+        assert tunnel.snapshot().dials_total == 1
 
 
 def _take(way: int) -> None:
@@ -219,11 +243,14 @@ def _take(way: int) -> None:
     _ip("route", "add", "default", "via", f"10.0.{way}.1")
 
 
+SCENARIOS = {each.__name__: each for each in (nat64, other_route, far_stream, far_probe)}
+
+
 def main(scenario: str, folder: Path) -> None:
     processes = Processes()
     site = Site.make(folder, processes, Authority(folder))
     try:
-        {"nat64": nat64, "other_route": other_route, "far_server": far_server}[scenario](site)
+        SCENARIOS[scenario](site)
         print("done")
     except BaseException:
         print(processes.report())

@@ -22,15 +22,16 @@ def test_the_server_is_reached_on_such_a_network(scenario: str, tmp_path: Path) 
     namespaces.run(scenario, tmp_path)
 
 
-def test_a_stream_to_a_far_server_gets_a_session_beside_it_before_it_is_a_bulk_transfer(
-    tmp_path: Path, go_peers: dict[str, Path]
+@pytest.mark.parametrize("scenario", ["far_stream", "far_probe"])
+def test_a_stream_to_a_far_server_gets_a_session_beside_it_before_it_is_a_bulk_transfer_and_a_probe_gets_none(
+    scenario: str, tmp_path: Path, go_peers: dict[str, Path]
 ) -> None:
     if not namespaces.are_possible():
         pytest.skip("this user may not make network namespaces")
     if not Path("/dev/net/tun").exists():
         pytest.skip("there is no /dev/net/tun for a delayed link")
     (tmp_path / "delay_link").symlink_to(go_peers["delay_link"])
-    namespaces.run("far_server", tmp_path)
+    namespaces.run(scenario, tmp_path)
 
 
 @pytest.mark.slow
