@@ -4,11 +4,14 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
+from ech_workers import _native
 from ech_workers.finding import PROBE
 from harness import socks
 from harness.answering import Answering
@@ -18,7 +21,7 @@ from harness.ech import ech_key
 from harness.ports import unused_port
 from harness.processes import run
 from harness.targets import BANNER, pattern, pattern_sha256
-from harness.tunnel import PUBLIC_NAME, SERVER_NAME, TOKEN, Site
+from harness.tunnel import PATH, PUBLIC_NAME, SERVER_NAME, TOKEN, Site
 from harness.waiting import wait_until
 
 Start = Callable[..., DeployedServer]
@@ -169,6 +172,45 @@ def test_it_is_never_probed_and_the_reserved_name_is_looked_up_as_any_other(
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert "websocket" in [row["layer"] for row in rows if row["ok"]]
     assert PROBE not in [row["subject"] for row in rows]
+
+
+@pytest.mark.parametrize("mode", ["yamux", "simple"])
+def test_the_engine_itself_sends_no_probe_to_it(
+    site: Site, deployed_server: Start, mode: Literal["yamux", "simple"]
+) -> None:
+    """Whoever asks it to."""
+    server = deployed_server()
+    plan = _native.DialPlan(
+        server_name=SERVER_NAME,
+        port=server.port,
+        path=PATH,
+        token=TOKEN,
+        addresses=["127.0.0.1"],
+        ech=site.key.config_list,
+        mode=mode,
+    )
+    authority = site.authority.path.read_bytes()
+    engine = _native.Engine(_native.EngineConfiguration(ca_pem=[authority], system_roots=False))
+
+    def event_of(kind: type[Any]) -> Any:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            event = engine.next_event(1.0)
+            assert not isinstance(event, _native.DialFailed), event.failure.message
+            if isinstance(event, kind):
+                return event
+        raise AssertionError(f"no {kind.__name__}")
+
+    try:
+        engine.dial(plan)
+        session = event_of(_native.SessionUp).session
+        asked = engine.echo(session, 0) if mode == "yamux" else engine.echo_alone(plan)
+        echoed = event_of(_native.Echoed)
+        assert (echoed.echo, echoed.outcome) == (asked, "failed")
+    finally:
+        engine.close()
+    server.process.stop()
+    assert server.process.events("stream") == []
 
 
 @pytest.mark.parametrize("mode", MODES)
