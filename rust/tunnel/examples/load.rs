@@ -7,10 +7,11 @@
 //! load connections PROXY TARGET WORKERS SECONDS a connection for each echo, many at a time
 //! load idle PROXY TARGET COUNT                  connections that stay open until the program is ended
 //! load bulk PROXY TARGET down|up SECONDS        one stream
+//! load paced PROXY TARGET SECONDS RATE          one stream down, RATE bytes a second
 //! ```
 //!
 //! PROXY is a SOCKS5 port, or `-` for none. Each prints JSON lines. The first byte of a connection tells the target what
-//! to do: `E` echo, `D` send for ever, `U` count what comes, and answer every MiB.
+//! to do: `E` echo, `D` send for ever, `P` the same at a rate (four bytes, bytes a second), `U` count what comes, and answer every MiB.
 
 use std::error::Error;
 use std::io;
@@ -21,11 +22,13 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
 
 type Result<T = (), E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 
 const CHUNK: usize = 256 << 10;
+/// What is sent at a time at a rate.
+const PIECE: usize = 64 << 10;
 const MEBIBYTE: u64 = 1 << 20;
 const LIMIT: Duration = Duration::from_secs(20);
 /// Between two small requests, so that each meets the tunnel at rest.
@@ -59,6 +62,9 @@ async fn main() -> Result {
         ["bulk", proxy, to, direction, seconds] => {
             bulk(Way::new(proxy, to)?, direction == "up", seconds.parse()?).await
         }
+        ["paced", proxy, to, seconds, rate] => {
+            paced(Way::new(proxy, to)?, seconds.parse()?, rate.parse()?).await
+        }
         _ => Err("usage: see the source".into()),
     }
 }
@@ -86,6 +92,15 @@ async fn serve(mut connection: TcpStream) -> io::Result<()> {
         b'D' => {
             let chunk = vec![0; CHUNK];
             loop {
+                connection.write_all(&chunk).await?;
+            }
+        }
+        b'P' => {
+            let rate = connection.read_u32().await?.max(1);
+            let chunk = vec![0; PIECE];
+            let mut due = interval(Duration::from_secs_f64(PIECE as f64 / f64::from(rate)));
+            loop {
+                due.tick().await;
                 connection.write_all(&chunk).await?;
             }
         }
@@ -272,17 +287,41 @@ async fn bulk(way: Way, up: bool, seconds: u64) -> Result {
     if let Ok(Err(error)) = ended {
         return Err(error);
     }
+    say_moved(&moved, start);
+    Ok(())
+}
+
+async fn paced(way: Way, seconds: u64, rate: u32) -> Result {
+    let moved = Arc::new(AtomicU64::new(0));
+    let start = Instant::now();
+    let receiving = async {
+        let mut connection = way.connect().await?;
+        connection.write_u8(b'P').await?;
+        connection.write_u32(rate).await?;
+        receive(&mut connection, &moved).await
+    };
+    if let Ok(ended) = timeout(Duration::from_secs(seconds), receiving).await {
+        return ended;
+    }
+    say_moved(&moved, start);
+    Ok(())
+}
+
+fn say_moved(moved: &AtomicU64, start: Instant) {
     println!(
         r#"{{"event":"result","bytes":{},"seconds":{}}}"#,
         moved.load(Ordering::Relaxed),
         start.elapsed().as_secs_f64()
     );
-    Ok(())
 }
 
 async fn down(way: Way, moved: Arc<AtomicU64>) -> Result {
     let mut connection = way.connect().await?;
     connection.write_u8(b'D').await?;
+    receive(&mut connection, &moved).await
+}
+
+async fn receive(connection: &mut TcpStream, moved: &AtomicU64) -> Result {
     let mut chunk = vec![0; CHUNK];
     loop {
         match connection.read(&mut chunk).await? {
