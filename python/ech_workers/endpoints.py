@@ -232,26 +232,31 @@ def server_addresses(given: Sequence[str]) -> tuple[str, ...]:
         else:
             lines = [("", text)]
         for where, line in lines:
-            try:
-                found[
-                    str(ipaddress.ip_network(line.strip(), strict=False)) if "/" in line else ip_address(line, option)
-                ] = None
-            except ValueError as error:
-                raise ConfigError(f"{where}{error}", option=option) from None
-            except ConfigError:
-                if not where:
-                    raise
-                raise ConfigError(f"{where}{line!r} is no IP address", option=option) from None
+            found[_network(line, where, option) if "/" in line else ip_address(line, option, where, _FORMS)] = None
     return tuple(found)
 
 
-def ip_address(text: str, option: str) -> str:
+_FORMS = "write an address, a network as 192.0.2.0/24, or a file of them as @FILE"
+
+
+def _network(text: str, where: str, option: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text.strip(), strict=False))
+    except ValueError:
+        raise ConfigError(
+            f"{where}{text.strip()!r} is no network",
+            option=option,
+            advice=_FORMS,
+        ) from None
+
+
+def ip_address(text: str, option: str, where: str = "", advice: str | None = None) -> str:
     bare = text.strip().removeprefix("[").removesuffix("]")
     if not is_address(bare):
-        raise ConfigError(f"{text!r} is no IP address", option=option)
+        raise ConfigError(f"{where}{text!r} is no IP address", option=option, advice=advice)
     if "%" in bare:
         raise ConfigError(
-            f"{text!r} has a zone, by which no server can be reached here",
+            f"{where}{text!r} has a zone, by which no server can be reached here",
             option=option,
             advice="give an address that is valid beyond one link",
         )

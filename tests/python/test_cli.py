@@ -209,6 +209,15 @@ def test_the_promised_options_are_all_there() -> None:
     assert server >= {"--listen", "--cert", "--key", "--ech-keys", "--token", "--path", "--allow-private-targets"}
 
 
+@pytest.mark.parametrize("group", ["config", "worker"])
+def test_a_group_of_commands_alone_prints_its_help(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(group) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"Usage: ech-workers {group} ")
+    assert re.search(r"^  init +\w", said, re.MULTILINE)
+    assert "ech-workers: usage" not in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "pattern"),
     [
@@ -226,6 +235,16 @@ def test_the_promised_options_are_all_there() -> None:
         (["proxy", "--server", "a.test/", "--memory-limit", "much"], 2, r"--memory-limit.*'much' is no size"),
         (["proxy", "--server", "192.0.2.1/"], 2, r"config: --server: ECH hides a name"),
         (["proxy", "--server", "a.test/", "--doh-server", "https://b.test/q"], 2, r"--doh-ip"),
+        (
+            ["proxy", "--server", "a.test/", "--server-ip", "/tmp"],
+            2,
+            r"'/tmp' is no network; .* or a file of them as @FILE",
+        ),
+        (
+            ["proxy", "--server", "a.test/", "--server-ip", "ips"],
+            2,
+            r"'ips' is no IP address; .* or a file of them as @FILE",
+        ),
         (
             ["proxy", "--server", "a.test/", "--log-file", "/dev/null/log"],
             2,

@@ -112,6 +112,10 @@ def run(arguments: list[str]) -> int:
         if verbose and error.detail:
             click.echo(error.detail, err=True)
         return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        # A group of commands alone: what it prints is its help.
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else PROGRAM
         _complain(f"usage: {_flat(error.format_message())}; `{command} --help` lists the options")
