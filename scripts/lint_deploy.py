@@ -1,4 +1,5 @@
-"""The examples in deploy/: hadolint on the Containerfile, systemd's own judgement of the units, and YAML that is well-formed."""
+"""The examples in deploy/: hadolint on the Containerfile, systemd's own judgement of the units, YAML that is well-formed, and
+Kubernetes' own schemas for what is Kubernetes'."""
 
 import re
 import shutil
@@ -42,6 +43,8 @@ def old_enough(analyze: str) -> bool:
 def main() -> int:
     found = complaints(BIN / "hadolint", DEPLOY / "container" / "Containerfile")
     found += complaints(BIN / "yamllint", "--strict", "--config-data", YAML, DEPLOY, ROOT / ".github")
+    # Strictly: a field that the schema does not know, such as a mistyped one, is an error. Kubernetes passes over it.
+    found += complaints(BIN / "kubernetes-validate", "--strict", *sorted((DEPLOY / "kubernetes").glob("*.yaml")))
     found += units()
     print(found.strip() or "deploy: clean")
     return 1 if found else 0
