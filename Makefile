@@ -110,14 +110,29 @@ soak: build ## the whole tunnel under mixed load for an hour, with cuts, new ser
 wheel: $(VENV)/installed.stamp ## a wheel in dist/, for this machine's system alone
 	@$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
 
+.PHONY: release-wheel
+release-wheel: wheel ## the same with all licences and a true bill of materials, as a release has it where `make wheels` cannot make it
+	@$(BIN)/python scripts/wheels.py --finish dist/*.whl
+
 .PHONY: wheels
-wheels: $(VENV)/wheels.stamp ## the release's Linux wheels and the sdist in dist/, cross-compiled and checked (WHEELS="TRIPLE ..." picks some)
+wheels: $(VENV)/wheels.stamp ## the release's Linux wheels and the sdist in dist/, cross-compiled and checked (WHEELS="TRIPLE ...", and sdist, picks some)
 	@$(BIN)/python backend/bssl_backend.py
 	@$(BIN)/python scripts/wheels.py $(WHEELS)
 
 .PHONY: run-wheels
 run-wheels: $(VENV)/wheels.stamp ## run each Linux wheel of dist/ in a root of its own, ARM64 by QEMU (as root; WHEELS="WORD ..." picks names with these)
 	@$(BIN)/python scripts/run_wheels.py $(WHEELS)
+
+.PHONY: run-here run-sdist
+run-here: ## install each wheel of dist/ that this machine takes into a fresh environment, and run the demo there
+	@$(PYTHON) scripts/run_here.py wheel
+
+run-sdist: ## the same with the source distribution of dist/, which is built with what a user's machine has
+	@$(PYTHON) scripts/run_here.py sdist
+
+.PHONY: reproduce
+reproduce: $(VENV)/wheels.stamp ## build a wheel and the sdist of the last commit again, in a clone elsewhere: equal to those of dist/? (WHEELS as for wheels)
+	@$(BIN)/python scripts/reproduce.py $(WHEELS)
 
 .PHONY: check-targets
 check-targets: $(VENV)/wheels.stamp ## does the Rust code compile for Windows and macOS? (BoringSSL is not built)

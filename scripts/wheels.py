@@ -46,18 +46,18 @@ TARGETS = (
 
 
 def main(arguments: list[str]) -> int:
-    """Makes what is named by its triple, or everything; `--finish FILE ...` does to wheels that pip made on their own system what
-    is done to the others."""
+    """Makes what is named, wheels by their triple and "sdist", or everything; `--finish FILE ...` does to wheels that pip made on
+    their own system what is done to the others."""
     if arguments[:1] == ["--finish"]:
         return finish_made_here([Path(name) for name in arguments[1:]])
     wanted = [target for target in TARGETS if not arguments or target.triple in arguments]
-    unknown = set(arguments) - {target.triple for target in TARGETS}
+    unknown = set(arguments) - {"sdist", *(target.triple for target in TARGETS)}
     if unknown:
-        print(f"no such target: {', '.join(sorted(unknown))}; there are {', '.join(t.triple for t in TARGETS)}")
+        print(f"no such target: {', '.join(sorted(unknown))}; there are {', '.join(t.triple for t in TARGETS)}, sdist")
         return 2
     add_targets([target.triple for target in wanted])
     made = [build(target) for target in wanted]
-    if not arguments:
+    if not arguments or "sdist" in arguments:
         made.append(sdist())
     complaints = [complaint for file in made for complaint in check(file)]
     for file in made:
