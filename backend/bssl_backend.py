@@ -23,6 +23,9 @@ from typing import Any
 import maturin
 from maturin import *
 
+# Or maturin warns that another backend than itself is set: this one, which calls it.
+os.environ["MATURIN_NO_MISSING_BUILD_BACKEND_WARNING"] = "1"
+
 ROOT = Path(__file__).resolve().parent.parent
 PATCHES = ROOT / "vendor" / "boringssl" / "patches"
 CRATE = "rama-boring-sys"
