@@ -14,7 +14,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_QUIET := 1
 # As in backend/bssl_backend.py.
 export MATURIN_NO_MISSING_BUILD_BACKEND_WARNING := 1
-# For BoringSSL's build alone. The cache's keys must not depend on where the clone is.
+# A compiler cache is used if there is one: sccache for Rust, ccache or sccache for BoringSSL. The keys must not depend on where the clone is.
+ifndef RUSTC_WRAPPER
+ifneq ($(shell command -v sccache),)
+export RUSTC_WRAPPER := sccache
+endif
+endif
 export CMAKE_C_COMPILER_LAUNCHER ?= sh;$(CURDIR)/scripts/compiler.sh
 export CMAKE_CXX_COMPILER_LAUNCHER ?= sh;$(CURDIR)/scripts/compiler.sh
 export CCACHE_BASEDIR ?= $(CURDIR)
