@@ -224,13 +224,14 @@ def far_stream(site: Site) -> None:
 
 def far_probe(site: Site) -> None:
     """A probe moves more than such a stream and gets no session beside it; a program's stream is served while it is under way."""
-    with _far_server(site, 250) as (server, targets), _tunnel(site, server, f"{SERVER}/32") as tunnel:
+    with _far_server(site, 400) as (server, targets), _tunnel(site, server, f"{SERVER}/32") as tunnel:
         wait_until(lambda: tunnel.snapshot().sessions[0].streams == 1, "the probe is under way", 30)
         with tunnel.create_connection(targets["echo"], 30.0) as stream:
             stream.sendall(b"hello")
             assert stream.recv(5) == b"hello"
             # Two round trips against the probe's seven: this one did not wait for it.
-            assert tunnel.status().upstreams[0].probe is None
+            snapshot, probe = tunnel.snapshot(), tunnel.status().upstreams[0].probe
+            assert probe is None, (probe, snapshot.sessions[0].streams_total, snapshot.dials_total)
         wait_until(lambda: tunnel.status().upstreams[0].probe is not None, "the probe is over", 60)
         status = tunnel.status().upstreams[0]
         assert (status.probes.passed, status.wanted, len(status.sessions)) == (1, 1, 1), status
