@@ -345,6 +345,24 @@ class SessionSnapshot:
     def bytes_down(self) -> int: ...
 
 @final
+class UpstreamSnapshot:
+    """What was counted for one server so far. up: from local programs to targets; down: the other way."""
+
+    @property
+    def upstream(self) -> int:
+        """The number of the server."""
+    @property
+    def dials_total(self) -> int: ...
+    @property
+    def dials_failed(self) -> int: ...
+    @property
+    def ech_retries(self) -> int: ...
+    @property
+    def bytes_up(self) -> int: ...
+    @property
+    def bytes_down(self) -> int: ...
+
+@final
 class Snapshot:
     """The engine's counters at one moment. up: from local programs to targets; down: the other way."""
 
@@ -380,6 +398,9 @@ class Snapshot:
     def dials_failed(self) -> int: ...
     @property
     def ech_retries(self) -> int: ...
+    @property
+    def upstreams(self) -> tuple[UpstreamSnapshot, ...]:
+        """What of these belongs to which server, of those that were dialled."""
     @property
     def sessions(self) -> tuple[SessionSnapshot, ...]: ...
 

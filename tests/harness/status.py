@@ -96,6 +96,11 @@ def snapshot(**changes: Any) -> Any:
         "dials_total": 2,
         "dials_failed": 1,
         "ech_retries": 0,
+        "upstreams": (
+            SimpleNamespace(
+                upstream=0, dials_total=2, dials_failed=1, ech_retries=0, bytes_up=2048, bytes_down=5 << 20
+            ),
+        ),
         "sessions": (session,),
     }
     return SimpleNamespace(**{**fields, **changes})

@@ -41,6 +41,40 @@ def test_modes_can_be_mixed(site: Site, targets: dict[str, int], modes: list[Mod
         fleet.close()
 
 
+def bytes_echoed(address: tuple[str, int], port: int, size: int) -> None:
+    with socks.connect(address, "127.0.0.1", port) as connection:
+        connection.sendall(bytes(size))
+        assert socks.exactly(connection, size) == bytes(size)
+
+
+@pytest.mark.parametrize("modes", [["yamux", "simple"], ["simple", "yamux"]], ids="-".join)
+def test_dials_and_bytes_are_counted_for_each_server(site: Site, targets: dict[str, int], modes: list[Mode]) -> None:
+    fleet = Fleet(site, modes)
+    try:
+        bytes_echoed(fleet.port, targets["echo"], 5000)
+        # A session counts at the end of its turn, after the program has got the bytes.
+        wait_until(lambda: fleet.tunnel.snapshot().bytes_down == 5000, "the first 5000 bytes are counted", 20)
+        [first, second] = fleet.tunnel.snapshot().upstreams
+        assert (first.bytes_up, first.bytes_down) == (5000, 5000)
+        assert (second.bytes_up, second.bytes_down) == (0, 0)
+        assert second.dials_total >= 1
+        fleet.programs[0].process.kill()
+        # In simple mode the next connection finds out.
+        requests = Requests(fleet.tunnel, targets["echo"])
+        wait_until(lambda: fleet.roles == ["down", "in use"], "the second server is used", 20)
+        wait_until(lambda: fleet.tunnel.snapshot().upstreams[1].bytes_down > 0, "it carries the requests", 20)
+        requests.stop()
+        wait_until(lambda: fleet.tunnel.snapshot().dials_failed >= 1, "the first server is dialled in vain", 20)
+        now = fleet.tunnel.snapshot()
+        # What the server that is down carried is not lost with its sessions.
+        assert now.upstreams[0].bytes_down == 5000
+        assert sum(each.bytes_down for each in now.upstreams) == now.bytes_down
+        assert now.upstreams[0].dials_failed == now.dials_failed
+        assert sum(each.dials_total for each in now.upstreams) == now.dials_total
+    finally:
+        fleet.close()
+
+
 MIXED: list[tuple[Mode, Mode]] = [("yamux", "yamux"), ("yamux", "simple"), ("simple", "yamux"), ("simple", "simple")]
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ech_workers.config import ClientConfig
 from ech_workers.errors import ConnectError, TokenError
-from ech_workers.overview import EchStatus, SessionStatus, SupervisorStatus, UpstreamStatus
+from ech_workers.overview import EchStatus, ProbeCounts, SessionStatus, SupervisorStatus, UpstreamStatus
 from ech_workers.status import facts, feed, lines, metrics, table
 from ech_workers.status.carried import carried
 from harness.status import CONFIG, SESSION, Made, resolver_status, snapshot, status
@@ -340,7 +340,10 @@ def test_each_of_several_servers_is_shown_with_its_role_and_no_secret() -> None:
     tunnel: Any = Made()
     tunnel.config = ClientConfig.of({}, tables)
     why = ConnectError("server-1.test:443/very-hidden-1: refused, token distinctive-1", code="tcp-refused").cause
-    both = (upstream(0), upstream(1, role="down", phase="waiting", cause=why, cause_age=3.0))
+    both = (
+        upstream(0, probes=ProbeCounts(passed=3, stopped=1)),
+        upstream(1, role="down", phase="waiting", cause=why, cause_age=3.0),
+    )
     tunnel.now = status(upstreams=both)
     found = facts.Observer(tunnel, public=True).look()
     assert [(server.name, server.role, server.priority) for server in found.servers] == [
@@ -356,3 +359,18 @@ def test_each_of_several_servers_is_shown_with_its_role_and_no_secret() -> None:
     text = metrics.exposition(found)
     assert 'ech_workers_upstream_in_use{server="home"} 1' in text
     assert 'ech_workers_upstream_up{server="spare"} 0' in text
+    counted = {
+        name: dict(samples) for name, samples in parsed(text).items() if name.startswith("ech_workers_upstream_")
+    }
+    home, spare = (("server", "home"),), (("server", "spare"),)
+    for name, value in {
+        "dials_total": 2,
+        "dials_failed_total": 1,
+        "ech_retries_total": 0,
+        "bytes_up_total": 2048,
+        "bytes_down_total": 5 << 20,
+        "probes_total": 4,
+        "probes_passed_total": 3,
+    }.items():
+        # The engine has no figures of a server that was not dialled.
+        assert counted[f"ech_workers_upstream_{name}"] == {home: value, spare: 0}

@@ -143,8 +143,14 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     rtt_ms: float | None
     """The shortest round trip of its sessions."""
     bytes_up: int
-    """Of its sessions that there are now."""
+    """So far."""
     bytes_down: int
+    dials_total: int
+    """So far."""
+    dials_failed: int
+    ech_retries: int
+    probes: ProbeCounts
+    """So far."""
     stops_after: int | None = None
     """Bytes after which its connections stop, if they do."""
     probe: ProbeStatus | None = None
@@ -216,6 +222,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         return "accepted" if any(session.ech == "accepted" for session in self.sessions) else "known"
 
 
+# What a server's counters are called in the snapshot too, which has none of a server that was not dialled.
+_COUNTED = ("bytes_up", "bytes_down", "dials_total", "dials_failed", "ech_retries")
+
+
 class Observer:
     """Looks at a tunnel, and remembers the last look for the rates."""
 
@@ -285,7 +295,9 @@ class Observer:
         if len(status.upstreams) < 2:
             return ()
         found = []
+        counted = {counted.upstream: counted for counted in snapshot.upstreams}
         for upstream, config in zip(status.upstreams, self._tunnel.config.upstreams, strict=True):
+            so_far = counted.get(upstream.upstream)
             carried = [session for session in snapshot.sessions if session.upstream == upstream.upstream]
             cause = upstream.cause
             found.append(
@@ -300,8 +312,8 @@ class Observer:
                     problem=None if cause is None else self._hide(cause.line()),
                     sessions=len(upstream.sessions),
                     rtt_ms=min((session.rtt_ms for session in carried if session.rtt_ms is not None), default=None),
-                    bytes_up=sum(session.bytes_up for session in carried),
-                    bytes_down=sum(session.bytes_down for session in carried),
+                    **{name: getattr(so_far, name, 0) for name in _COUNTED},
+                    probes=upstream.probes,
                     stops_after=upstream.stops_after,
                     probe=upstream.probe,
                     can_be_probed=upstream.can_be_probed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from ech_workers import _native
+from ech_workers.overview import ProbeCounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -91,6 +92,16 @@ def _metrics(facts: Facts) -> Iterator[Metric]:
         "Connections that went on to another server because this one could not reach their target; with several servers.",
         {("server", server.name): server.unreached for server in facts.servers},
     )
+    for field, name, about in _UPSTREAM_METRICS:
+        by_server: dict[tuple[str, str] | None, float] = {
+            ("server", server.name): getattr(server, field) for server in facts.servers
+        }
+        yield Metric(f"upstream_{name}", "counter", f"{about}; with several servers.", by_server)
+    for name, about, fields in _UPSTREAM_PROBES:
+        probed: dict[tuple[str, str] | None, float] = {
+            ("server", server.name): sum(getattr(server.probes, field) for field in fields) for server in facts.servers
+        }
+        yield Metric(f"upstream_{name}", "counter", f"{about}; with several servers.", probed)
     yield Metric(
         "probes_total",
         "counter",
@@ -169,6 +180,19 @@ def _metrics(facts: Facts) -> Iterator[Metric]:
         {("resolver", resolver.url): resolver.answers for resolver in facts.resolvers},
     )
 
+
+_UPSTREAM_METRICS = (
+    ("dials_total", "dials_total", "Attempts to make a session by server"),
+    ("dials_failed", "dials_failed_total", "Those of them that failed"),
+    ("ech_retries", "ech_retries_total", "Second attempts with an ECH configuration that the server handed over"),
+    ("bytes_up", "bytes_up_total", "Payload from local programs to targets by server"),
+    ("bytes_down", "bytes_down_total", "Payload from targets to local programs by server"),
+)
+
+_UPSTREAM_PROBES = (
+    ("probes_total", "Probes by server", ProbeCounts.__struct_fields__),
+    ("probes_passed_total", "Those of them that got through", ("passed",)),
+)
 
 _TOKEN_METRICS: tuple[tuple[str, str, Literal["counter", "gauge"], str], ...] = (
     ("sessions", "token_sessions", "gauge", "Sessions by token, which goes by its label."),

@@ -52,6 +52,7 @@ mod _native {
     #[pymodule_export]
     use crate::snapshot::{
         ConnectionSnapshot, ServedSession, ServerSnapshot, SessionSnapshot, Snapshot,
+        UpstreamSnapshot,
     };
 
     #[pymodule_init]

@@ -23,6 +23,30 @@ pub(crate) struct SessionSnapshot {
     bytes_down: u64,
 }
 
+/// What was counted for one server so far.
+#[pyclass(frozen, get_all, module = "ech_workers._native")]
+pub(crate) struct UpstreamSnapshot {
+    upstream: u32,
+    dials_total: u64,
+    dials_failed: u64,
+    ech_retries: u64,
+    bytes_up: u64,
+    bytes_down: u64,
+}
+
+impl From<tunnel::UpstreamSnapshot> for UpstreamSnapshot {
+    fn from(now: tunnel::UpstreamSnapshot) -> Self {
+        Self {
+            upstream: now.upstream,
+            dials_total: now.dials_total,
+            dials_failed: now.dials_failed,
+            ech_retries: now.ech_retries,
+            bytes_up: now.bytes_up,
+            bytes_down: now.bytes_down,
+        }
+    }
+}
+
 /// The engine's counters at one moment.
 #[pyclass(frozen, get_all, module = "ech_workers._native")]
 pub(crate) struct Snapshot {
@@ -40,6 +64,7 @@ pub(crate) struct Snapshot {
     dials_total: u64,
     dials_failed: u64,
     ech_retries: u64,
+    upstreams: Py<PyTuple>,
     sessions: Py<PyTuple>,
 }
 
@@ -50,6 +75,11 @@ impl Snapshot {
             .into_iter()
             .map(|session| Py::new(py, SessionSnapshot::from(session)));
         let sessions = sessions.collect::<PyResult<Vec<_>>>()?;
+        let upstreams = now
+            .upstreams
+            .into_iter()
+            .map(|upstream| Py::new(py, UpstreamSnapshot::from(upstream)));
+        let upstreams = upstreams.collect::<PyResult<Vec<_>>>()?;
         Ok(Self {
             uptime: now.uptime.as_secs_f64(),
             connections: now.connections,
@@ -65,6 +95,7 @@ impl Snapshot {
             dials_total: now.dials_total,
             dials_failed: now.dials_failed,
             ech_retries: now.ech_retries,
+            upstreams: PyTuple::new(py, upstreams)?.unbind(),
             sessions: PyTuple::new(py, sessions)?.unbind(),
         })
     }

@@ -24,6 +24,7 @@ mod refusal;
 mod reply;
 mod sessions;
 mod snapshot;
+mod totals;
 mod turns;
 mod unreached;
 mod ways;
@@ -45,7 +46,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::level_filters::LevelFilter;
 
-use crate::counters::{Counter, Traffic};
+use crate::counters::Counter;
 use crate::driver::Handle;
 use crate::events::Events;
 use crate::failure::{Code, Failure, Layer};
@@ -64,6 +65,7 @@ use self::pending::pending;
 use self::pool::{Pool, Unavailable};
 use self::program::Program;
 use self::reply::Reply;
+use self::totals::Totals;
 use self::unreached::Unreached;
 use self::ways::Ways;
 
@@ -74,7 +76,7 @@ pub use self::event::Event;
 pub use self::fetch::{FetchPlan, Fetched};
 pub use self::names::Resolved;
 pub use self::pending::{Done, Pending};
-pub use self::snapshot::{SessionSnapshot, Snapshot};
+pub use self::snapshot::{SessionSnapshot, Snapshot, UpstreamSnapshot};
 
 /// Local connections that wait for the thread that they were given to.
 const DESK_MAX: usize = 1 << 16;
@@ -181,10 +183,7 @@ struct ClientState {
     targets_failed: Counter,
     last_target_failure: Mutex<Option<String>>,
     unreached: Unreached,
-    dials_total: Counter,
-    dials_failed: Counter,
-    ech_retries: Counter,
-    traffic: Arc<Traffic>,
+    totals: Totals,
     /// Where dials run.
     control: tokio::runtime::Handle,
     /// Where sessions run.
@@ -241,10 +240,7 @@ impl Client {
             targets_failed: Counter::default(),
             last_target_failure: Mutex::default(),
             unreached: Unreached::default(),
-            dials_total: Counter::default(),
-            dials_failed: Counter::default(),
-            ech_retries: Counter::default(),
-            traffic: Arc::default(),
+            totals: Totals::default(),
             control: threads.control().clone(),
             threads: threads.traffic(),
             desks,
@@ -451,6 +447,7 @@ impl Client {
     /// The counters now.
     pub fn snapshot(&self) -> Snapshot {
         let shared = &self.shared;
+        let (all, upstreams) = shared.totals.snapshot();
         Snapshot {
             uptime: shared.started.elapsed(),
             connections: shared.connections.value(),
@@ -461,11 +458,12 @@ impl Client {
             connections_waiting: shared.pool.waiting(),
             direct_total: shared.ways.direct.value(),
             blocked_total: shared.ways.blocked.value(),
-            bytes_up: shared.traffic.up.value(),
-            bytes_down: shared.traffic.down.value(),
-            dials_total: shared.dials_total.value(),
-            dials_failed: shared.dials_failed.value(),
-            ech_retries: shared.ech_retries.value(),
+            bytes_up: all.bytes_up,
+            bytes_down: all.bytes_down,
+            dials_total: all.dials_total,
+            dials_failed: all.dials_failed,
+            ech_retries: all.ech_retries,
+            upstreams,
             sessions: shared.pool.snapshot(),
         }
     }

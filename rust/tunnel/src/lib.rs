@@ -29,7 +29,7 @@ mod stream;
 pub use client::{
     Carried, Client, ClientConfig, ClientLimits, ClientSettings, ConnectionSnapshot, DialPlan,
     Dialed, Done, Echo, Event, FetchPlan, Fetched, Learned, Listener, Mode, Pending, Resolved,
-    SessionSnapshot, Snapshot,
+    SessionSnapshot, Snapshot, UpstreamSnapshot,
 };
 pub use counters::{ByConfigId, Counter, Traffic};
 pub use driver::SessionStats;

@@ -199,7 +199,7 @@ impl ClientState {
             Side::Client,
             Arc::clone(&stats),
             Sums {
-                traffic: Some(Arc::clone(&self.traffic)),
+                traffic: Some(Arc::clone(&self.totals.of(plan.upstream).traffic)),
                 ..Sums::default()
             },
         );
@@ -263,11 +263,12 @@ impl ClientState {
         number: u64,
         plan: &DialPlan,
     ) -> Result<(WebSocket, Dialed), Failure> {
-        self.dials_total.add(1);
+        let totals = self.totals.of(plan.upstream);
+        totals.dials.add(1);
         let tls = self.tls();
         let dialing = dial::dial(plan, &tls, &self.addresses, |what| {
             if matches!(what, Learned::Ech(_)) {
-                self.ech_retries.add(1);
+                totals.ech_retries.add(1);
             }
             self.events.push(Event::Learned {
                 upstream: plan.upstream,
@@ -278,7 +279,7 @@ impl ClientState {
         let dialing = caught(dialing).instrument(log::dial(plan.upstream));
         let outcome = dialing.await.and_then(|outcome| outcome);
         if let Err(failure) = &outcome {
-            self.dials_failed.add(1);
+            totals.dials_failed.add(1);
             tracing::debug!(
                 layer = failure.layer.name(),
                 code = failure.code.as_str(),

@@ -32,6 +32,23 @@ pub struct SessionSnapshot {
     pub unanswered: Option<Duration>,
 }
 
+/// What was counted for one server so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UpstreamSnapshot {
+    /// The number of the server.
+    pub upstream: u32,
+    /// Dials.
+    pub dials_total: u64,
+    /// Dials that failed.
+    pub dials_failed: u64,
+    /// ECH rejections met with retry configurations.
+    pub ech_retries: u64,
+    /// Bytes to targets.
+    pub bytes_up: u64,
+    /// Bytes from targets.
+    pub bytes_down: u64,
+}
+
 /// The client's counters at one moment.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
@@ -63,6 +80,8 @@ pub struct Snapshot {
     pub dials_failed: u64,
     /// ECH rejections met with retry configurations.
     pub ech_retries: u64,
+    /// What of these belongs to which server, of those that were dialled.
+    pub upstreams: Vec<UpstreamSnapshot>,
     /// The sessions.
     pub sessions: Vec<SessionSnapshot>,
 }
