@@ -365,6 +365,10 @@ class ServerConfig(ServerTuning, frozen=True, kw_only=True):
             )
         directory = options.path("ech_keys")
         if directory is not None and not directory.is_dir():
+            if directory.exists():
+                raise ConfigError(
+                    f"{directory} is no directory", option="--ech-keys", advice="name the one with the keys"
+                )
             raise ConfigError(
                 f"there is no directory {directory}",
                 option="--ech-keys",

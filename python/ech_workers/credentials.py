@@ -14,7 +14,7 @@ from ech_workers import files
 from ech_workers.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 __all__ = [
     "authorities",
@@ -22,6 +22,7 @@ __all__ = [
     "credential",
     "ech_config_list",
     "labelled_tokens",
+    "short_tokens",
     "token_labels",
     "token_of",
 ]
@@ -61,6 +62,18 @@ def token_labels(tokens: Sequence[str], given: Mapping[str, str]) -> tuple[str, 
         label = given.get(token) or f"token {number}"
         labels[label if label not in labels else f"{label} ({number})"] = None
     return tuple(labels)
+
+
+# Twelve characters of base64 are 72 bits.
+_SHORT_TOKEN = 12
+
+
+def short_tokens(labelled: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """What to say of tokens, each with its label, that somebody could guess."""
+    for token, label in labelled:
+        if len(token) < _SHORT_TOKEN:
+            length = "1 character" if len(token) == 1 else f"{len(token)} characters"
+            yield f"{label} has only {length} and can be guessed; `openssl rand -base64 24` makes a better one"
 
 
 def token_of(token: str | None, file: Path | None) -> str | None:

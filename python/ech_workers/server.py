@@ -14,6 +14,7 @@ from ech_workers._logging import ABOUT_CONFIG, about, forward
 from ech_workers.arguments import ArgumentError
 from ech_workers.certificates import CertificatePair, validity_problem
 from ech_workers.config import authority
+from ech_workers.credentials import short_tokens
 from ech_workers.errors import CertificateError, ConfigError, EngineClosed, ListenError
 from ech_workers.keys import KeyDirectory, KeyFile, Stamp
 from ech_workers.options.client import LogTuning
@@ -74,6 +75,7 @@ class TunnelServer:
             log.warning("there is no --ech-keys: clients can only connect with --no-ech")
         else:
             log.info("serving with %s", _names(self._keys_in_use))
+        self._warn_of_tokens(config)
         try:
             self._status_port = self._open_status_port(config.status_listen)
         except BaseException:
@@ -203,10 +205,16 @@ class TunnelServer:
             self._keys = directory
             live = {name: getattr(config, name) for name in _LIVE}
             self.config = msgspec.structs.replace(before, **live)
+            if config.tokens != before.tokens:
+                self._warn_of_tokens(config)
             if config.ech_keys != before.ech_keys:
                 log.info("now serving with %s", _names(keys))
             if config.certificates != before.certificates:
                 self._certificates_changed()
+
+    def _warn_of_tokens(self, config: ServerConfig) -> None:
+        for warning in short_tokens(_labelled(config)):
+            log.warning("%s", warning)
 
     def _take(self, config: ServerConfig, keys: tuple[KeyFile, ...]) -> None:
         """Has the native server go by this. Raises ConfigError: nothing has changed then."""

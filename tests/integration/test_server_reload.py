@@ -132,6 +132,18 @@ def test_a_token_is_taken_in_and_one_that_is_taken_away_keeps_its_open_connectio
     assert OTHER not in said
 
 
+def test_a_token_that_can_be_guessed_is_warned_of_by_its_label(server: Server) -> None:
+    short = "x7Kq2"
+    server.write(f"{TOKEN} # ours\n{short} # Bob's telephone\n")
+    assert server.reload() == "applied: token"
+    said = server.process.wait_line("Bob's telephone has only 5 characters and can be guessed; `openssl rand").string
+    assert short not in said
+    # One that was reloaded is not warned of before it is another one.
+    server.write(f"{TOKEN} # ours\n")
+    assert server.reload() == "applied: token"
+    assert sum("can be guessed" in line for line in server.process.lines) == 1
+
+
 def test_the_decoy_and_the_limits_count_at_once_and_a_wrong_file_changes_nothing(
     server: Server, targets: dict[str, int]
 ) -> None:

@@ -518,6 +518,7 @@ def test_several_tokens_and_certificates(server_files: dict[str, Any], tmp_path:
         ({"token": "a", "key": []}, "--key"),
         ({"token": "a", "cert": [], "key": []}, "--cert"),
         ({"token": "a", "ech_keys": "/dev/null/missing"}, "--ech-keys"),
+        ({"token": "a", "ech_keys": "/dev/null"}, "--ech-keys"),
         ({"token": "a", "decoy": "/dev/null/missing"}, "--decoy"),
         ({"token": "a", "drain": -1}, "--drain"),
         ({"token": "a", "workers": 257}, "--workers"),
