@@ -219,8 +219,8 @@ class Echoed:
     def address(self) -> str | None:
         """Where a connection of its own went to; None on a session, and where there was no connection."""
     @property
-    def outcome(self) -> Literal["passed", "stopped", "failed"]:
-        """passed: everything came back; stopped: it did not, and nothing else came for 5 s; failed: it says nothing of the way (the server does not do this, the session ended, it took over 60 s)."""
+    def outcome(self) -> Literal["passed", "stopped", "failed", "busy"]:
+        """passed: everything came back; stopped: it did not, and nothing else came for 5 s; failed: it says nothing of the way (the server does not do this, the session ended, it took over 60 s); busy: nothing was sent, because the session has streams."""
     @property
     def ms(self) -> float | None:
         """From the first byte sent to the last one back, if everything came back."""
@@ -503,7 +503,7 @@ class Engine:
     def probe(self, session: int | None = None) -> None:
         """Has a session (every session without one) measure its round trip now; one that does not answer in time is lost."""
     def echo(self, session: int, upstream: int) -> int:
-        """Has the server of a session (upstream: its number) send back 64 KiB; Echoed with the same number follows. Nothing is sent to a server that has not announced it."""
+        """Has the server of a session (upstream: its number) send back 64 KiB; Echoed with the same number follows. Nothing is sent to a server that has not announced it, nor over a session with streams."""
     def echo_alone(self, plan: DialPlan) -> int:
         """The same over a connection of its own, as simple mode has it."""
     def unavailable(self, reason: str | None, code: str = "") -> None:

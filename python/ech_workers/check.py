@@ -143,7 +143,8 @@ class _Run:
     def _note(self, event: _native.Event) -> None:
         """Takes an event, in the supervisor's thread. The probe may end before anybody waits for it."""
         if isinstance(event, _native.Echoed):
-            self._echoed.put(event)
+            if event.outcome != "busy":
+                self._echoed.put(event)
         else:
             self._steps.put(event)
 

@@ -150,9 +150,13 @@ class Probes:
         if running is None or event.echo != running.number:
             return None
         self._running = None
+        outcome = event.outcome
+        if outcome == "busy":
+            # A stream came first: nothing was sent.
+            self._not_before = now.clock + LOOK_AGAIN
+            return None
         self._next_of_standby(now.clock)
         address = event.address or running.address
-        outcome = event.outcome
         self._last = ProbeStatus(outcome, address, event.received, event.ms, 0.0), now.clock
         self.counts = msgspec.structs.replace(self.counts, **{outcome: getattr(self.counts, outcome) + 1})
         if outcome == "passed":

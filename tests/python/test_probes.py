@@ -9,7 +9,7 @@ import pytest
 
 from ech_workers import probes
 from ech_workers.ech import EchStore
-from ech_workers.probes import AGAIN, OVERDUE, STOPS, ProbeCounts
+from ech_workers.probes import AGAIN, LOOK_AGAIN, OVERDUE, STOPS, ProbeCounts
 from ech_workers.stalls import DEMOTED_FIRST
 from ech_workers.timing import Timing
 from harness.servers import PAIR, begin, roles, server
@@ -166,6 +166,19 @@ def test_a_session_with_streams_is_not_probed(world: World) -> None:
     assert standby not in [session for _, session, _ in world.echoes]
     # Its successor is free.
     assert probed(world) == [1] * len(world.echoes)
+
+
+def test_one_that_finds_a_stream_in_its_session_is_tried_again_soon_and_counts_for_nothing(world: World) -> None:
+    supervisor = many(world)
+    world.echo_outcome = lambda upstream: {"outcome": "busy"}
+    pass_time(world, 2.5 * LOOK_AGAIN)
+    assert len(world.echoes) == 3
+    (status,) = supervisor.status().upstreams
+    assert (status.probe, status.probes) == (None, ProbeCounts())
+    world.echo_outcome = lambda upstream: {"outcome": "passed", "ms": 40.0}
+    pass_time(world, 2 * LOOK_AGAIN)
+    (status,) = supervisor.status().upstreams
+    assert status.probes == ProbeCounts(passed=1)
 
 
 def test_one_that_fails_is_tried_again_after_a_minute_and_one_without_an_outcome_later(world: World) -> None:

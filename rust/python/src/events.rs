@@ -379,6 +379,7 @@ pub(crate) fn event(py: Python<'_>, event: Event) -> PyResult<Py<PyAny>> {
                 Echo::Passed(took) => ("passed", Some(milliseconds(took))),
                 Echo::Stopped => ("stopped", None),
                 Echo::Failed => ("failed", None),
+                Echo::Busy => ("busy", None),
             };
             let address = address.map(|address| address.to_string());
             let echoed = Echoed {

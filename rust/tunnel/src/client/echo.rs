@@ -38,18 +38,20 @@ pub enum Echo {
     Stopped,
     /// It says nothing of the way: the server does not do this, the session ended, or it took too long.
     Failed,
+    /// Nothing was sent: the session has streams.
+    Busy,
 }
 
 impl ClientState {
     /// Has the server of a session, by its number, send back 64 KiB, and reports what came of it.
     pub(super) async fn echo(self: Arc<Self>, number: u64, session: u64, upstream: u32) {
         let (outcome, received) = match self.pool.place_for_echo(session) {
-            Some((handle, ticket, stats)) => {
+            Ok((handle, ticket, stats)) => {
                 let asking = ask(&handle, &stats, upstream, Some(ticket));
                 let outcome = caught(asking).await.unwrap_or(Echo::Failed);
                 (outcome, stats.traffic.down.value())
             }
-            None => (Echo::Failed, 0),
+            Err(why) => (why, 0),
         };
         self.tell_echoed(number, upstream, None, outcome, received);
     }

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use crate::client::cause;
 use crate::client::connections::Carried;
 use crate::client::dial::DialPlan;
+use crate::client::echo::Echo;
 use crate::client::event::Event;
 use crate::client::lanes::Dials;
 use crate::client::load::{Load, Ticket};
@@ -307,20 +308,22 @@ impl Pool {
         }
     }
 
-    /// A session that takes streams, and a place in it for one to the reserved target: its handle, and what it carries.
-    /// `None`: there is none, or its server has not announced that.
+    /// A place for a stream to the reserved target in a session that has no stream: the session's handle, and what it carries.
+    /// An error: what is to be said instead. Its server has not announced that, it takes no streams, or it has some.
     pub(crate) fn place_for_echo(
         &self,
         session: u64,
-    ) -> Option<(Handle<Program>, Ticket, Arc<SessionStats>)> {
+    ) -> Result<(Handle<Program>, Ticket, Arc<SessionStats>), Echo> {
         let state = self.state.lock();
         let mut sessions = state.sessions.iter();
-        let member = sessions.find(|member| member.session == session)?;
-        (member.echoes && member.is_open()).then(|| {
-            let stats = Arc::clone(&member.stats);
-            let ticket = member.ticket();
-            (member.handle.clone(), ticket, stats)
-        })
+        let member = sessions
+            .find(|member| member.session == session && member.echoes && member.is_open())
+            .ok_or(Echo::Failed)?;
+        if member.load.assigned() > 0 {
+            return Err(Echo::Busy);
+        }
+        let stats = Arc::clone(&member.stats);
+        Ok((member.handle.clone(), member.ticket(), stats))
     }
 
     /// Tells one session something.
@@ -910,6 +913,32 @@ mod tests {
             sessions.assign().await.unwrap_err(),
             "no session came up in time"
         );
+    }
+
+    #[tokio::test]
+    async fn a_probe_has_a_place_only_in_a_session_without_streams_whose_server_announced_it() {
+        let sessions = Sessions::new(&[0, 0]);
+        let place = |session| {
+            sessions
+                .pool
+                .place_for_echo(session)
+                .map(|(_, ticket, _)| ticket)
+        };
+        assert_eq!(place(0).unwrap_err(), Echo::Failed);
+        sessions.pool.state.lock().sessions[0].echoes = true;
+        let held = place(0).unwrap();
+        // A stream goes to the session beside it, and there is one probe at a time.
+        let (session, ticket) = sessions.assign().await.unwrap();
+        assert_eq!(session, 1);
+        assert_eq!(place(0).unwrap_err(), Echo::Busy);
+        drop(held);
+        let (session, _ticket) = sessions.assign().await.unwrap();
+        assert_eq!(session, 0);
+        assert_eq!(place(0).unwrap_err(), Echo::Busy);
+        drop(ticket);
+        sessions.pool.retire(0);
+        assert_eq!(place(0).unwrap_err(), Echo::Failed);
+        assert_eq!(place(7).unwrap_err(), Echo::Failed);
     }
 
     #[test]
