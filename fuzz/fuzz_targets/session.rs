@@ -1,5 +1,6 @@
 //! A peer that sends anything to a whole session, while local ends come, send, stop and go: no panic, no more memory held
-//! than the session's share allows, no more streams than the limit, and no byte that comes after an end's last one.
+//! than the session's share allows, no more streams than the limit, no byte that comes after an end's last one, and in simple
+//! mode with windows none that the peer does not take.
 #![no_main]
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -18,12 +19,15 @@ use libfuzzer_sys::fuzz_target;
 const MAX_STREAMS: usize = 8;
 const SHARE: usize = 1 << 20;
 const RECORD: usize = 1024;
+/// What a client may send before the server has said how much it takes.
+const FIRST_WINDOW: usize = 256 << 10;
 
 #[derive(Arbitrary, Debug)]
 struct Run {
     server: bool,
     simple: bool,
     extended: bool,
+    window: Option<u16>,
     steps: Vec<Step>,
 }
 
@@ -84,6 +88,8 @@ enum Text {
     Error(Vec<u8>),
     Fin,
     Close,
+    Window(u16),
+    WindowOf(Vec<u8>),
     Any(Vec<u8>),
 }
 
@@ -94,7 +100,9 @@ fuzz_target!(|run: Run| {
     let memory = Arc::new(Ledger::new(64 << 20));
     let config = Config {
         mode: if run.simple {
-            Mode::Simple
+            Mode::Simple {
+                window: run.window.map(usize::from),
+            }
         } else {
             Mode::Yamux(yamux::Config {
                 max_streams: MAX_STREAMS,
@@ -154,6 +162,10 @@ fuzz_target!(|run: Run| {
         // What arrived with the last batch is held beyond the share, at most.
         assert!(session.held() <= SHARE + BATCH, "{}", session.held());
         assert_eq!(session.held(), memory.held());
+        if run.simple && run.extended && run.window.is_some() && !run.server {
+            let state = shared.lock();
+            assert!(state.sent <= FIRST_WINDOW.saturating_add(state.allowed));
+        }
         while let Some(event) = session.poll_event() {
             drop(event);
         }
@@ -181,6 +193,9 @@ struct State {
     fails: bool,
     ended: bool,
     connected: Option<Status>,
+    /// Bytes that the texts of the peer allowed, and bytes of binary messages.
+    allowed: usize,
+    sent: usize,
 }
 
 type Shared = Arc<Lock>;
@@ -247,7 +262,21 @@ impl State {
                     Text::Error(rest) => [b"ERROR:", &rest[..]].concat(),
                     Text::Fin => b"FIN".to_vec(),
                     Text::Close => b"CLOSE".to_vec(),
-                    Text::Any(bytes) => bytes.clone(),
+                    Text::Window(bytes) => {
+                        self.allowed = self.allowed.saturating_add(usize::from(*bytes));
+                        format!("WINDOW:{bytes}").into_bytes()
+                    }
+                    Text::WindowOf(digits) => {
+                        // More than is sent in any run.
+                        self.allowed = self.allowed.saturating_add(usize::MAX / 2);
+                        [b"WINDOW:", &digits[..]].concat()
+                    }
+                    Text::Any(bytes) => {
+                        if bytes.starts_with(b"WINDOW:") {
+                            self.allowed = self.allowed.saturating_add(usize::MAX / 2);
+                        }
+                        bytes.clone()
+                    }
                 };
                 let rest = text.split_off(usize::from(*split).min(text.len()));
                 if !text.is_empty() {
@@ -372,8 +401,11 @@ impl Carrier for Wire {
         self.filled
     }
 
-    fn commit(&mut self, _: MessageKind, _: usize) -> io::Result<()> {
+    fn commit(&mut self, kind: MessageKind, _: usize) -> io::Result<()> {
         assert!(!self.closed, "a message after the goodbye");
+        if kind == MessageKind::Binary {
+            self.shared.lock().sent += self.filled;
+        }
         self.committed += std::mem::take(&mut self.filled);
         Ok(())
     }

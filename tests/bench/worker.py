@@ -21,7 +21,6 @@ DEPLOYED = Path(__file__).with_name("deployed_worker.js")
 VERSIONS = {"new": NEW_DATE, "old": OLD_DATE}
 MEGABYTE, MEBIBYTE = 1_000_000, 1 << 20
 PIECE_MEBIBYTES = 64
-LARGEST_UPLOAD_MIB = "96"
 BEHIND = 400 * MEGABYTE
 READ_FIRST = MEBIBYTE
 TIMEOUT = 60.0
@@ -65,7 +64,7 @@ class Cases:
             process, port = runtime.start({"TOKEN": TOKEN}, denied=DENIED)
             return Case(version, name, "/", "--no-yamux", process, deployment.terminate(port))
         many = name == "multiplexed"
-        worker = deployment.start(MULTIPLEXED="on" if many else "", UPLOAD_MIB=LARGEST_UPLOAD_MIB)
+        worker = deployment.start(MULTIPLEXED="on" if many else "")
         return Case(
             version, name, worker.entry_path, "--yamux" if many else "--no-yamux", worker.process, worker.tls_port
         )
@@ -99,7 +98,6 @@ def table(bench: Bench) -> Table:
         made.notes.append(f"Not measured: {error}.")
         return made
     cases = Cases(bench, tools)
-    # Of a size that may wait as a whole: simple mode cannot hold a client back.
     target = Target(PIECE_MEBIBYTES * MEBIBYTE)
     times = max(1, min(bench.mebibytes, 512) // PIECE_MEBIBYTES)
     behind = Target(BEHIND // MEBIBYTE * MEBIBYTE)
@@ -134,8 +132,7 @@ def table(bench: Bench) -> Table:
         f"The bundle has {size / 1024:.1f} KB. CPU is the runtime's own, without TLS, which a terminator in front does."
     )
     made.notes.append(
-        f"Runtimes: new is workerd {tools.version('new')}, old is {tools.version('old')}, which does not tell how much waits for a client, "
-        "so that nothing holds a download in simple mode back. The deployed way: reads of the default size, no waiting (tests/bench/deployed_worker.js)."
+        f"Runtimes: new is workerd {tools.version('new')}, old is {tools.version('old')}, which does not tell how much waits for a client. The deployed way: reads of the default size, no waiting (tests/bench/deployed_worker.js)."
     )
     made.notes.append(
         f"A reader that stops after 1 MB with {BEHIND // MEGABYTE} MB behind it: by how much the runtime's resident memory grows, at most."

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import hashlib
+import json
 import socket
 import threading
 import urllib.error
@@ -20,6 +21,9 @@ from harness.tunnel import TOKEN
 from harness.worker import PLATFORM_ADDRESS, PRIVATE_ADDRESS, Deployment, Worker, unanswered_port
 
 TIMEOUT = 20.0
+# Of simple mode, in bytes: what a client may send at first, and what the Worker takes at a time.
+FIRST_WINDOW = 256 << 10
+LARGEST_WINDOW = 4 << 20
 
 
 def dial(worker: Worker, path: str | None = None, token: str | None = TOKEN) -> ClientConnection:
@@ -106,15 +110,14 @@ def test_the_101_echoes_the_header_and_announces_what_is_more(worker: Worker, pl
     with dial(worker, path, token) as peer:
         assert peer.subprotocol == token
         assert peer.response is not None
-        assert peer.response.headers["X-Stream-Extensions"] == "1, simple-open, long-messages, worker"
+        assert peer.response.headers["X-Stream-Extensions"] == "1, simple-open, simple-window, long-messages, worker"
 
 
 def test_multiplexed_mode_is_announced_where_it_is_on(deployment: Deployment) -> None:
     with dial(deployment.start(tls=False, MULTIPLEXED="on")) as peer:
         assert peer.response is not None
-        assert (
-            peer.response.headers["X-Stream-Extensions"] == "1, connect, half-close, simple-open, long-messages, worker"
-        )
+        words = "1, connect, half-close, simple-open, simple-window, long-messages, worker"
+        assert peer.response.headers["X-Stream-Extensions"] == words
 
 
 @pytest.mark.parametrize("version", ["new", "new-as-of-old", "old"])
@@ -239,6 +242,110 @@ def test_an_upload_that_the_target_does_not_take_is_ended_at_its_limit(deploymen
             for _ in range(64):
                 peer.send(bytes(1 << 20))
         assert ended(peer)[0] == 1013
+
+
+def heard_until(peer: ClientConnection, end: str) -> tuple[int, list[str]]:
+    """Bytes of binary messages, and texts, up to this text."""
+    count, texts = 0, []
+    while (message := said(peer)) != end:
+        if isinstance(message, bytes):
+            count += len(message)
+        else:
+            texts.append(message)
+    return count, texts
+
+
+@pytest.mark.parametrize("version", ["new", "new-as-of-old", "old"])
+def test_a_client_with_windows_is_sent_what_it_takes_and_no_more(worker: Worker, targets: dict[str, int]) -> None:
+    """Also after its own end, and to the last byte of the target."""
+    with dial(worker) as peer:
+        peer.send("WINDOW:100000")
+        peer.send(f"OPEN:127.0.0.1:{targets['http']}")
+        peer.send(b"GET /bytes/400000 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert {said(peer), said(peer)} == {"CONNECTED", f"WINDOW:{LARGEST_WINDOW - FIRST_WINDOW}"}
+        total = 0
+        for more in (100_000, 50_000, 1, 65_537):
+            if total > 0:
+                peer.send(f"WINDOW:{more}")
+            count = 0
+            while count < more:
+                piece = said(peer)
+                assert isinstance(piece, bytes)
+                count += len(piece)
+            peer.send("PING")
+            count += heard_until(peer, "PONG")[0]
+            assert count == more
+            total += count
+        peer.send("FIN")
+        for text in ("WINDOW:", "WINDOW:x", "WINDOW:-1", "WINDOW:1234567890", "window:5"):
+            peer.send(text)
+        peer.send("WINDOW:999999999")
+        rest, texts = heard_until(peer, "FIN")
+        assert texts == []
+        # The answer's head comes before its 400,000 bytes.
+        assert 400_000 < total + rest < 401_000
+        assert ended(peer) == (1000, [])
+
+
+@pytest.mark.parametrize("version", ["new", "new-as-of-old", "old"])
+def test_a_client_with_windows_is_told_what_the_target_takes(worker: Worker, targets: dict[str, int]) -> None:
+    size = 9_000_001
+    with dial(worker) as peer:
+        peer.send("WINDOW:1000000")
+        peer.send(f"OPEN:127.0.0.1:{targets['digest']}")
+        assert {said(peer), said(peer)} == {"CONNECTED", f"WINDOW:{LARGEST_WINDOW - FIRST_WINDOW}"}
+        room, updates = LARGEST_WINDOW, 0
+        for piece in pattern(size):
+            for start in range(0, len(piece), 60_000):
+                part = piece[start : start + 60_000]
+                while room < len(part):
+                    word, _, more = str(said(peer)).partition(":")
+                    assert word == "WINDOW"
+                    room += int(more)
+                    updates += 1
+                    assert room <= LARGEST_WINDOW
+                peer.send(part)
+                room -= len(part)
+        peer.send("FIN")
+        answer = b""
+        while (message := said(peer)) != "FIN":
+            answer += message if isinstance(message, bytes) else b""
+        assert json.loads(answer) == {"bytes": size, "sha256": pattern_sha256(size)}
+        # One for each quarter, not for each message.
+        assert 1 <= updates <= 4 * size // LARGEST_WINDOW
+
+
+def test_a_client_without_windows_hears_nothing_of_them(worker: Worker, targets: dict[str, int]) -> None:
+    for first, end in (("OPEN:127.0.0.1:{}", "FIN"), ("CONNECT:127.0.0.1:{}|", "CLOSE")):
+        with dial(worker) as peer:
+            peer.send(first.format(targets["http"]))
+            peer.send(b"PUT /sink HTTP/1.1\r\nHost: x\r\nContent-Length: 6000000\r\n\r\n")
+            for _ in range(100):
+                peer.send(bytes(60_000))
+            peer.send(b"GET /bytes/6000000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            count, texts = heard_until(peer, end)
+            assert texts == ["CONNECTED"]
+            assert count > 6_000_000
+
+
+@pytest.mark.parametrize("version", ["new", "new-as-of-old", "old"])
+def test_a_client_that_goes_away_with_a_full_window_ends_the_targets_connection(worker: Worker) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, dial(worker) as peer:
+        listener.settimeout(TIMEOUT)
+        peer.send("WINDOW:1000")
+        peer.send(f"OPEN:127.0.0.1:{listener.getsockname()[1]}")
+        target, _ = listener.accept()
+        with target:
+            target.settimeout(TIMEOUT)
+            target.sendall(bytes(100_000))
+            count = 0
+            while count < 1000:
+                message = said(peer)
+                count += len(message) if isinstance(message, bytes) else 0
+            assert count == 1000
+            peer.close()
+            with contextlib.suppress(ConnectionResetError):
+                assert target.recv(10) == b""
 
 
 def failures(lookups: JsonResolver) -> Iterator[tuple[str, str]]:

@@ -28,6 +28,7 @@ mod session;
 mod simple;
 mod stream;
 mod streams;
+mod window;
 mod wire;
 
 pub use bulk::BulkLoad;

@@ -36,7 +36,11 @@ pub enum Mode {
     /// Many streams. Keep-alive pings are the session's own: those of the configuration are not used.
     Yamux(yamux::Config),
     /// One stream.
-    Simple,
+    Simple {
+        /// Bytes that this side takes at a time. The server has announced that it has windows (client), or announces it (server):
+        /// both directions have one. `None`: neither has.
+        window: Option<usize>,
+    },
 }
 
 /// How long things may take.
@@ -206,7 +210,9 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
                 yamux.ping_timeout = config.ping_timeout;
                 Wire::Yamux(Box::new(Connection::new(side, yamux, now)))
             }
-            Mode::Simple => Wire::Simple(Simple::new(side == Side::Client, config.extended)),
+            Mode::Simple { window } => {
+                Wire::Simple(Simple::new(side == Side::Client, config.extended, window))
+            }
         };
         let share = Share::new(config.memory, config.memory_share);
         Self {

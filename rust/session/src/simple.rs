@@ -2,13 +2,15 @@
 //!
 //! The deployed form begins with `CONNECT:host:port|`, is answered with `CONNECTED` or `ERROR:reason`, and ends in both
 //! directions with `CLOSE`. The extended form is used only with a server that announced `simple-open` in its 101: it begins
-//! with `OPEN:host:port`, bytes may follow at once, a failure is `FAILED:word:reason`, and `FIN` ends one direction.
+//! with `OPEN:host:port`, bytes may follow at once, a failure is `FAILED:word:reason`, and `FIN` ends one direction. With a
+//! server that announced `simple-window`, too, each side says by `WINDOW:n` how many bytes it takes.
 
 use std::collections::VecDeque;
 
 use ech_workers_yamux::StreamId;
 
 use crate::end::{Refusal, Status};
+use crate::window::Windows;
 use crate::wire::WireEvent;
 
 /// A control text is a word and at most a reason.
@@ -42,6 +44,8 @@ pub(crate) struct Simple {
     client: bool,
     /// The extended form is spoken. On a server that depends on the request.
     extended: bool,
+    /// The server announced them. They count in the extended form alone.
+    windows: Option<Windows>,
     phase: Phase,
     /// A text that has not ended yet.
     partial: Vec<u8>,
@@ -51,10 +55,17 @@ pub(crate) struct Simple {
 }
 
 impl Simple {
-    pub(crate) const fn new(client: bool, extended: bool) -> Self {
+    /// window: bytes that this side takes at a time from a peer that has a window, too.
+    pub(crate) fn new(client: bool, extended: bool, window: Option<usize>) -> Self {
+        let windows = match window {
+            Some(size) if client && extended => Some(Windows::client(size)),
+            Some(size) if !client => Some(Windows::server(size)),
+            _ => None,
+        };
         Self {
             client,
             extended,
+            windows,
             phase: Phase::Idle,
             partial: Vec::new(),
             texts: VecDeque::new(),
@@ -69,6 +80,11 @@ impl Simple {
             return false;
         }
         self.phase = Phase::Requested;
+        // Before the request, so that the server knows it before the target's first byte.
+        if let Some(windows) = &mut self.windows {
+            let update = windows.update();
+            self.push(update);
+        }
         let mut request = if self.extended {
             b"OPEN:".to_vec()
         } else {
@@ -112,6 +128,35 @@ impl Simple {
             }
     }
 
+    /// How many bytes may be sent now.
+    pub(crate) fn room(&self) -> usize {
+        if !self.may_send() {
+            return 0;
+        }
+        self.windows.as_ref().map_or(usize::MAX, Windows::room)
+    }
+
+    /// So many bytes go to the peer.
+    pub(crate) fn note_sent(&mut self, bytes: usize) {
+        if let Some(windows) = &mut self.windows {
+            windows.note_sent(bytes);
+        }
+    }
+
+    /// The end took so many bytes of the peer.
+    pub(crate) fn consumed(&mut self, bytes: usize) {
+        if let Some(windows) = &mut self.windows {
+            windows.note_taken(bytes);
+        }
+    }
+
+    /// The peer is to be told how many more bytes are taken. A server of ours does so behind its answer.
+    fn is_update_due(&self) -> bool {
+        self.may_receive()
+            && (self.client || self.phase == Phase::Connected)
+            && self.windows.as_ref().is_some_and(Windows::is_update_due)
+    }
+
     /// No more bytes go to the peer.
     pub(crate) fn finish(&mut self) {
         if self.sent_end || self.phase == Phase::Over {
@@ -150,11 +195,18 @@ impl Simple {
 
     /// The next text to send.
     pub(crate) fn poll_text(&mut self) -> Option<Vec<u8>> {
-        self.texts.pop_front()
+        if let Some(text) = self.texts.pop_front() {
+            return Some(text);
+        }
+        // Not among the texts that wait: what is due grows meanwhile, and none of it may be lost.
+        if !self.is_update_due() {
+            return None;
+        }
+        self.windows.as_mut().map(Windows::update)
     }
 
     pub(crate) fn has_text(&self) -> bool {
-        !self.texts.is_empty()
+        !self.texts.is_empty() || self.is_update_due()
     }
 
     /// The last text: deployed servers and Workers know the end of the connection by it.
@@ -202,6 +254,12 @@ impl Simple {
     }
 
     fn understand(&mut self, text: &[u8]) -> Option<WireEvent> {
+        if (self.extended || self.phase == Phase::Idle)
+            && let Some(windows) = &mut self.windows
+            && windows.receive(text)
+        {
+            return Some(WireEvent::Writable(STREAM));
+        }
         match self.phase {
             Phase::Idle if !self.client => return self.requested(text),
             Phase::Requested if self.client => {
@@ -260,6 +318,7 @@ impl Simple {
             return Some(WireEvent::Requested(STREAM, authority.to_vec(), Vec::new()));
         }
         self.extended = false;
+        self.windows = None;
         let request = text.strip_prefix(b"CONNECT:").and_then(|rest| {
             let bar = rest.iter().position(|&byte| byte == b'|')?;
             let (authority, behind) = rest.split_at(bar);
@@ -355,7 +414,7 @@ mod tests {
 
     #[test]
     fn the_deployed_form_is_what_deployed_servers_and_workers_speak() {
-        let mut client = Simple::new(true, false);
+        let mut client = Simple::new(true, false, None);
         assert!(client.open(b"a.test:443"));
         assert!(!client.open(b"b.test:443"));
         assert_eq!(sent(&mut client), ["CONNECT:a.test:443|"]);
@@ -377,8 +436,8 @@ mod tests {
 
     #[test]
     fn the_extended_form_closes_each_direction_by_itself() {
-        let mut client = Simple::new(true, true);
-        let mut server = Simple::new(false, true);
+        let mut client = Simple::new(true, true, None);
+        let mut server = Simple::new(false, true, None);
         assert!(client.open(b"a.test:443"));
         assert!(client.may_send(), "early data may follow the request");
         assert_eq!(sent(&mut client), ["OPEN:a.test:443"]);
@@ -407,8 +466,8 @@ mod tests {
     #[test]
     fn a_failure_keeps_its_kind_in_the_extended_form() {
         for (status, _) in WORDS {
-            let mut client = Simple::new(true, true);
-            let mut server = Simple::new(false, true);
+            let mut client = Simple::new(true, true, None);
+            let mut server = Simple::new(false, true, None);
             client.open(b"a.test:443");
             text(&mut server, "OPEN:a.test:443");
             let refusal = Refusal::new(status, "a.test:443: because");
@@ -423,11 +482,11 @@ mod tests {
 
     #[test]
     fn an_extended_connection_that_ends_without_fin_is_a_reset() {
-        let mut client = Simple::new(true, true);
+        let mut client = Simple::new(true, true, None);
         client.open(b"a.test:443");
         text(&mut client, "CONNECTED");
         assert_eq!(client.closed(), Some(WireEvent::Reset(STREAM)));
-        let mut client = Simple::new(true, false);
+        let mut client = Simple::new(true, false, None);
         client.open(b"a.test:443");
         text(&mut client, "CONNECTED");
         assert_eq!(client.closed(), Some(WireEvent::Finished(STREAM)));
@@ -435,7 +494,7 @@ mod tests {
 
     #[test]
     fn bytes_behind_the_bar_are_for_the_target() {
-        let mut server = Simple::new(false, false);
+        let mut server = Simple::new(false, false, None);
         assert_eq!(
             text(&mut server, "CONNECT:[::1]:80|hello|"),
             Some(WireEvent::Requested(
@@ -444,7 +503,7 @@ mod tests {
                 b"hello|".to_vec()
             ))
         );
-        let mut server = Simple::new(false, false);
+        let mut server = Simple::new(false, false, None);
         assert_eq!(text(&mut server, "GET / HTTP/1.1"), None);
         assert_eq!(sent(&mut server), ["ERROR:expected CONNECT:host:port|"]);
         assert!(server.is_over());
@@ -452,7 +511,7 @@ mod tests {
 
     #[test]
     fn a_text_may_be_split_and_has_a_limit() {
-        let mut client = Simple::new(true, false);
+        let mut client = Simple::new(true, false, None);
         client.open(b"a.test:443");
         assert_eq!(client.receive(b"ERROR:no", false), Ok(None));
         assert_eq!(
@@ -467,7 +526,7 @@ mod tests {
 
     #[test]
     fn a_workers_keep_alive_is_answered_and_other_texts_mean_nothing() {
-        let mut client = Simple::new(true, false);
+        let mut client = Simple::new(true, false, None);
         client.open(b"a.test:443");
         text(&mut client, "CONNECTED");
         sent(&mut client);
@@ -481,5 +540,105 @@ mod tests {
         assert_eq!(sendable(b"CLOSE"), 4);
         assert_eq!(sendable(b"CLOSE!"), 6);
         assert_eq!(sendable(b"E"), 1);
+    }
+
+    const WINDOW: usize = 1 << 20;
+    const KIB: usize = 1024;
+
+    /// A connection whose server announced windows and has the client's request.
+    fn with_windows() -> (Simple, Simple) {
+        let mut client = Simple::new(true, true, Some(WINDOW));
+        let mut server = Simple::new(false, true, Some(WINDOW));
+        assert!(client.open(b"a.test:443"));
+        for sent in sent(&mut client) {
+            text(&mut server, &sent);
+        }
+        (client, server)
+    }
+
+    #[test]
+    fn each_side_sends_what_the_other_takes() {
+        let (mut client, mut server) = with_windows();
+        assert_eq!(client.room(), 256 * KIB);
+        assert_eq!(server.room(), 0, "there is no answer yet");
+        assert!(!server.has_text());
+        server.answer(&Refusal::new(Status::Succeeded, ""));
+        assert_eq!(sent(&mut server), ["CONNECTED", "WINDOW:786432"]);
+        assert_eq!(server.room(), WINDOW);
+        text(&mut client, "CONNECTED");
+        assert_eq!(
+            text(&mut client, "WINDOW:786432"),
+            Some(WireEvent::Writable(STREAM))
+        );
+        assert_eq!(client.room(), WINDOW);
+        server.note_sent(WINDOW);
+        assert_eq!(server.room(), 0);
+        client.consumed(256 * KIB);
+        assert!(client.has_text());
+        assert_eq!(sent(&mut client), ["WINDOW:262144"]);
+        text(&mut server, "WINDOW:262144");
+        assert_eq!(server.room(), 256 * KIB);
+    }
+
+    #[test]
+    fn a_direction_that_goes_on_alone_keeps_its_window() {
+        let (mut client, mut server) = with_windows();
+        server.answer(&Refusal::new(Status::Succeeded, ""));
+        for text_of_server in sent(&mut server) {
+            text(&mut client, &text_of_server);
+        }
+        client.finish();
+        client.consumed(WINDOW / 4);
+        assert_eq!(sent(&mut client), ["FIN", "WINDOW:262144"]);
+        text(&mut server, "FIN");
+        server.note_sent(WINDOW);
+        text(&mut server, "WINDOW:262144");
+        assert_eq!(server.room(), WINDOW / 4);
+        server.consumed(WINDOW);
+        assert!(!server.has_text(), "nothing more comes from the client");
+        server.finish();
+        assert_eq!(sent(&mut server), ["FIN"]);
+        text(&mut client, "FIN");
+        client.consumed(WINDOW);
+        assert!(client.is_over() && !client.has_text());
+    }
+
+    #[test]
+    fn there_are_no_windows_without_the_announcement_or_without_a_client_that_has_them() {
+        for (extended, window) in [(true, None), (false, Some(WINDOW))] {
+            let mut client = Simple::new(true, extended, window);
+            client.open(b"a.test:443");
+            assert_eq!(sent(&mut client).len(), 1);
+            text(&mut client, "CONNECTED");
+            assert_eq!(text(&mut client, "WINDOW:1"), None);
+            client.consumed(WINDOW);
+            assert!(!client.has_text());
+            assert_eq!(client.room(), usize::MAX);
+        }
+        for request in ["OPEN:a.test:443", "CONNECT:a.test:443|"] {
+            let mut server = Simple::new(false, true, Some(WINDOW));
+            text(&mut server, request);
+            server.answer(&Refusal::new(Status::Succeeded, ""));
+            server.consumed(WINDOW);
+            assert_eq!(sent(&mut server), ["CONNECTED"]);
+            assert_eq!(server.room(), usize::MAX);
+        }
+    }
+
+    #[test]
+    fn the_first_update_comes_before_the_request_and_none_is_lost_when_many_texts_wait() {
+        let mut client = Simple::new(true, true, Some(WINDOW));
+        assert!(
+            !client.has_text(),
+            "a connection that waits for its use says nothing"
+        );
+        client.open(b"a.test:443");
+        for _ in 0..2 * TEXTS_MAX {
+            text(&mut client, "PING");
+        }
+        client.consumed(WINDOW / 4);
+        let sent = sent(&mut client);
+        assert_eq!(sent[..2], ["WINDOW:1048576", "OPEN:a.test:443"]);
+        assert_eq!(sent.last().map(String::as_str), Some("WINDOW:262144"));
     }
 }

@@ -64,8 +64,7 @@ impl Wire {
     pub(crate) fn poll_room(&mut self, id: StreamId, now: Instant) -> usize {
         match self {
             Self::Yamux(connection) => connection.poll_room(id, now),
-            Self::Simple(simple) if simple.may_send() => usize::MAX,
-            Self::Simple(_) => 0,
+            Self::Simple(simple) => simple.room(),
         }
     }
 
@@ -80,15 +79,19 @@ impl Wire {
                 }
                 yamux::HEADER_LEN + length
             }
-            // What does not fit into the space is none of the texts.
-            Self::Simple(_) => space.get(..length).map_or(length, simple::sendable),
+            Self::Simple(simple) => {
+                simple.note_sent(length);
+                // What does not fit into the space is none of the texts.
+                space.get(..length).map_or(length, simple::sendable)
+            }
         }
     }
 
     /// The end took bytes of the stream.
     pub(crate) fn consumed(&mut self, id: StreamId, bytes: usize, now: Instant) {
-        if let Self::Yamux(connection) = self {
-            connection.consumed(id, bytes, now);
+        match self {
+            Self::Yamux(connection) => connection.consumed(id, bytes, now),
+            Self::Simple(simple) => simple.consumed(bytes),
         }
     }
 

@@ -13,6 +13,10 @@ pub(crate) const ECHO: &str = "echo";
 /// records as one message. A deployed server gets a message for each record.
 pub(crate) const LONG_MESSAGES: &str = "long-messages";
 
+/// A server announces this that TCP does not tell what waits for its client, as a Worker: in the extended form of simple mode both
+/// sides have windows.
+pub(crate) const SIMPLE_WINDOW: &str = "simple-window";
+
 /// In a 503 for somebody with a token: there is no place for one more session of this client, those that it has go on.
 pub(crate) const FULL: &str = "full";
 

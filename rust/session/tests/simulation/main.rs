@@ -159,6 +159,8 @@ struct World {
     random: Random,
     simple: bool,
     extended: bool,
+    /// In simple mode, bytes that the client and the server take at a time.
+    windows: Option<(usize, usize)>,
     client: Party,
     server: Party,
     pipes: [Arc<Mutex<Pipe>>; 2],
@@ -254,6 +256,11 @@ impl World {
             server_scripts.push(target);
         }
         // Where nothing stands still on purpose, nothing may: a full pipe a round trip, and time for the pauses.
+        let windows = (simple && random.once_in(2)).then(|| {
+            let client = [8_000, 100_000, 1 << 20][random.range(0, 3) as usize];
+            let server = [1_000, 300_000][random.range(0, 2) as usize];
+            (client, server)
+        });
         let bytes: usize = client_scripts
             .iter()
             .chain(&server_scripts)
@@ -262,7 +269,9 @@ impl World {
         let limit = if stops || !extended {
             LIMIT
         } else {
-            let trips = (bytes / capacity.min(50_000) + 20) as u32;
+            // A window that was used up is given back by quarters.
+            let window = windows.map_or(usize::MAX, |(client, server)| client.min(server) / 4);
+            let trips = (bytes / capacity.min(50_000).min(window) + 20) as u32;
             Duration::from_secs(10) + (delay * 2 + Duration::from_millis(8)) * trips
         };
         let opens = (0..count as usize)
@@ -291,11 +300,11 @@ impl World {
         } else {
             [400 << 10, 2 << 20][random.range(0, 2) as usize]
         };
-        let mut config = |extended| {
+        let mut config = |extended, window| {
             let memory = Arc::new(Ledger::new(usize::MAX / 2));
             let config = Config {
                 mode: if simple {
-                    Mode::Simple
+                    Mode::Simple { window }
                 } else {
                     Mode::Yamux(yamux::Config {
                         max_streams: 6,
@@ -317,8 +326,8 @@ impl World {
             };
             (config, memory)
         };
-        let (client_config, client_memory) = config(extended);
-        let (server_config, server_memory) = config(true);
+        let (client_config, client_memory) = config(extended, windows.map(|(client, _)| client));
+        let (server_config, server_memory) = config(true, windows.map(|(_, server)| server));
         let targets = Arc::default();
         let connector = Targets {
             clock: clock.clone(),
@@ -348,6 +357,7 @@ impl World {
             random,
             simple,
             extended,
+            windows,
             pipes: [up, down],
             opens,
             client_scripts,
@@ -470,6 +480,7 @@ impl World {
                 progress |= self.server.turn(&self.clock);
                 // Requests that came back are not placed anew: they are dropped.
                 self.client.returned.clear();
+                self.check_windows();
                 steps += 1;
                 assert!(
                     steps < 300_000,
@@ -501,11 +512,36 @@ impl World {
         self.judge();
     }
 
+    /// What one side has sent and the other's end has not taken is never more than the other takes at a time.
+    fn check_windows(&self) {
+        let Some((client, server)) = self.windows.filter(|_| self.extended) else {
+            return;
+        };
+        let targets = self.targets.lock().unwrap();
+        let ([program], [target]) = (self.programs.as_slice(), targets.as_slice()) else {
+            return;
+        };
+        let (program, target) = (program.lock().unwrap(), target.lock().unwrap());
+        // Before the server has said how much it takes, a client may send 256 KiB.
+        for (from, to, window) in [
+            (&program, &target, server.max(256 << 10)),
+            (&target, &program, client),
+        ] {
+            assert!(
+                from.sent <= to.got + window,
+                "{} bytes were sent and {} taken, with a window of {window}",
+                from.sent,
+                to.got
+            );
+        }
+    }
+
     fn describe(&self) -> String {
         let mut text = format!(
-            "simple {} extended {} client {:?} {:?} server {:?} {:?}\n",
+            "simple {} extended {} windows {:?} client {:?} {:?} server {:?} {:?}\n",
             self.simple,
             self.extended,
+            self.windows,
             self.client.session,
             self.client.ended,
             self.server.session,
@@ -696,7 +732,10 @@ fn a_program_that_waits_for_its_server_does_not_wait_for_long() {
 
 #[test]
 fn a_stream_that_is_opened_after_a_quiet_time_is_not_taken_for_an_idle_one() {
-    for mode in [Mode::Yamux(yamux::Config::default()), Mode::Simple] {
+    for mode in [
+        Mode::Yamux(yamux::Config::default()),
+        Mode::Simple { window: None },
+    ] {
         let mut alone = Alone::new(mode);
         alone.messages();
         // Longer than a stream may wait for its answer.
@@ -719,7 +758,10 @@ fn a_preamble_waits_for_the_first_bytes_after_a_quiet_time_as_well() {
 
 #[test]
 fn a_quiet_session_sends_pings_of_changing_length_in_both_modes() {
-    for mode in [Mode::Yamux(yamux::Config::default()), Mode::Simple] {
+    for mode in [
+        Mode::Yamux(yamux::Config::default()),
+        Mode::Simple { window: None },
+    ] {
         let mut alone = Alone::new(mode);
         let (mut lengths, mut times) = (Vec::new(), vec![alone.clock.now()]);
         while lengths.len() < 3 {

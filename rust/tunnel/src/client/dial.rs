@@ -133,6 +133,15 @@ impl Dialed {
             && self.features.iter().any(|word| word == feature)
     }
 
+    /// In simple mode both sides say how much they take.
+    pub(crate) fn has_simple_window(&self) -> bool {
+        self.extended(Mode::Simple)
+            && self
+                .features
+                .iter()
+                .any(|word| word == extensions::SIMPLE_WINDOW)
+    }
+
     /// The server sends back what comes for the reserved target, in this mode.
     pub(crate) fn echoes(&self, mode: Mode) -> bool {
         self.extended(mode) && self.features.iter().any(|word| word == extensions::ECHO)

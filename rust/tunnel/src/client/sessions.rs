@@ -23,8 +23,11 @@ use crate::failure::{Code, Ended, Failure, Layer};
 use crate::log;
 use crate::panics::caught;
 
-/// What a connection of simple mode may hold for a program that does not take it, in bytes.
+/// What a connection of simple mode may hold for a program that does not take it, in bytes, where the server has no windows: above
+/// that nothing more is read.
 const STREAM_MEMORY: usize = 256 << 10;
+/// What a connection of simple mode takes at a time, in bytes, where the server has windows: enough for 20 MB/s over 200 ms.
+const SIMPLE_WINDOW: usize = 4 << 20;
 
 impl ClientState {
     /// Dials and keeps what comes of it for the next streams.
@@ -172,10 +175,15 @@ impl ClientState {
                 session::Mode::Yamux(self.yamux_config()),
                 session::Allowance::Part(1),
             ),
-            Mode::Simple => (
-                session::Mode::Simple,
-                session::Allowance::Bytes(STREAM_MEMORY),
-            ),
+            Mode::Simple => {
+                let window = dialed.has_simple_window().then_some(SIMPLE_WINDOW);
+                // With a window all of it may wait, so that what the server says behind it is read all the same.
+                let share = window.unwrap_or(0) + STREAM_MEMORY;
+                (
+                    session::Mode::Simple { window },
+                    session::Allowance::Bytes(share),
+                )
+            }
         };
         let config = session::Config {
             mode: session_mode,

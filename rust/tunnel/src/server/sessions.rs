@@ -135,7 +135,8 @@ pub(crate) async fn run(shared: &Arc<ServerState>, begun: Begun) -> Result<(), F
             )
         }
         MessageKind::Text => (
-            session::Mode::Simple,
+            // A socket is read no further than its other end takes it, so nothing is to be said about that.
+            session::Mode::Simple { window: None },
             session::Allowance::Bytes(STREAM_MEMORY),
         ),
     };

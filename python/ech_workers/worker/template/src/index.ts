@@ -21,8 +21,8 @@ export default {
 function answerHeaders(request: Request, settings: DeploymentSettings, place: "header" | "path"): Headers {
   const headers = new Headers({
     "X-Stream-Extensions": settings.multiplexed
-      ? "1, connect, half-close, simple-open, long-messages, worker"
-      : "1, simple-open, long-messages, worker",
+      ? "1, connect, half-close, simple-open, simple-window, long-messages, worker"
+      : "1, simple-open, simple-window, long-messages, worker",
   });
   if (place === "header") headers.set("Sec-WebSocket-Protocol", request.headers.get("Sec-WebSocket-Protocol") ?? "");
   return headers;

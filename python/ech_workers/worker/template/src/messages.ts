@@ -1,5 +1,6 @@
 // A WebSocket as something to read from and to write to in turn, both bounded as far as the platform lets us.
 import { joinBytes } from "./bytes";
+import { ByteWindows } from "./windows";
 
 export type SocketMessage = string | Uint8Array;
 
@@ -11,6 +12,7 @@ const TRY_AGAIN_LATER = 1013;
 export class MessageSocket {
   /** True once nothing more can be sent. */
   closed = false;
+  readonly windows: ByteWindows;
   #waiting: SocketMessage[] = [];
   #first = 0;
   #bytes = 0;
@@ -21,15 +23,25 @@ export class MessageSocket {
     this.#end = resolve;
   });
 
-  /** limit: bytes that may wait for `next`. Events cannot be held back, so a socket that brings more is closed. */
+  /**
+   * limit: bytes that may wait for `next`. Events cannot be held back, so a socket that brings more is closed; a peer that has
+   * windows brings no more.
+   */
   constructor(
     readonly socket: WebSocket,
     limit: number,
   ) {
+    this.windows = new ByteWindows(limit);
     // Since the compatibility date 2026-03-17 binary messages are Blobs unless this is said before accept().
     socket.binaryType = "arraybuffer";
     socket.addEventListener("message", ({ data }) => {
       if (this.closed) return;
+      // Not in turn: what the peer takes says nothing about what it sends.
+      if (typeof data === "string" && this.windows.receive(data)) {
+        // The first of a client is answered.
+        this.taken(0);
+        return;
+      }
       const message = typeof data === "string" ? data : new Uint8Array(data as ArrayBuffer);
       this.#bytes += message.length;
       this.#waiting.push(message);
@@ -77,11 +89,18 @@ export class MessageSocket {
   /** Sends, unless the socket is closed. A buffer that was sent may not be changed. */
   send(message: SocketMessage): void {
     if (this.closed) return;
+    if (typeof message !== "string") this.windows.sent(message.length);
     try {
       this.socket.send(message);
     } catch {
       this.close(1011, "");
     }
+  }
+
+  /** Bytes of the peer were passed on. */
+  taken(count: number): void {
+    const update = this.windows.taken(count);
+    if (update !== undefined) this.send(update);
   }
 
   /** Waits while too much is on its way to a slow client. Runtimes that do not tell how much that is do not wait. */
@@ -103,6 +122,7 @@ export class MessageSocket {
     } catch {
       // It was gone already.
     }
+    this.windows.end();
     this.#wake?.();
     this.#end();
   }

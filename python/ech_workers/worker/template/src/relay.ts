@@ -7,7 +7,8 @@ import type { TargetConnection } from "./target";
 
 /** Connects to a target through the relay. Rejects with a TargetFailure. */
 export async function openRelay(target: TargetAddress, settings: DeploymentSettings): Promise<TargetConnection> {
-  const { peer, extended } = await reachRelay(settings);
+  const { peer, extended, hasWindows } = await reachRelay(settings);
+  if (hasWindows) peer.send(peer.windows.begin());
   peer.send(extended ? `OPEN:${formatTarget(target)}` : `CONNECT:${formatTarget(target)}|`);
   // The relay has its own limit on the target; ours is for a relay that says nothing.
   const answer = await peer.next(2 * settings.connectTimeout);
@@ -19,7 +20,13 @@ export async function openRelay(target: TargetAddress, settings: DeploymentSetti
   throw new TargetFailure("failed", `relay: ${answer.slice(answer.indexOf(":") + 1)}`);
 }
 
-async function reachRelay(settings: DeploymentSettings): Promise<{ peer: MessageSocket; extended: boolean }> {
+interface RelaySocket {
+  peer: MessageSocket;
+  extended: boolean;
+  hasWindows: boolean;
+}
+
+async function reachRelay(settings: DeploymentSettings): Promise<RelaySocket> {
   const headers = new Headers({ Upgrade: "websocket" });
   if (settings.relayToken !== "") headers.set("Sec-WebSocket-Protocol", settings.relayToken);
   let response: Response;
@@ -36,9 +43,11 @@ async function reachRelay(settings: DeploymentSettings): Promise<{ peer: Message
     throw new TargetFailure("failed", `the relay does not accept the token or the path (status ${response.status})`);
   }
   const features = (response.headers.get("X-Stream-Extensions") ?? "").split(",").map((feature) => feature.trim());
+  const extended = features[0] === "1" && features.includes("simple-open");
   return {
     peer: new MessageSocket(response.webSocket, settings.uploadLimit),
-    extended: features[0] === "1" && features.includes("simple-open"),
+    extended,
+    hasWindows: extended && features.includes("simple-window"),
   };
 }
 
@@ -60,6 +69,7 @@ function relayConnection(peer: MessageSocket, extended: boolean): TargetConnecti
           if (message.length > size) rest = message.subarray(size);
           const framed = new Uint8Array(room + Math.min(size, message.length));
           framed.set(message.subarray(0, size), room);
+          peer.taken(framed.length - room);
           return framed.subarray(room);
         }
         if (extended ? message === "FIN" : message === "CLOSE") {
@@ -72,8 +82,12 @@ function relayConnection(peer: MessageSocket, extended: boolean): TargetConnecti
       return undefined;
     },
     async write(bytes) {
-      if (peer.closed) throw new TargetFailure("failed", "the relay cut the connection");
-      peer.send(bytes);
+      for (let rest = bytes; rest.length > 0; ) {
+        const size = await peer.windows.sendable();
+        if (peer.closed) throw new TargetFailure("failed", "the relay cut the connection");
+        peer.send(rest.subarray(0, size));
+        rest = rest.subarray(size);
+      }
       await peer.drained();
     },
     async finish() {

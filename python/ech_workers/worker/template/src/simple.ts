@@ -78,7 +78,7 @@ class SimpleConnection {
     const { extended } = this.request;
     try {
       for (;;) {
-        const bytes = await connection.read(READ_SIZE, 0);
+        const bytes = await connection.read(Math.min(READ_SIZE, await peer.windows.sendable()), 0);
         if (bytes === undefined) break;
         if (isCloseWord(bytes)) peer.send(bytes.slice(0, 4));
         peer.send(isCloseWord(bytes) ? bytes.slice(4) : bytes);
@@ -105,7 +105,13 @@ class SimpleConnection {
         const message = await peer.next();
         if (message instanceof Uint8Array) {
           // Nothing belongs behind the client's end.
-          if (message.length > 0 && !this.#upEnded) await connection.write(peer.joined(message, WRITE_SIZE));
+          if (message.length === 0 || this.#upEnded) continue;
+          const bytes = peer.joined(message, WRITE_SIZE);
+          try {
+            await connection.write(bytes);
+          } finally {
+            peer.taken(bytes.length);
+          }
         } else if (message === "FIN" && extended) {
           if (!this.#upEnded) await connection.finish();
           this.#upEnded = true;
@@ -122,7 +128,11 @@ class SimpleConnection {
       }
     } catch {
       // The target takes nothing more. What it still says is carried on, and what comes for it is thrown away.
-      while ((await peer.next()) !== undefined) {}
+      for (;;) {
+        const message = await peer.next();
+        if (message === undefined) break;
+        if (typeof message !== "string") peer.taken(message.length);
+      }
     }
     peer.close(1000, "");
     // Ends the other direction too, unless it has ended by itself.
