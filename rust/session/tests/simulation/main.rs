@@ -79,7 +79,8 @@ impl Party {
             return false;
         };
         let now = clock.now();
-        let due = session.next_timeout().is_some_and(|at| at <= now);
+        // After its end only what the carrier still takes counts.
+        let due = self.ended.is_none() && session.next_timeout().is_some_and(|at| at <= now);
         if !self.flag.0.swap(false, Ordering::SeqCst) && !due {
             return false;
         }
@@ -138,7 +139,8 @@ impl Party {
     }
 
     fn next(&self) -> Option<Instant> {
-        self.session.as_ref().and_then(Session::next_timeout)
+        let session = self.session.as_ref().filter(|_| self.ended.is_none());
+        session.and_then(Session::next_timeout)
     }
 }
 
