@@ -37,6 +37,7 @@ TABLES = {
     "server-memory": memory.server,
     "idle-sessions": sessions.idle,
     "long-path": long_path.throughput,
+    "lossy-path": long_path.lossy,
     "round-trips": long_path.round_trips,
     "handshakes": handshakes.table,
     "handshakes-beside": sessions.handshakes,

@@ -1,4 +1,5 @@
-"""A path of 80 ms at 1 Gbit/s, and round trips of the first request, between two network namespaces (as root)."""
+"""Paths between two network namespaces (as root): 80 ms at 1 Gbit/s; the same at 200 Mbit/s with loss; round trips of the first
+request."""
 
 import os
 import shutil
@@ -26,8 +27,13 @@ OWN_WINDOW, DEPLOYED_WINDOW = 16 << 20, 4 << 20
 # It gives back half of its window when all of that half has been read, which takes the link some time to carry.
 HALF_CARRIED = DEPLOYED_WINDOW / 2 / LINK
 DEPLOYED = "yamux, the deployed Go server"
-# Both ends of the comparison get windows that the path needs; the system's defaults end at 6 MB.
-TCP_BUFFERS = {"net.ipv4.tcp_rmem": "4096 131072 67108864", "net.ipv4.tcp_wmem": "4096 65536 67108864"}
+# Both ends of the comparison get windows that the path needs (the system's defaults end at 6 MB), and none begins with what the
+# system has learned by another's connections.
+TCP_SETTINGS = {
+    "net.ipv4.tcp_rmem": "4096 131072 67108864",
+    "net.ipv4.tcp_wmem": "4096 65536 67108864",
+    "net.ipv4.tcp_no_metrics_save": "1",
+}
 
 
 @dataclass
@@ -50,11 +56,12 @@ def missing() -> str | None:
 
 
 @contextmanager
-def path(bench: Bench, milliseconds: float, megabits: int) -> Iterator[Path80]:
+def path(bench: Bench, milliseconds: float, megabits: int, *, percent: float = 0, mtu: int = 9000) -> Iterator[Path80]:
+    """milliseconds, and percent lost: each way. mtu: large packets, since the link copies each of them twice."""
     link = go_program(bench, "delay_link")
     assert link
     names = [f"ew{end}{os.getpid()}" for end in ("n", "f")]
-    program = bench.processes.start(link, *names, str(milliseconds), str(megabits))
+    program = bench.processes.start(link, *names, str(milliseconds), str(megabits), str(percent))
     try:
         program.wait_line("ready")
         for name, own, other in ((names[0], NEAR, FAR), (names[1], FAR, NEAR)):
@@ -63,10 +70,9 @@ def path(bench: Bench, milliseconds: float, megabits: int) -> Iterator[Path80]:
             command("ip", "link", "set", name, "netns", name)
             command(*inside, "addr", "add", own, "peer", other, "dev", name)
             command(*inside, "link", "set", "lo", "up")
-            for setting, value in TCP_BUFFERS.items():
+            for setting, value in TCP_SETTINGS.items():
                 command("ip", "netns", "exec", name, "sysctl", "-qw", f"{setting}={value}")
-            # Large packets: the link copies each of them twice.
-            command(*inside, "link", "set", name, "mtu", "9000", "txqueuelen", "10000", "up")
+            command(*inside, "link", "set", name, "mtu", str(mtu), "txqueuelen", "10000", "up")
         yield Path80(*(("ip", "netns", "exec", name) for name in names))
     finally:
         program.stop()
@@ -172,6 +178,53 @@ def throughput(bench: Bench) -> Table:
         f"the link carries; upwards to the deployed server its {DEPLOYED_WINDOW >> 20} MiB / {(ROUND_TRIP + HALF_CARRIED) * 1e3:.0f} ms, "
         "since hashicorp/yamux gives half of a window back when that half has been read, and the link takes "
         f"{HALF_CARRIED * 1e3:.0f} ms to carry it."
+    )
+    return made
+
+
+def lossy(bench: Bench) -> Table:
+    made = Table(
+        "A path with loss: 80 ms, 200 Mbit/s, 1 % of the packets lost each way",
+        (
+            "",
+            "a small request, p50 in round trips",
+            "a new connection, p50 in round trips",
+            "bulk beside, MB/s",
+            "bulk alone, MB/s",
+        ),
+    )
+    if reason := missing():
+        made.notes.append(reason)
+        return made
+    seconds = 4 if bench.quick else 8
+    taken: dict[str, list[tuple[float, ...]]] = {}
+    for _ in range(bench.rounds):
+        found: dict[str, list[float]] = {}
+        # What a tunnel has learned of the path in one must not help it in the other.
+        for load in ("beside", "bulk"):
+            with (
+                path(bench, 40, 200, percent=1, mtu=1500) as between,
+                subjects(bench, between, {"yamux": "optimistic"}) as compared,
+            ):
+                for subject in compared:
+                    way = (subject.proxy, subject.address(TARGET_PORT))
+                    arguments = (*way, "down", seconds) if load == "bulk" else (*way, seconds)
+                    result = bench.load(load, *arguments, prefix=between.near)
+                    trips = [result[kind]["p50"] / 1e3 / ROUND_TRIP for kind in ("requests", "new") if kind in result]
+                    found.setdefault(subject.name, []).extend([*trips, result["bytes"] / result["seconds"] / 1e6])
+        for name, figures in found.items():
+            taken.setdefault(name, []).append(tuple(figures))
+    for name, rounds in taken.items():
+        columns = [[figures[which] for figures in rounds] for which in range(4)]
+        yardsticks = [median(figures[which] for figures in taken["direct TCP"]) for which in range(4)]
+        cells = [
+            f"{with_ratio(median(column), yardstick)}, {min(column):.2f} to {max(column):.2f}"
+            for column, yardstick in zip(columns, yardsticks, strict=True)
+        ]
+        made.rows.append((name, *cells))
+    made.notes.append(
+        f"The first {seconds} s of a stream; TCP buffers up to 64 MB. Beside it, from 0.3 s on, 64 bytes there and back on one "
+        "connection, in the second half a new connection each time. Behind the median the least and the most of all rounds."
     )
     return made
 

@@ -8,12 +8,14 @@
 //! load idle PROXY TARGET COUNT                  connections that stay open until the program is ended
 //! load bulk PROXY TARGET down|up SECONDS        one stream
 //! load paced PROXY TARGET SECONDS RATE          one stream down, RATE bytes a second
+//! load beside PROXY TARGET SECONDS              beside one stream down: echoes on one connection, then a connection for each
 //! ```
 //!
 //! PROXY is a SOCKS5 port, or `-` for none. Each prints JSON lines. The first byte of a connection tells the target what
 //! to do: `E` echo, `D` send for ever, `P` the same at a rate (four bytes, bytes a second), `U` count what comes, and answer every MiB.
 
 use std::error::Error;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -65,6 +67,7 @@ async fn main() -> Result {
         ["paced", proxy, to, seconds, rate] => {
             paced(Way::new(proxy, to)?, seconds.parse()?, rate.parse()?).await
         }
+        ["beside", proxy, to, seconds] => beside(Way::new(proxy, to)?, seconds.parse()?).await,
         _ => Err("usage: see the source".into()),
     }
 }
@@ -184,18 +187,53 @@ impl Way {
 
 async fn requests(mut connection: TcpStream, count: usize) -> Result {
     let mut taken = Vec::new();
-    let mut message = [0; 64];
     for _ in 0..count {
-        let start = Instant::now();
-        timeout(LIMIT, async {
-            connection.write_all(&message).await?;
-            connection.read_exact(&mut message).await
-        })
-        .await??;
-        taken.push(start.elapsed());
+        taken.push(request(&mut connection).await?);
         sleep(PAUSE).await;
     }
     print_quantiles(taken);
+    Ok(())
+}
+
+/// How long 64 bytes take there and back.
+async fn request(connection: &mut TcpStream) -> Result<Duration> {
+    let mut message = [0; 64];
+    let start = Instant::now();
+    timeout(LIMIT, async {
+        connection.write_all(&message).await?;
+        connection.read_exact(&mut message).await
+    })
+    .await??;
+    Ok(start.elapsed())
+}
+
+async fn beside(way: Way, seconds: u64) -> Result {
+    let moved = Arc::new(AtomicU64::new(0));
+    let bulk = tokio::spawn(down(way.clone(), Arc::clone(&moved)));
+    sleep(Duration::from_millis(300)).await;
+    let before = moved.load(Ordering::Relaxed);
+    let (start, half) = (Instant::now(), Duration::from_secs(seconds) / 2);
+    let (mut requests, mut new) = (Vec::new(), Vec::new());
+    let mut connection = way.echo().await?;
+    while start.elapsed() < half {
+        requests.push(request(&mut connection).await?);
+        sleep(PAUSE).await;
+    }
+    while start.elapsed() < half * 2 {
+        let begun = Instant::now();
+        way.echo().await?;
+        new.push(begun.elapsed());
+        sleep(PAUSE).await;
+    }
+    if bulk.is_finished() {
+        return Err("the bulk stream did not run".into());
+    }
+    let bytes = moved.load(Ordering::Relaxed) - before;
+    let (requests, new) = (Quantiles::of(requests), Quantiles::of(new));
+    println!(
+        r#"{{"event":"result","bytes":{bytes},"seconds":{},"requests":{requests},"new":{new}}}"#,
+        start.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 
@@ -211,16 +249,42 @@ async fn new(way: Way, count: usize) -> Result {
     Ok(())
 }
 
-fn print_quantiles(mut taken: Vec<Duration>) {
+fn print_quantiles(taken: Vec<Duration>) {
     let first = taken.first().copied().unwrap_or_default();
-    taken.sort();
-    let quantile = |part: usize| taken[(taken.len() - 1) * part / 100].as_secs_f64() * 1e3;
+    let Quantiles { p50, p99, .. } = Quantiles::of(taken);
     println!(
-        r#"{{"event":"result","first":{},"p50":{},"p99":{}}}"#,
-        first.as_secs_f64() * 1e3,
-        quantile(50),
-        quantile(99)
+        r#"{{"event":"result","first":{},"p50":{p50},"p99":{p99}}}"#,
+        first.as_secs_f64() * 1e3
     );
+}
+
+/// Of so many, in milliseconds.
+struct Quantiles {
+    count: usize,
+    p50: f64,
+    p99: f64,
+}
+
+impl Quantiles {
+    fn of(mut taken: Vec<Duration>) -> Self {
+        taken.sort();
+        let quantile = |part: usize| {
+            let found = taken.get(taken.len().saturating_sub(1) * part / 100);
+            found.map_or(f64::NAN, |found| found.as_secs_f64() * 1e3)
+        };
+        Self {
+            count: taken.len(),
+            p50: quantile(50),
+            p99: quantile(99),
+        }
+    }
+}
+
+impl fmt::Display for Quantiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { count, p50, p99 } = self;
+        write!(f, r#"{{"count":{count},"p50":{p50},"p99":{p99}}}"#)
+    }
 }
 
 async fn connections(way: Way, workers: usize, seconds: u64) -> Result {

@@ -1,9 +1,9 @@
 // A long path in user space: two TUN devices, and what goes into the one comes out of the other, later and at a limited rate.
 // Prints "ready" when the devices exist; they go away with the program. Needs root.
 //
-//	delay_link DEVICE DEVICE MILLISECONDS MEGABITS
+//	delay_link DEVICE DEVICE MILLISECONDS MEGABITS [PERCENT]
 //
-// MILLISECONDS is the delay each way; MEGABITS a second each way, 0 for no limit.
+// MILLISECONDS is the delay each way; MEGABITS a second each way, 0 for no limit; PERCENT of the packets are lost each way, by chance.
 package main
 
 import (
@@ -11,6 +11,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"log"
+	"math/rand/v2"
 	"os"
 	"os/signal"
 	"strconv"
@@ -28,21 +29,21 @@ const (
 )
 
 func main() {
-	if len(os.Args) != 5 {
-		log.Fatal("usage: delay_link DEVICE DEVICE MILLISECONDS MEGABITS")
+	if len(os.Args) != 5 && len(os.Args) != 6 {
+		log.Fatal("usage: delay_link DEVICE DEVICE MILLISECONDS MEGABITS [PERCENT]")
 	}
-	milliseconds, err := strconv.ParseFloat(os.Args[3], 64)
-	if err != nil {
-		log.Fatal(err)
-	}
-	megabits, err := strconv.ParseFloat(os.Args[4], 64)
-	if err != nil {
-		log.Fatal(err)
+	var numbers [3]float64
+	for i, argument := range os.Args[3:] {
+		number, err := strconv.ParseFloat(argument, 64)
+		if err != nil {
+			log.Fatal(err)
+		}
+		numbers[i] = number
 	}
 	one, other := device(os.Args[1]), device(os.Args[2])
-	delay := time.Duration(milliseconds * float64(time.Millisecond))
-	go carry(one, other, delay, megabits)
-	go carry(other, one, delay, megabits)
+	path := path{time.Duration(numbers[0] * float64(time.Millisecond)), numbers[1], numbers[2] / 100}
+	go path.carry(one, other)
+	go path.carry(other, one)
 	fmt.Println("ready")
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, syscall.SIGINT, syscall.SIGTERM)
@@ -65,12 +66,18 @@ func device(name string) int {
 	return file
 }
 
+type path struct {
+	delay    time.Duration
+	megabits float64
+	loss     float64 // of one packet
+}
+
 type packet struct {
 	bytes []byte
 	due   time.Time
 }
 
-func carry(from, to int, delay time.Duration, megabits float64) {
+func (path path) carry(from, to int) {
 	waiting := make(chan packet, largest)
 	go func() {
 		for next := range waiting {
@@ -86,18 +93,21 @@ func carry(from, to int, delay time.Duration, megabits float64) {
 			time.Sleep(10 * time.Millisecond) // not up yet
 			continue
 		}
+		if rand.Float64() < path.loss {
+			continue
+		}
 		now := time.Now()
 		if free.Before(now) {
 			free = now
 		}
-		if megabits > 0 {
-			free = free.Add(time.Duration(float64(length) * 8 / megabits * float64(time.Microsecond)))
+		if path.megabits > 0 {
+			free = free.Add(time.Duration(float64(length) * 8 / path.megabits * float64(time.Microsecond)))
 		}
 		if free.Sub(now) > queue {
 			continue
 		}
 		select {
-		case waiting <- packet{append([]byte(nil), buffer[:length]...), free.Add(delay)}:
+		case waiting <- packet{append([]byte(nil), buffer[:length]...), free.Add(path.delay)}:
 		default:
 		}
 	}
