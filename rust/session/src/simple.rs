@@ -15,8 +15,8 @@ use crate::wire::WireEvent;
 
 /// A control text is a word and at most a reason.
 const TEXT_MAX: usize = 4096;
-/// Texts that wait to be sent: an answer, an end, a goodbye, and one answer to a keep-alive text.
-const TEXTS_MAX: usize = 8;
+/// The answer to a keep-alive text, of which one waits at a time. All other texts are sent once.
+const PONG: &[u8] = b"PONG";
 /// The text that ends the connection. A deployed server takes a binary message of just these bytes for it, too.
 pub(crate) const CLOSE: &[u8] = b"CLOSE";
 
@@ -301,7 +301,8 @@ impl Simple {
                 return Some(WireEvent::Finished(STREAM));
             }
             // Some Workers keep the connection alive with texts of their own.
-            b"PING" => self.push(b"PONG".to_vec()),
+            b"PING" if self.texts.iter().any(|text| text == PONG) => {}
+            b"PING" => self.push(PONG.to_vec()),
             _ => tracing::debug!(
                 "ignored a text of {} bytes that has no meaning here",
                 text.len()
@@ -346,9 +347,7 @@ impl Simple {
     }
 
     fn push(&mut self, text: Vec<u8>) {
-        if self.texts.len() < TEXTS_MAX {
-            self.texts.push_back(text);
-        }
+        self.texts.push_back(text);
     }
 }
 
@@ -536,6 +535,19 @@ mod tests {
     }
 
     #[test]
+    fn keep_alive_texts_that_pile_up_crowd_out_nothing() {
+        let mut client = Simple::new(true, true, None);
+        client.open(b"a.test:443");
+        for _ in 0..20 {
+            text(&mut client, "PING");
+        }
+        client.finish();
+        assert_eq!(sent(&mut client), ["OPEN:a.test:443", "PONG", "FIN"]);
+        text(&mut client, "PING");
+        assert_eq!(sent(&mut client), ["PONG"]);
+    }
+
+    #[test]
     fn five_bytes_that_spell_the_end_are_sent_in_two_messages() {
         assert_eq!(sendable(b"CLOSE"), 4);
         assert_eq!(sendable(b"CLOSE!"), 6);
@@ -633,7 +645,7 @@ mod tests {
             "a connection that waits for its use says nothing"
         );
         client.open(b"a.test:443");
-        for _ in 0..2 * TEXTS_MAX {
+        for _ in 0..20 {
             text(&mut client, "PING");
         }
         client.consumed(WINDOW / 4);
