@@ -5,10 +5,11 @@ use std::io::IoSliceMut;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use ech_workers_yamux::StreamId;
+use ech_workers_yamux::{self as yamux, StreamId};
 
 use crate::carrier::{Carrier, MessageKind};
 use crate::end::{Abort, LocalEnd};
+use crate::preamble::PLAIN_MAX;
 use crate::session::Budget;
 use crate::stream::{ClientState, Outbound, State};
 use crate::streams::Streams;
@@ -17,12 +18,17 @@ use crate::streams::Streams;
 const BULK_RECORDS: usize = 16;
 /// With less window than this, several records would not be filled anyway.
 const BULK_WINDOW_MIN: usize = 16 * 1024;
-/// Below this much room a message is ended rather than filled with another stream's bytes.
+/// Below this much room a message is ended rather than filled with another stream's bytes. A preamble, which must be in one
+/// frame, has room in it.
 const ROOM_MIN: usize = 1024;
+const _: () = assert!(yamux::HEADER_LEN + PLAIN_MAX < ROOM_MIN);
 /// Records sent in one turn.
 const TURN_RECORDS: usize = 64;
 /// Streams that have little to send go before those that have much, but no more than this many in a row.
 const SMALL_TURNS: u32 = 8;
+
+/// Ids of streams that have ended may be in line beside as many as there are streams, twice.
+const SPARE_IDS: usize = 64;
 
 /// Whose turn it is to send.
 ///
@@ -53,8 +59,6 @@ enum Filled {
     Bytes,
     /// Nothing now.
     Nothing,
-    /// What it has needs a message of its own.
-    NeedsMessage,
 }
 
 impl Egress {
@@ -115,6 +119,13 @@ impl Egress {
             }
         }
         streams.woken = woken;
+        // While the carrier takes nothing, streams that have ended leave their ids behind.
+        let most = 2 * streams.len() + SPARE_IDS;
+        for line in [&mut self.small, &mut self.bulk] {
+            if line.len() > most {
+                line.retain(|id| streams.get_mut(*id).is_some());
+            }
+        }
     }
 
     /// The stream whose turn it is.
@@ -239,7 +250,6 @@ impl Egress {
             match self.fill_from(id, carrier, streams)? {
                 Filled::Bytes if streams.wire.is_simple() => return Ok(true),
                 Filled::Bytes | Filled::Nothing => {}
-                Filled::NeedsMessage => break,
             }
         }
         if carrier.filled() == 0 {
@@ -258,7 +268,6 @@ impl Egress {
     ) -> Result<Filled, C::Error> {
         let now = streams.now;
         let header = streams.wire.header_len();
-        let begun = carrier.filled() > 0;
         let Some((stream, wire)) = streams.split(id) else {
             return Ok(Filled::Nothing);
         };
@@ -269,12 +278,6 @@ impl Egress {
         let space = carrier.space().get_mut(header..).unwrap_or_default();
         let room = space.len().min(wire.poll_room(id, now));
         let first = stream.first.len().min(room);
-        if first < stream.first.len() && begun && room > first {
-            // A preamble goes in one frame: a message of its own has the room.
-            stream.queued = true;
-            self.small.push_front(id);
-            return Ok(Filled::NeedsMessage);
-        }
         if first == 0 && !stream.first.is_empty() {
             // Event::Writable brings it back.
             return Ok(Filled::Nothing);
@@ -406,4 +409,85 @@ fn commit_all<C: Carrier>(
         used += 1;
     }
     Ok(used)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, IoSlice};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use ech_workers_yamux::{Config, Connection, Side};
+
+    use super::*;
+    use crate::end::Refusal;
+    use crate::ledger::{Allowance, Ledger, Share};
+    use crate::open::Open;
+    use crate::session::Limits;
+    use crate::streams::Role;
+    use crate::wire::Wire;
+
+    /// A program that says nothing and takes nothing.
+    #[derive(Debug)]
+    struct Silent;
+
+    impl LocalEnd for Silent {
+        fn poll_read(
+            &mut self,
+            _: &mut Context<'_>,
+            _: &mut [IoSliceMut<'_>],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_write(
+            &mut self,
+            _: &mut Context<'_>,
+            _: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn finish(&mut self) {}
+
+        fn close(self) {}
+
+        fn abort(self, _: Abort) {}
+
+        fn refuse(self, _: &Refusal) {}
+    }
+
+    #[test]
+    fn streams_that_come_and_go_while_nothing_can_be_sent_leave_little_behind() {
+        let now = Instant::now();
+        let connection = Connection::new(Side::Client, Config::default(), now);
+        let limits = Limits {
+            answer: Duration::from_secs(30),
+            idle: Duration::from_secs(600),
+            half_closed_idle: Duration::from_secs(120),
+        };
+        let mut streams = Streams::<Silent>::new(
+            Wire::Yamux(Box::new(connection)),
+            Role::Client { extended: true },
+            Share::new(Arc::new(Ledger::new(1 << 20)), Allowance::Part(1)),
+            limits,
+            None,
+            now,
+        );
+        let mut egress = Egress::default();
+        for number in 0..2000 {
+            streams.open(Open::new(Silent, b"a.test:1".to_vec(), now));
+            if number % 2 == 0 {
+                for id in streams.woken.clone() {
+                    streams.get_mut(id).unwrap().bulk = true;
+                }
+            }
+            egress.collect(&mut streams);
+            let last = [egress.small.back(), egress.bulk.back()];
+            let newest = last.into_iter().flatten().max().copied();
+            streams.cut(newest.expect("it is in line"), Abort::Local);
+        }
+        assert_eq!(streams.len(), 0);
+        assert!(egress.small.len() <= 65 && egress.bulk.len() <= 65);
+    }
 }
