@@ -8,7 +8,7 @@ use ech_workers_yamux::{self as yamux, StreamId};
 
 use crate::carrier::{Closed, Incoming};
 use crate::end::LocalEnd;
-use crate::session::Fault;
+use crate::session::{Fault, PARTS_KEPT};
 use crate::streams::Streams;
 use crate::wire::{Wire, WireEvent};
 
@@ -23,8 +23,6 @@ pub(crate) struct Ingress {
 pub(crate) struct Arrived {
     /// Payload of messages: the other end of the session is alive.
     pub(crate) messages: bool,
-    /// The answer to a ping.
-    pub(crate) pong: Option<Vec<u8>>,
     /// A round trip was measured from end to end.
     pub(crate) end_to_end: Option<Duration>,
     /// The peer closed the connection.
@@ -76,10 +74,8 @@ impl Ingress {
                 }
                 Ok(())
             }
-            Incoming::Pong(payload) => {
-                arrived.pong = Some(payload.clone());
-                Ok(())
-            }
+            // The session looks at these.
+            Incoming::Pong(_) => Ok(()),
             Incoming::Closed(closed) => {
                 arrived.closed = Some(closed.clone());
                 Ok(())
@@ -156,5 +152,6 @@ impl Ingress {
             }
         }
         self.deliveries.clear();
+        self.deliveries.shrink_to(PARTS_KEPT);
     }
 }

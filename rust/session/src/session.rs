@@ -24,6 +24,8 @@ use crate::wire::Wire;
 const TURN: Duration = Duration::from_micros(200);
 /// Full receive buffers in one turn.
 const TURN_BATCHES: usize = 2;
+/// So many parts of a batch does a session keep memory for: what one full receive buffer has, unless its frames are tiny.
+pub(crate) const PARTS_KEPT: usize = 256;
 /// How often streams are looked at for idleness: coarse, so that idle sessions cost nothing.
 const SWEEP: Duration = Duration::from_secs(5);
 /// How long a session may hold all the memory that it may, without a byte moving, before the stream that holds the most
@@ -424,6 +426,7 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
                 .ingress
                 .receive(&self.incoming, buffer, &mut self.streams)
                 .map_err(Lost::Fault)?;
+            self.note_pongs();
             self.note_arrived(arrived)?;
         }
         Ok(true)
@@ -451,14 +454,22 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
         !exhausted
     }
 
+    /// Takes in the answers to pings, of which the peer may send some that nobody asked for (RFC 6455 section 5.5.3).
+    fn note_pongs(&mut self) {
+        for part in self.incoming.drain(..) {
+            if let Incoming::Pong(payload) = part
+                && let Some(round_trip) = self.liveness.pong(&payload, self.streams.now)
+            {
+                self.round_trip = Some(round_trip);
+            }
+        }
+        // The peer decides how many parts there are.
+        self.incoming.shrink_to(PARTS_KEPT);
+    }
+
     fn note_arrived(&mut self, arrived: Arrived) -> Result<(), Lost<C::Error>> {
         let now = self.streams.now;
         self.liveness.received(arrived.messages, now);
-        if let Some(payload) = arrived.pong
-            && let Some(round_trip) = self.liveness.pong(&payload, now)
-        {
-            self.round_trip = Some(round_trip);
-        }
         if let Some(round_trip) = arrived.end_to_end {
             self.round_trip = Some(round_trip);
         } else if self.round_trip.is_none() {
