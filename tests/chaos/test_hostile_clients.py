@@ -14,7 +14,7 @@ import pytest
 
 from harness import socks
 from harness.alone import MAY_UNSHARE, alone
-from harness.hostile import DATA, RST, HostileClient, frame, opening
+from harness.hostile import DATA, FIN, RST, WS_PING, HostileClient, frame, opening
 from harness.name_server import MAY_MOUNT, NameServer
 from harness.processes import Processes, python_program
 from harness.targets import pattern
@@ -57,7 +57,8 @@ def works(proxy: ProxyProgram, targets: dict[str, int], host: str = "127.0.0.1")
         assert socks.until_end(connection).partition(b"\r\n\r\n")[2] == b"".join(pattern(1000))
 
 
-def test_streams_opened_and_reset_at_once_hold_nothing(site: Site, targets: dict[str, int]) -> None:
+@pytest.mark.parametrize("half_closed", [False, True])
+def test_streams_opened_and_reset_at_once_hold_nothing(site: Site, targets: dict[str, int], half_closed: bool) -> None:
     """3,000 streams to a target that does not answer, each reset behind its opening: no socket outlives its stream."""
     server = site.server("--max-streams", "64", "--connect-timeout", "300")
     proxy = site.proxy(server.port)
@@ -67,10 +68,41 @@ def test_streams_opened_and_reset_at_once_hold_nothing(site: Site, targets: dict
         client.upgrade()
         for start in range(0, 3000, 300):
             streams = range(2 * start + 1, 2 * (start + 300), 2)
-            client.message(b"".join(opening(n, f"{host}:{port}") + frame(DATA, RST, n, 0) for n in streams))
+            client.message(
+                b"".join(
+                    opening(n, f"{host}:{port}")
+                    + (frame(DATA, FIN, n, 0) if half_closed else b"")
+                    + frame(DATA, RST, n, 0)
+                    for n in streams
+                )
+            )
             assert server.process.descriptors() < before + 200
         works(proxy, targets)
         wait_until(lambda: server.process.descriptors() <= before + 2, "the end of the attempts")
+
+
+def test_tiny_frames_leave_no_memory_behind(site: Site, targets: dict[str, int]) -> None:
+    """100 sessions that each get 120 KiB of empty pongs at once: what was noted of so many frames is not kept."""
+    server = site.server()
+    with contextlib.ExitStack() as held:
+        clients = [held.enter_context(HostileClient(site, server.port)).upgrade() for _ in range(100)]
+
+        def round_trip() -> None:
+            for client in clients:
+                client.message(b"are you there?", WS_PING)
+                client.receive_until(b"are you there?")
+
+        for client in clients:
+            client.message(opening(1, f"127.0.0.1:{targets['echo']}", b"hello"))
+            client.receive_until(b"hello")
+        round_trip()
+        before = server.process.resident_kib()
+        for _ in range(3):
+            for client in clients:
+                client.tls.sendall((b"\x8a\x80" + bytes(4)) * 20_000)
+            round_trip()
+        grown = (server.process.resident_kib() - before) * 1024
+        assert grown < 16 * MB, f"{grown / MB:.0f} MB"
 
 
 def test_many_attempts_of_one_client_leave_descriptors_to_others(site: Site, targets: dict[str, int]) -> None:

@@ -14,7 +14,8 @@ from .tunnel import PATH, PUBLIC_NAME, TOKEN, Site
 DATA, WINDOW_UPDATE, PING, GO_AWAY = range(4)
 SYN, ACK, FIN, RST = 1, 2, 4, 8
 
-BINARY, TEXT = 2, 1
+# WebSocket: opcodes.
+BINARY, TEXT, WS_PING, WS_PONG = 2, 1, 9, 10
 
 
 def frame(kind: int, flags: int, stream: int, length: int, payload: bytes = b"") -> bytes:
@@ -69,6 +70,15 @@ class HostileClient:
             size = b"\xff" + length.to_bytes(8, "big")
         number = int.from_bytes(payload, "big") ^ int.from_bytes((key * (length // 4 + 1))[:length], "big")
         self.tls.sendall(bytes([0x80 | opcode]) + size + key + number.to_bytes(length, "big"))
+
+    def receive_until(self, wanted: bytes) -> bytes:
+        """What comes up to and with ``wanted``."""
+        received = b""
+        while wanted not in received:
+            part = self.tls.recv(1 << 16)
+            assert part, received
+            received += part
+        return received
 
     def close(self) -> None:
         self.tls.close()

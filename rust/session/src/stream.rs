@@ -172,6 +172,11 @@ impl<L: LocalEnd> Stream<L> {
         )
     }
 
+    /// The target is being connected.
+    pub(crate) const fn is_connecting(&self) -> bool {
+        matches!(self.state, State::Server(ServerState::Connecting(_)))
+    }
+
     /// How many bytes of the end may be sent, given how many the peer takes.
     pub(crate) fn readable(&self, room: usize) -> usize {
         match &self.state {

@@ -689,7 +689,7 @@ impl<L: LocalEnd> Streams<L> {
                 continue;
             };
             stream.waker.unlist();
-            if matches!(stream.state, State::Server(ServerState::Connecting(_))) {
+            if stream.is_connecting() {
                 self.poll_connect(id);
             } else if stream.end.as_ref().is_some_and(L::is_cut) {
                 self.cut(id, Abort::Local);
@@ -803,8 +803,8 @@ impl<L: LocalEnd> Streams<L> {
 
     fn reset_by_peer(&mut self, id: StreamId) {
         match self.map.get_mut(&id) {
-            // The peer had sent everything: what waits is still delivered.
-            Some(stream) if stream.inbound != Inbound::Open => {
+            // The peer had sent everything: what waits is still delivered, if there is somebody to take it.
+            Some(stream) if stream.inbound != Inbound::Open && !stream.is_connecting() => {
                 stream.outbound = Outbound::Finished;
                 self.settle(id);
             }
@@ -817,15 +817,19 @@ impl<L: LocalEnd> Streams<L> {
         }
     }
 
-    /// Nothing can be sent to the peer any more. What it sent is still delivered.
+    /// Nothing can be sent to the peer any more. What it sent is still delivered, but nobody waits for a target that is not
+    /// connected yet.
     pub(crate) fn carrier_closed(&mut self) {
         let ids: Vec<StreamId> = self.map.keys().copied().collect();
         for id in ids {
-            if let Some(stream) = self.map.get_mut(&id)
-                && stream.is_relaying()
-            {
+            let Some(stream) = self.map.get_mut(&id) else {
+                continue;
+            };
+            if stream.is_relaying() {
                 stream.outbound = Outbound::Finished;
                 self.settle(id);
+            } else if stream.is_connecting() {
+                self.cut(id, Abort::Reset);
             }
         }
     }
@@ -858,7 +862,7 @@ impl<L: LocalEnd> Streams<L> {
         let held = stream.held();
         self.share.adjust(held, 0);
         self.bulk.forget(stream.pace);
-        if matches!(stream.state, State::Server(ServerState::Connecting(_))) {
+        if stream.is_connecting() {
             self.connecting -= held.min(self.connecting);
         }
         if self.map.is_empty() {
