@@ -318,6 +318,7 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
             sweep,
             paused,
             wire,
+            self.streams.next_late(),
             self.liveness.next_timeout(),
             self.egress.next_send(&self.streams),
         ]

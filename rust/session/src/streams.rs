@@ -187,16 +187,29 @@ impl<L: LocalEnd> Streams<L> {
                     continue;
                 }
                 // The peer acknowledges some within a round trip.
-                Err(yamux::OpenError::Backlog(_)) if next.deadline > self.now => return,
-                Err(yamux::OpenError::Backlog(_) | yamux::OpenError::TooManyStreams(_)) => {
-                    Returned::Full
-                }
+                Err(yamux::OpenError::Backlog(_)) => return self.return_late(),
+                Err(yamux::OpenError::TooManyStreams(_)) => Returned::Full,
                 Err(yamux::OpenError::IdsExhausted) => Returned::IdsExhausted,
                 Err(yamux::OpenError::GoingAway) => Returned::GoingAway,
                 Err(yamux::OpenError::Failed(_)) => Returned::Ended,
             };
             self.return_one(why);
         }
+    }
+
+    /// Gives back what has waited as long as it may.
+    fn return_late(&mut self) {
+        let now = self.now;
+        while let Some(late) = self.waiting.iter().position(|open| open.deadline <= now)
+            && let Some(open) = self.waiting.remove(late)
+        {
+            self.events.push_back(Event::Returned(open, Returned::Full));
+        }
+    }
+
+    /// When the first of the requests that wait has waited as long as it may.
+    pub(crate) fn next_late(&self) -> Option<Instant> {
+        self.waiting.iter().map(|open| open.deadline).min()
     }
 
     fn return_one(&mut self, why: Returned) {
@@ -937,11 +950,6 @@ impl<L: LocalEnd> Streams<L> {
                 }
                 _ => self.cut(id, Abort::Idle),
             }
-        }
-        while let Some(next) = self.waiting.front()
-            && next.deadline <= now
-        {
-            self.return_one(Returned::Full);
         }
     }
 
