@@ -14,6 +14,7 @@ import pytest
 
 from harness import socks
 from harness.ports import unused_port
+from harness.silent import Silent
 from harness.tunnel import Site
 
 LIMIT = 20.0
@@ -103,6 +104,27 @@ def a_program_that_waits_for_it_is_told_why_its_target_failed(site: Site, target
     assert refused.value.reply == 5
 
 
+def a_program_that_waits_for_it_is_told_in_time_of_a_target_that_does_not_answer(
+    site: Site, targets: dict[str, int], mode: str
+) -> None:
+    proxy = site.proxy(site.server("--connect-timeout", "1").port, mode, "--reply", "confirmed")
+    with Silent() as silent, pytest.raises(socks.ReplyError) as refused:
+        socks.connect(proxy.address, *silent.address)
+    # RFC 1928: TTL expired.
+    assert refused.value.reply == 6
+
+
+def a_program_is_told_when_there_is_no_session_within_the_open_timeout(
+    site: Site, targets: dict[str, int], mode: str
+) -> None:
+    with Silent() as silent:
+        proxy = site.proxy(silent.address[1], mode, "--open-timeout", "1", wait=False)
+        with pytest.raises(socks.ReplyError) as refused:
+            socks.connect(proxy.address, "127.0.0.1", targets["echo"])
+    # RFC 1928: general failure.
+    assert refused.value.reply == 1
+
+
 def a_failure_after_an_early_reply_is_a_reset(site: Site, targets: dict[str, int], mode: str) -> None:
     proxy = site.proxy(site.server().port, mode)
     port = unused_port()
@@ -128,6 +150,8 @@ PROMISES: tuple[Promise, ...] = (
     no_more_connections_than_allowed_are_taken,
     open_streams_outlive_the_stop_of_the_server_while_it_drains,
     a_program_that_waits_for_it_is_told_why_its_target_failed,
+    a_program_that_waits_for_it_is_told_in_time_of_a_target_that_does_not_answer,
+    a_program_is_told_when_there_is_no_session_within_the_open_timeout,
     a_failure_after_an_early_reply_is_a_reset,
     the_proxy_ends_soon_when_it_is_told_to,
 )
@@ -135,6 +159,8 @@ PROMISES: tuple[Promise, ...] = (
 # What takes half a minute on a real clock is tried on a virtual one.
 SIMULATED = {
     "quiet connections are kept alive": "a_quiet_session_sends_pings_of_changing_length_in_both_modes",
+    "by the server too": "a_quiet_session_of_a_server_sends_pings_in_both_modes",
+    "a reader may stop or be slow": "a_reader_that_stops_for_minutes_or_is_slow_loses_nothing_in_either_mode_or_direction",
 }
 
 

@@ -14,6 +14,10 @@ const PAYLOAD_MAX: u64 = 125;
 /// The proof of life is asked for between so and so long after the last one.
 const PROOF_MIN: Duration = Duration::from_secs(33);
 const PROOF_MAX: Duration = Duration::from_secs(50);
+/// A session that reads nothing sends a ping between so and so long after the last one. Its peer takes it for dead when it has
+/// heard nothing for 10 s (a client of ours) or 15 s (a server).
+const PAUSED_MIN: Duration = Duration::from_secs(2);
+const PAUSED_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(crate) struct Liveness {
@@ -30,8 +34,18 @@ pub(crate) struct Liveness {
     last_received: Instant,
     /// When the other end of a yamux session must be asked for a proof of life.
     proof_due: Option<Instant>,
-    /// The session stands still because its local ends do: nothing is read that could prove life.
-    paused: bool,
+    state: State,
+}
+
+/// What of this is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Running,
+    /// The session stands still because its local ends do. Nothing is read that could prove life of the peer, whose pings are
+    /// not read either: so that it knows of life here, pings of ours go on, more often than it waits for answers.
+    Paused,
+    /// Nothing: the peer has closed the connection.
+    Over,
 }
 
 #[derive(Debug, Clone)]
@@ -70,7 +84,7 @@ impl Liveness {
             unanswered: None,
             last_received: now,
             proof_due: None,
-            paused: false,
+            state: State::Running,
         };
         liveness.next_ping = liveness.draw(interval / 3, interval, now);
         if end_to_end {
@@ -106,15 +120,32 @@ impl Liveness {
         self.next_ping = Some(now);
     }
 
-    /// While the session reads nothing it learns nothing.
-    pub(crate) fn pause(&mut self, paused: bool, now: Instant) {
-        if self.paused && !paused {
-            self.last_received = now;
-            if let Some(sent) = &mut self.unanswered {
-                sent.since = now;
-            }
+    /// The session reads nothing from now on, and so learns nothing.
+    pub(crate) fn pause(&mut self, now: Instant) {
+        if self.state != State::Running {
+            return;
         }
-        self.paused = paused;
+        self.state = State::Paused;
+        if self.next_ping.is_some_and(|at| at > now + PAUSED_MAX) {
+            self.next_ping = self.draw(PAUSED_MIN, PAUSED_MAX, now);
+        }
+    }
+
+    /// It reads again.
+    pub(crate) fn resume(&mut self, now: Instant) {
+        if self.state != State::Paused {
+            return;
+        }
+        self.state = State::Running;
+        self.last_received = now;
+        if let Some(sent) = &mut self.unanswered {
+            sent.since = now;
+        }
+    }
+
+    /// Nothing more is to be done.
+    pub(crate) fn stop(&mut self) {
+        self.state = State::Over;
     }
 
     /// When bytes arrived last.
@@ -124,13 +155,14 @@ impl Liveness {
 
     /// When [`poll`](Self::poll) has something to do.
     pub(crate) fn next_timeout(&self) -> Option<Instant> {
-        if self.paused {
-            return None;
+        match self.state {
+            State::Running => [self.next_ping, self.dead_at(), self.proof_due]
+                .into_iter()
+                .flatten()
+                .min(),
+            State::Paused => self.next_ping,
+            State::Over => None,
         }
-        [self.next_ping, self.dead_at(), self.proof_due]
-            .into_iter()
-            .flatten()
-            .min()
     }
 
     fn dead_at(&self) -> Option<Instant> {
@@ -140,8 +172,14 @@ impl Liveness {
 
     /// The next thing that is due.
     pub(crate) fn poll(&mut self, now: Instant) -> Option<Due> {
-        if self.paused {
-            return None;
+        match self.state {
+            State::Running => {}
+            State::Paused if self.next_ping.is_some_and(|at| at <= now) => {
+                self.next_ping = self.draw(PAUSED_MIN, PAUSED_MAX, now);
+                // Its answer is not waited for.
+                return Some(Due::Ping(self.payload()));
+            }
+            State::Paused | State::Over => return None,
         }
         if self.dead_at().is_some_and(|at| at <= now) {
             return Some(Due::Dead);
@@ -260,12 +298,54 @@ mod tests {
         let mut liveness = liveness(1, start);
         liveness.probe(start);
         liveness.poll(start);
-        liveness.pause(true, start);
-        let later = start + TIMEOUT * 10;
+        liveness.pause(start);
+        let mut now = start;
+        // The peer, which gets no answers meanwhile, hears from it sooner than it gives up.
+        while now < start + TIMEOUT * 10 {
+            let next = liveness.next_timeout().unwrap();
+            assert!(next - now <= PAUSED_MAX, "{:?}", next - now);
+            now = next;
+            assert!(matches!(liveness.poll(now), Some(Due::Ping(_))));
+            assert_eq!(liveness.poll(now), None);
+        }
+        liveness.resume(now);
+        assert_ne!(liveness.poll(now), Some(Due::Dead));
+    }
+
+    #[test]
+    fn a_session_that_stands_still_again_and_again_is_heard_of_as_often() {
+        const STEP: Duration = Duration::from_millis(150);
+        let start = Instant::now();
+        let mut liveness = liveness(2, start);
+        let (mut now, mut last_ping) = (start, start);
+        while now < start + TIMEOUT * 20 {
+            liveness.pause(now);
+            while let Some(due) = liveness.poll(now) {
+                assert!(matches!(due, Due::Ping(_) | Due::Proof), "{due:?}");
+                if matches!(due, Due::Ping(_)) {
+                    last_ping = now;
+                }
+            }
+            assert!(
+                now - last_ping <= PAUSED_MAX + STEP,
+                "{:?}",
+                now - last_ping
+            );
+            liveness.resume(now);
+            now += STEP;
+            liveness.received(true, now);
+        }
+    }
+
+    #[test]
+    fn nothing_is_due_when_the_peer_has_closed() {
+        let start = Instant::now();
+        let mut liveness = liveness(1, start);
+        liveness.stop();
+        liveness.pause(start);
+        liveness.resume(start);
         assert_eq!(liveness.next_timeout(), None);
-        assert_eq!(liveness.poll(later), None);
-        liveness.pause(false, later);
-        assert_ne!(liveness.poll(later), Some(Due::Dead));
+        assert_eq!(liveness.poll(start + TIMEOUT * 10), None);
     }
 
     #[test]

@@ -442,12 +442,12 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
             (false, None) => {}
             (false, Some(_)) => {
                 self.stuck_since = None;
-                self.liveness.pause(false, now);
+                self.liveness.resume(now);
                 self.streams.wire.excuse_ping(now);
             }
             (true, None) => {
                 self.stuck_since = Some(now);
-                self.liveness.pause(true, now);
+                self.liveness.pause(now);
             }
             (true, Some(_)) if moved => self.stuck_since = Some(now),
             (true, Some(_)) => {}
@@ -497,7 +497,7 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
         }
         // The end of the connection is the end of its stream, which may still have to take what came before.
         self.closed = true;
-        self.liveness.pause(true, now);
+        self.liveness.stop();
         if let Some(event) = simple.closed() {
             self.streams.handle_event(event);
         }

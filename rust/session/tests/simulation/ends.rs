@@ -10,6 +10,9 @@ use ech_workers_session::{Abort, Connector, LocalEnd, Refusal, Status};
 use crate::link::Clock;
 use crate::random::{Random, pattern};
 
+/// What a slow end takes at a time, in bytes.
+const SLOW_BITE: usize = 4000;
+
 /// How an end behaves.
 #[derive(Debug, Clone)]
 pub(crate) struct Script {
@@ -21,6 +24,8 @@ pub(crate) struct Script {
     pub(crate) expects: usize,
     /// It takes nothing for so long, once.
     pub(crate) stops_reading: Duration,
+    /// It takes little at a time, and nothing for so long behind that.
+    pub(crate) slow: Duration,
     /// It fails when it has sent so many bytes.
     pub(crate) fails_after: Option<usize>,
     /// It sends its data only when it got all that it expects.
@@ -240,7 +245,11 @@ impl LocalEnd for End {
             state.take_at(cx, now + pause);
             return Poll::Pending;
         }
-        let most = state.random.range(1, 100_000) as usize;
+        let mut most = state.random.range(1, 100_000) as usize;
+        if !state.script.slow.is_zero() {
+            most = SLOW_BITE;
+            state.stopped_until = now + state.script.slow;
+        }
         let mut n = 0;
         for byte in pieces.iter().flat_map(|piece| piece.iter()).take(most) {
             if state.own > 0 {

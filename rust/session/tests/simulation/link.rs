@@ -87,6 +87,18 @@ impl Pipe {
         }
     }
 
+    /// Puts a message into it, as a peer would.
+    pub(crate) fn put(&mut self, kind: u8, payload: &[u8], now: Instant) {
+        let mut message = vec![kind];
+        message.extend_from_slice(&(payload.len() as u32).to_be_bytes());
+        message.extend_from_slice(payload);
+        assert_eq!(
+            self.write(&message, now),
+            message.len(),
+            "the pipe is too small"
+        );
+    }
+
     /// Takes all whole messages out of it, as their kind and payload.
     pub(crate) fn messages(&mut self) -> Vec<(u8, Vec<u8>)> {
         let bytes: Vec<u8> = self

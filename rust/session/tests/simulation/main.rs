@@ -191,10 +191,13 @@ fn script(random: &mut Random, pair: u64, stops: bool) -> (Script, Script) {
         expects_seed: pair * 2 + 2,
         expects: down,
         stops_reading: if stops && random.once_in(6) {
-            Duration::from_millis(random.range(1, 9000))
+            // For a moment, or for minutes.
+            let most = if random.once_in(3) { 150_000 } else { 9000 };
+            Duration::from_millis(random.range(1, most))
         } else {
             Duration::ZERO
         },
+        slow: Duration::ZERO,
         fails_after: random
             .once_in(25)
             .then(|| random.range(0, up as u64 + 1) as usize),
@@ -209,10 +212,13 @@ fn script(random: &mut Random, pair: u64, stops: bool) -> (Script, Script) {
         expects_seed: program.seed,
         expects: up,
         stops_reading: if stops && random.once_in(6) {
-            Duration::from_millis(random.range(1, 9000))
+            // For a moment, or for minutes.
+            let most = if random.once_in(3) { 150_000 } else { 9000 };
+            Duration::from_millis(random.range(1, most))
         } else {
             Duration::ZERO
         },
+        slow: Duration::ZERO,
         fails_after: random
             .once_in(25)
             .then(|| random.range(0, down as u64 + 1) as usize),
@@ -229,18 +235,40 @@ fn script(random: &mut Random, pair: u64, stops: bool) -> (Script, Script) {
     (program, target)
 }
 
+/// A schedule that is not left to chance altogether: one stream between our own ends.
+struct Chosen {
+    simple: bool,
+    program: Script,
+    target: Script,
+}
+
 impl World {
     fn new(seed: u64) -> Self {
+        Self::build(seed, None)
+    }
+
+    /// An undisturbed schedule.
+    fn chosen(seed: u64, chosen: Chosen) -> Self {
+        Self {
+            deeds: Vec::new(),
+            disturbed: false,
+            limit: LIMIT,
+            ..Self::build(seed, Some(chosen))
+        }
+    }
+
+    fn build(seed: u64, chosen: Option<Chosen>) -> Self {
         let mut random = Random(seed);
         let clock = Clock::new();
         let start = clock.now();
         let simple = random.once_in(3);
-        let extended = !random.once_in(3);
+        let simple = chosen.as_ref().map_or(simple, |chosen| chosen.simple);
+        let extended = !random.once_in(3) || chosen.is_some();
         let delay = Duration::from_micros([50, 5000, 80_000][random.range(0, 3) as usize]);
         let capacity = [2_000, 60_000, 400_000][random.range(0, 3) as usize];
         let up = Pipe::new(capacity, delay, random.fork());
         let down = Pipe::new(capacity, delay, random.fork());
-        let count = if simple {
+        let count = if simple || chosen.is_some() {
             1
         } else {
             random.range(1, STREAMS + 1)
@@ -256,6 +284,10 @@ impl World {
             }
             client_scripts.push(program);
             server_scripts.push(target);
+        }
+        if let Some(chosen) = chosen {
+            client_scripts = vec![chosen.program];
+            server_scripts = vec![chosen.target];
         }
         // Where nothing stands still on purpose, nothing may: a full pipe a round trip, and time for the pauses.
         let windows = (simple && random.once_in(2)).then(|| {
@@ -302,7 +334,7 @@ impl World {
         } else {
             [400 << 10, 2 << 20][random.range(0, 2) as usize]
         };
-        let mut config = |extended, window| {
+        let mut config = |extended, window, ping_timeout| {
             let memory = Arc::new(Ledger::new(usize::MAX / 2));
             let config = Config {
                 mode: if simple {
@@ -320,7 +352,7 @@ impl World {
                     half_closed_idle: Duration::from_secs(120),
                 },
                 ping_interval: Duration::from_secs(28),
-                ping_timeout: Duration::from_secs(15),
+                ping_timeout: Duration::from_secs(ping_timeout),
                 memory: Arc::clone(&memory),
                 memory_share: Allowance::Bytes(share),
                 early_bulk: None,
@@ -328,8 +360,9 @@ impl World {
             };
             (config, memory)
         };
-        let (client_config, client_memory) = config(extended, windows.map(|(client, _)| client));
-        let (server_config, server_memory) = config(true, windows.map(|(_, server)| server));
+        let (client_config, client_memory) =
+            config(extended, windows.map(|(client, _)| client), 10);
+        let (server_config, server_memory) = config(true, windows.map(|(_, server)| server), 15);
         let targets = Arc::default();
         let connector = Targets {
             clock: clock.clone(),
@@ -632,11 +665,90 @@ fn every_schedule_keeps_the_invariants() {
     }
 }
 
+const TRANSFER: usize = 600_000;
+
+/// An end that sends and expects as much as the other.
+fn transfer(seed: u64, expects_seed: u64) -> Script {
+    Script {
+        seed,
+        sends: TRANSFER,
+        expects_seed,
+        expects: TRANSFER,
+        stops_reading: Duration::ZERO,
+        slow: Duration::ZERO,
+        fails_after: None,
+        answers_at_the_end: false,
+        connect_takes: Duration::ZERO,
+        refuses: None,
+        stays: false,
+    }
+}
+
+#[test]
+fn a_reader_that_stops_for_minutes_or_is_slow_loses_nothing_in_either_mode_or_direction() {
+    for case in 0..8 {
+        let (simple, is_slow, program_reads) = (case & 1 == 0, case & 2 == 0, case & 4 == 0);
+        for seed in 0..6 {
+            let (mut program, mut target) = (transfer(1, 2), transfer(2, 1));
+            let reader = if program_reads {
+                &mut program
+            } else {
+                &mut target
+            };
+            if is_slow {
+                reader.slow = Duration::from_millis(700);
+            } else {
+                // Less than the time after which a half-closed stream ends on which nothing moves.
+                reader.stops_reading = Duration::from_secs(100);
+            }
+            let chosen = Chosen {
+                simple,
+                program,
+                target,
+            };
+            let mut world = World::chosen(seed, chosen);
+            world.run();
+            for end in world.all_ends() {
+                let (fate, got) = {
+                    let end = end.lock().unwrap();
+                    (end.fate.clone(), end.got)
+                };
+                assert_eq!(
+                    (fate, got),
+                    (Fate::Closed, TRANSFER),
+                    "simple {simple} slow {is_slow} program {program_reads} seed {seed}\n{}",
+                    world.describe()
+                );
+            }
+        }
+    }
+}
+
+/// A session's configuration in the tests of one session.
+fn config(mode: Mode) -> Config {
+    Config {
+        mode,
+        extended: true,
+        limits: Limits {
+            answer: Duration::from_secs(30),
+            idle: Duration::from_secs(600),
+            half_closed_idle: Duration::from_secs(120),
+        },
+        ping_interval: Duration::from_secs(28),
+        ping_timeout: Duration::from_secs(15),
+        memory: Arc::new(Ledger::new(1 << 20)),
+        memory_share: Allowance::Bytes(1 << 20),
+        early_bulk: None,
+        seed: 3,
+    }
+}
+
 /// A client's session by itself, whose messages can be looked at.
 struct Alone {
     clock: Clock,
     session: Session<Link, End>,
     sent: Arc<Mutex<Pipe>>,
+    received: Arc<Mutex<Pipe>>,
 }
 
 impl Alone {
@@ -644,28 +756,19 @@ impl Alone {
         let mut random = Random(5);
         let clock = Clock::new();
         let sent = Pipe::new(1 << 20, Duration::ZERO, random.fork());
-        let unused = Pipe::new(1 << 20, Duration::ZERO, random.fork());
-        let link = Link::new(clock.clone(), Arc::clone(&sent), unused, &mut random);
-        let config = Config {
-            mode,
-            extended: true,
-            limits: Limits {
-                answer: Duration::from_secs(30),
-                idle: Duration::from_secs(600),
-                half_closed_idle: Duration::from_secs(120),
-            },
-            ping_interval: Duration::from_secs(28),
-            ping_timeout: Duration::from_secs(15),
-            memory: Arc::new(Ledger::new(1 << 20)),
-            memory_share: Allowance::Bytes(1 << 20),
-            early_bulk: None,
-            seed: 3,
-        };
-        let session = Session::client(link, config, clock.now());
+        let received = Pipe::new(1 << 20, Duration::ZERO, random.fork());
+        let link = Link::new(
+            clock.clone(),
+            Arc::clone(&sent),
+            Arc::clone(&received),
+            &mut random,
+        );
+        let session = Session::client(link, config(mode), clock.now());
         Self {
             clock,
             session,
             sent,
+            received,
         }
     }
 
@@ -682,12 +785,17 @@ impl Alone {
     }
 
     fn open(&mut self, sends: usize) -> Arc<Mutex<EndState>> {
+        self.open_within(sends, Duration::from_secs(8))
+    }
+
+    fn open_within(&mut self, sends: usize, limit: Duration) -> Arc<Mutex<EndState>> {
         let script = Script {
             seed: 1,
             sends,
             expects_seed: 2,
             expects: 0,
             stops_reading: Duration::ZERO,
+            slow: Duration::ZERO,
             fails_after: None,
             answers_at_the_end: false,
             connect_takes: Duration::ZERO,
@@ -695,7 +803,7 @@ impl Alone {
             stays: true,
         };
         let state = EndState::new(script, &self.clock, Random(1));
-        let deadline = self.clock.now() + Duration::from_secs(8);
+        let deadline = self.clock.now() + limit;
         let end = End::new(&self.clock, &state);
         let now = self.clock.now();
         self.session
@@ -791,5 +899,275 @@ fn a_quiet_session_sends_pings_of_changing_length_in_both_modes() {
                 .windows(2)
                 .all(|two| two[1] - two[0] < Duration::from_secs(30))
         );
+    }
+}
+
+#[test]
+fn an_answer_to_a_ping_counts_beside_one_that_nobody_asked_for() {
+    let mut alone = Alone::new(Mode::Simple { window: None });
+    let mut pings = Vec::new();
+    while pings.is_empty() {
+        let next = alone.session.next_timeout().expect("a time");
+        alone.clock.advance_to(next);
+        pings = alone.messages();
+    }
+    let trip = Duration::from_millis(80);
+    alone.wait(trip);
+    {
+        let mut received = alone.received.lock().unwrap();
+        received.put(3, &pings[0].1, alone.clock.now());
+        received.put(3, b"nobody asked", alone.clock.now());
+    }
+    // The link may split what it carries.
+    alone.wait(Duration::from_millis(1));
+    alone.messages();
+    let measured = alone.session.round_trip().expect("a round trip");
+    assert!(measured >= trip, "{measured:?}");
+}
+
+#[test]
+fn a_request_that_waits_for_earlier_ones_comes_back_when_its_time_is_over() {
+    let mut alone = Alone::new(Mode::Yamux(yamux::Config {
+        accept_backlog: 1,
+        ..yamux::Config::default()
+    }));
+    alone.open(0);
+    alone.messages();
+    // The one that came last may wait for the shortest time.
+    let (long, short) = (Duration::from_secs(8), Duration::from_secs(3));
+    for limit in [long, short] {
+        alone.open_within(0, limit);
+    }
+    let start = alone.clock.now();
+    let mut back = Vec::new();
+    while back.len() < 2 {
+        let next = alone.session.next_timeout().expect("a time");
+        alone.clock.advance_to(next);
+        alone.messages();
+        while let Some(event) = alone.session.poll_event() {
+            assert!(matches!(event, Event::Returned(_, Returned::Full)));
+            back.push(alone.clock.now() - start);
+        }
+    }
+    assert_eq!(back, [short, long]);
+}
+
+/// A server's session by itself, and what a peer sends it.
+struct AloneServer {
+    clock: Clock,
+    session: Session<Link, End>,
+    sent: Arc<Mutex<Pipe>>,
+    received: Arc<Mutex<Pipe>>,
+    targets: Arc<Mutex<Vec<Arc<Mutex<EndState>>>>>,
+}
+
+impl AloneServer {
+    fn new(mode: Mode, target: Script) -> Self {
+        let mut random = Random(5);
+        let clock = Clock::new();
+        let sent = Pipe::new(1 << 20, Duration::ZERO, random.fork());
+        let received = Pipe::new(1 << 20, Duration::ZERO, random.fork());
+        let link = Link::new(
+            clock.clone(),
+            Arc::clone(&sent),
+            Arc::clone(&received),
+            &mut random,
+        );
+        let targets = Arc::default();
+        let connector = Targets {
+            clock: clock.clone(),
+            scripts: vec![target],
+            made: Arc::clone(&targets),
+            random: random.fork(),
+        };
+        let session = Session::server(link, Box::new(connector), config(mode), clock.now());
+        Self {
+            clock,
+            session,
+            sent,
+            received,
+            targets,
+        }
+    }
+
+    fn receives(&mut self, kind: u8, payload: &[u8]) {
+        let now = self.clock.now();
+        self.received.lock().unwrap().put(kind, payload, now);
+    }
+
+    /// Turns until nothing more is to be done, and how the session ended, if it did.
+    fn turn(&mut self) -> Option<Ended<Cut>> {
+        // The link may split what it carries.
+        self.clock
+            .advance_to(self.clock.now() + Duration::from_millis(1));
+        let clock = self.clock.clone();
+        for target in self.targets.lock().unwrap().iter() {
+            target.lock().unwrap().wake(clock.now());
+        }
+        let mut cx = Context::from_waker(Waker::noop());
+        for _ in 0..10 {
+            if let Poll::Ready(ended) = self.session.poll(&mut cx, &|| clock.now()) {
+                return Some(ended);
+            }
+        }
+        None
+    }
+
+    /// Targets that are connected, or being connected.
+    fn open_targets(&self) -> usize {
+        let targets = self.targets.lock().unwrap();
+        let fates = targets
+            .iter()
+            .map(|target| target.lock().unwrap().fate.clone());
+        fates.filter(|fate| *fate == Fate::Open).count()
+    }
+}
+
+// yamux: types and flags of a frame.
+const DATA: u8 = 0;
+const WINDOW_UPDATE: u8 = 1;
+const SYN: u8 = 1;
+const FIN: u8 = 4;
+const RST: u8 = 8;
+
+fn header(kind: u8, flags: u8, stream: u32, length: usize) -> Vec<u8> {
+    let mut header = vec![0, kind, 0, flags];
+    header.extend(stream.to_be_bytes());
+    header.extend((length as u32).to_be_bytes());
+    header
+}
+
+/// The lengths of the data frames in these messages.
+fn data_frames(messages: &[(u8, Vec<u8>)]) -> Vec<usize> {
+    let bytes: Vec<u8> = messages
+        .iter()
+        .filter(|(kind, _)| *kind == 0)
+        .flat_map(|(_, payload)| payload.clone())
+        .collect();
+    let mut rest = bytes.as_slice();
+    let mut lengths = Vec::new();
+    while let Some((header, behind)) = rest.split_at_checked(12) {
+        rest = behind;
+        if header[1] == DATA && header[3] & FIN == 0 {
+            let length = u32::from_be_bytes(header[8..].try_into().unwrap()) as usize;
+            lengths.push(length);
+            rest = &behind[length..];
+        }
+    }
+    lengths
+}
+
+/// A target whose connection is never made.
+fn never_connected() -> Script {
+    Script {
+        connect_takes: Duration::from_secs(300),
+        ..transfer(1, 2)
+    }
+}
+
+/// What a server sends of a stream whose target sends so many bytes, and when it begins to.
+fn answer_of_a_target(sends: usize, may_wait: bool) -> (Vec<usize>, Duration) {
+    let target = Script {
+        sends,
+        stays: true,
+        ..transfer(1, 2)
+    };
+    let mut server = AloneServer::new(Mode::Yamux(yamux::Config::default()), target);
+    let preamble = [&[2, 1, 1, u8::from(may_wait), 0, 8][..], b"0.test:1"].concat();
+    let opening = [header(DATA, SYN, 1, preamble.len()), preamble].concat();
+    server.receives(0, &opening);
+    let start = server.clock.now();
+    let (mut lengths, mut begun) = (Vec::new(), None);
+    for _ in 0..400 {
+        assert!(server.turn().is_none());
+        let messages = server.sent.lock().unwrap().messages();
+        lengths.extend(data_frames(&messages));
+        if !lengths.is_empty() && begun.is_none() {
+            begun = Some(server.clock.now() - start);
+        }
+    }
+    (lengths, begun.expect("a status"))
+}
+
+/// A status without a reason, in bytes.
+const STATUS: usize = 3;
+
+#[test]
+fn a_status_and_the_targets_first_bytes_travel_together_where_the_client_allows_it() {
+    let (lengths, _) = answer_of_a_target(100, true);
+    assert_eq!(lengths, [STATUS + 100]);
+    // A target that says nothing holds the status up for a quarter of a second.
+    let (lengths, begun) = answer_of_a_target(0, true);
+    assert_eq!(lengths, [STATUS]);
+    let limit = Duration::from_millis(250);
+    assert!(begun >= limit && begun < limit * 2, "{begun:?}");
+    // And not where a program waits for it.
+    let (_, begun) = answer_of_a_target(0, false);
+    assert!(begun < Duration::from_millis(10), "{begun:?}");
+}
+
+#[test]
+fn a_quiet_session_of_a_server_sends_pings_in_both_modes() {
+    for mode in [
+        Mode::Yamux(yamux::Config::default()),
+        Mode::Simple { window: None },
+    ] {
+        let mut server = AloneServer::new(mode, never_connected());
+        assert!(server.turn().is_none());
+        assert_eq!(server.sent.lock().unwrap().messages(), []);
+        let start = server.clock.now();
+        let mut pings = Vec::new();
+        while pings.is_empty() {
+            let next = server.session.next_timeout().expect("a time");
+            server.clock.advance_to(next);
+            assert!(server.turn().is_none());
+            pings = server.sent.lock().unwrap().messages();
+            pings.retain(|(kind, _)| *kind == 2);
+        }
+        assert!(server.clock.now() - start < Duration::from_secs(30));
+    }
+}
+
+#[test]
+fn an_attempt_to_reach_a_target_ends_with_a_reset_behind_the_end_of_the_data() {
+    let mut server = AloneServer::new(Mode::Yamux(yamux::Config::default()), never_connected());
+    let preamble = b"0.test:1\n";
+    for number in 0..2000 {
+        let stream = 2 * number + 1;
+        let frames = [
+            header(WINDOW_UPDATE, SYN, stream, 0),
+            header(DATA, 0, stream, preamble.len()),
+            preamble.to_vec(),
+            header(WINDOW_UPDATE, FIN, stream, 0),
+            header(WINDOW_UPDATE, RST, stream, 0),
+        ];
+        server.receives(0, &frames.concat());
+    }
+    assert!(server.turn().is_none());
+    assert_eq!(server.targets.lock().unwrap().len(), 2000);
+    assert_eq!((server.session.streams(), server.open_targets()), (0, 0));
+}
+
+#[test]
+fn an_attempt_to_reach_a_target_ends_with_the_connection_of_simple_mode() {
+    for (request, behind) in [
+        ("CONNECT:0.test:1|", None),
+        ("CONNECT:0.test:1|", Some("CLOSE")),
+        ("OPEN:0.test:1", None),
+        ("OPEN:0.test:1", Some("FIN")),
+    ] {
+        let mut server = AloneServer::new(Mode::Simple { window: None }, never_connected());
+        server.receives(1, request.as_bytes());
+        assert!(server.turn().is_none());
+        assert_eq!((server.session.streams(), server.open_targets()), (1, 1));
+        if let Some(text) = behind {
+            server.receives(1, text.as_bytes());
+            assert!(server.turn().is_none());
+        }
+        // A goodbye with 1000.
+        server.receives(4, &1000_u16.to_be_bytes());
+        let ended = server.turn();
+        assert!(matches!(ended, Some(Ended::Retired)), "{ended:?}");
+        assert_eq!(server.open_targets(), 0, "{request} {behind:?}");
     }
 }
