@@ -12,6 +12,7 @@ import pytest
 from harness import socks
 from harness.curl import fetch
 from harness.ech import ech_key
+from harness.hostile import WS_PING, HostileClient, opening
 from harness.processes import Processes
 from harness.targets import pattern
 from harness.tunnel import COMMAND, PATH, PUBLIC_NAME, SERVER_NAME, TOKEN, Site
@@ -68,6 +69,17 @@ def test_right_token_is_answered_101(site: Site) -> None:
     assert status == 101
     assert headers["sec-websocket-accept"] == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455 section 1.3
     assert headers["sec-websocket-protocol"] == TOKEN
+
+
+def test_a_ping_before_the_first_message_is_answered(site: Site, targets: dict[str, int]) -> None:
+    """A client that has nothing to send yet finds out by it that the connection lives; then it is used."""
+    with HostileClient(site, site.server().port) as client:
+        client.upgrade()
+        for payload in (b"", b"still there?", b"x" * 125):
+            client.message(payload, WS_PING)
+            assert socks.exactly(client.tls, 2 + len(payload)) == bytes([0x8A, len(payload)]) + payload
+        client.message(opening(1, f"127.0.0.1:{targets['echo']}", b"hello"))
+        client.receive_until(b"hello")
 
 
 def test_own_decoy_page(site: Site, tmp_path: Path) -> None:
