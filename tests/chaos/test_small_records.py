@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import socket
 from typing import TYPE_CHECKING, Literal
 
@@ -35,6 +36,27 @@ def upload(proxy: ProxyProgram, port: int) -> None:
         connection.sendall(b"".join(pattern(SIZE)))
         connection.shutdown(socket.SHUT_WR)
         assert json.loads(socks.until_end(connection)) == {"bytes": SIZE, "sha256": pattern_sha256(SIZE)}
+
+
+@pytest.mark.parametrize("mode", ["--yamux", "--no-yamux"])
+@pytest.mark.parametrize("limit", [64, 134, 16_385])
+def test_a_ping_is_answered_whether_or_not_the_answer_fits_a_record(
+    site: Site, targets: dict[str, int], limit: int, mode: str
+) -> None:
+    """The thread that answers has its time for others."""
+    needs_tlslite()
+    server = site.server()
+    with SmallRecords(site, server.port, "client", limit) as path:
+        proxy = site.proxy(path.port, mode, "--no-ech", "--sessions", "1", "--server-ip", "127.0.0.1", "--control", "")
+        with socks.connect(proxy.address, "127.0.0.1", targets["echo"]) as connection:
+            for number in range(20):
+                said = b"%d" % number
+                connection.sendall(said)
+                assert socks.exactly(connection, len(said)) == said
+                # A ping with the longest payload, as the server would send it.
+                path.to_client(b"\x89\x7d" + os.urandom(125))
+        assert path.failures == []
+        assert "lost" not in proxy.process.output
 
 
 @pytest.mark.timeout(300)

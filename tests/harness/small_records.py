@@ -43,6 +43,7 @@ class SmallRecords:
         self._towards = towards
         self._limit = limit
         self.failures: list[str] = []
+        self._fronts: list[Any] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._sockets: list[socket.socket] = []
@@ -82,10 +83,15 @@ class SmallRecords:
             except (TLSError, OSError) as error:
                 self.failures.append(f"handshake: {error!r}")
                 return
+            self._fronts.append(front)
             other = threading.Thread(target=self._pass, args=(back, front, ends), daemon=True)
             other.start()
             self._pass(front, back, ends)
             other.join(TIMEOUT)
+
+    def to_client(self, data: bytes) -> None:
+        """Sends something to the client as if the server had, on the connection that was made last."""
+        self._fronts[-1].sendall(data)
 
     def _pass(self, source: Any, sink: Any, ends: list[socket.socket]) -> None:
         """Passes on what comes, until either end has ended."""

@@ -111,6 +111,8 @@ pub(crate) struct WebSocket {
     unfinished: Option<Unfinished>,
     /// Control frames that wait for the next record.
     controls: VecDeque<(OpCode, Vec<u8>)>,
+    /// What is left of the payload of one that goes over several records, for a peer that asks for tiny ones (RFC 8449).
+    control_rest: Vec<u8>,
     /// The code of the goodbye, where what the peer did decides it.
     close_code: Option<u16>,
     closing: bool,
@@ -132,6 +134,7 @@ impl WebSocket {
             long_messages: false,
             unfinished: None,
             controls: VecDeque::new(),
+            control_rest: Vec::new(),
             close_code: None,
             closing: false,
         }
@@ -217,22 +220,51 @@ impl WebSocket {
         }
     }
 
-    /// Puts the control frames that wait into the record being filled, as far as they fit.
+    /// Puts the control frames that wait into the record being filled, as far as they fit. One that fits no record goes over
+    /// several.
     fn write_controls(&mut self) -> io::Result<()> {
-        while let Some(length) = self.controls.front().map(|(_, payload)| payload.len()) {
-            if self.filled > 0 || self.unfinished.is_some() || self.space().len() < length {
-                break;
+        loop {
+            let begun = !self.control_rest.is_empty();
+            if !begun && (self.filled > 0 || self.unfinished.is_some()) {
+                // Not within a message.
+                return Ok(());
             }
-            if let Some((opcode, payload)) = self.controls.pop_front() {
-                self.space()
-                    .iter_mut()
-                    .zip(&payload)
-                    .for_each(|(to, from)| *to = *from);
-                self.filled = payload.len();
-                self.end_frame(opcode, 0)?;
+            let length = match self.controls.front() {
+                _ if begun => self.control_rest.len(),
+                Some((_, payload)) => payload.len(),
+                None => return Ok(()),
+            };
+            let room = self.space().len();
+            if room == 0 || room < length && self.framed > 0 {
+                return Ok(());
+            }
+            if begun {
+                let payload = std::mem::take(&mut self.control_rest);
+                self.control_rest = self.fill_control(payload);
+                if let Some(frame) = self.unfinished.take() {
+                    self.continue_frame(frame)?;
+                }
+            } else if let Some((opcode, payload)) = self.controls.pop_front() {
+                self.control_rest = self.fill_control(payload);
+                self.end_frame(opcode, self.control_rest.len())?;
+            }
+            if !self.control_rest.is_empty() {
+                self.seal()?;
             }
         }
-        Ok(())
+    }
+
+    /// Fills the space with `payload`. Returns what it has no room for.
+    fn fill_control(&mut self, mut payload: Vec<u8>) -> Vec<u8> {
+        let space = self.space();
+        let length = payload.len().min(space.len());
+        let rest = payload.split_off(length);
+        space
+            .iter_mut()
+            .zip(&payload)
+            .for_each(|(to, from)| *to = *from);
+        self.filled = length;
+        rest
     }
 
     fn control(&mut self, opcode: OpCode, payload: Vec<u8>) {
@@ -362,14 +394,18 @@ impl Carrier for WebSocket {
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        if self.framed > 0 && self.space().len() < ROOM_MIN {
-            self.seal().map_err(broken)?;
+        loop {
+            if self.framed > 0 && self.space().len() < ROOM_MIN {
+                self.seal().map_err(broken)?;
+            }
+            if self.framed == 0 {
+                ready!(self.tls.poll_ready(cx)).map_err(broken)?;
+            }
+            self.write_controls().map_err(broken)?;
+            if self.control_rest.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
         }
-        if self.framed == 0 {
-            ready!(self.tls.poll_ready(cx)).map_err(broken)?;
-        }
-        self.write_controls().map_err(broken)?;
-        Poll::Ready(Ok(()))
     }
 
     fn space(&mut self) -> &mut [u8] {
@@ -439,7 +475,7 @@ impl Carrier for WebSocket {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         loop {
             self.seal().map_err(broken)?;
-            if self.controls.is_empty() {
+            if self.controls.is_empty() && self.control_rest.is_empty() {
                 return self.tls.poll_flush(cx).map_err(broken);
             }
             ready!(self.poll_ready(cx))?;
