@@ -24,9 +24,9 @@ const ROOM_MIN: usize = 1024;
 /// Records that one message fills for a peer that likes long messages. A 16-bit length can say how long it is.
 const LONG_MESSAGE: usize = 4;
 const _: () = assert!(LONG_MESSAGE * RECORD_MAX - header_room(Role::Client) <= 0xffff);
-/// Pings and pongs that wait to be sent. A peer that pings faster than it reads gets answers to its latest pings only,
-/// as RFC 6455 section 5.5.3 allows.
-const CONTROLS_MAX: usize = 8;
+/// Pongs that wait to be sent. A peer that pings faster than it reads gets answers to its latest pings only, as RFC 6455
+/// section 5.5.3 allows.
+const PONGS_MAX: usize = 8;
 
 /// The longest header of a message that fits a record (RFC 6455 section 5.2: 2 bytes, a 16-bit length, a mask).
 const fn header_room(role: Role) -> usize {
@@ -267,13 +267,6 @@ impl WebSocket {
         rest
     }
 
-    fn control(&mut self, opcode: OpCode, payload: Vec<u8>) {
-        if self.controls.len() == CONTROLS_MAX {
-            self.controls.pop_front();
-        }
-        self.controls.push_back((opcode, payload));
-    }
-
     /// Decodes what lies at `range` of `buffer`.
     fn decode(
         decoder: &mut Decoder,
@@ -323,6 +316,20 @@ impl WebSocket {
     }
 }
 
+/// Puts a control frame behind those that wait. Of our own pings only the last one waits: no answer to another one counts.
+fn queue(controls: &mut VecDeque<(OpCode, Vec<u8>)>, opcode: OpCode, payload: Vec<u8>) {
+    let alike = || controls.iter().filter(|(waiting, _)| *waiting == opcode);
+    let superseded = match opcode {
+        OpCode::Ping => alike().count() > 0,
+        OpCode::Pong => alike().count() >= PONGS_MAX,
+        _ => false,
+    };
+    if superseded && let Some(first) = controls.iter().position(|(waiting, _)| *waiting == opcode) {
+        controls.remove(first);
+    }
+    controls.push_back((opcode, payload));
+}
+
 /// What a control frame, or a frame that is none, asks of the outgoing direction.
 enum Control {
     /// Answer a ping.
@@ -353,12 +360,7 @@ impl Carrier for WebSocket {
         incoming.clear();
         let (controls, close_code) = (&mut self.controls, &mut self.close_code);
         let mut control = |control| match control {
-            Control::Pong(payload) => {
-                if controls.len() == CONTROLS_MAX {
-                    controls.pop_front();
-                }
-                controls.push_back((OpCode::Pong, payload));
-            }
+            Control::Pong(payload) => queue(controls, OpCode::Pong, payload),
             // Without a code there is none to echo (RFC 6455 section 7.1.5).
             Control::Closed(code) => *close_code = code,
             Control::Fault(code) => *close_code = Some(code),
@@ -469,7 +471,7 @@ impl Carrier for WebSocket {
     }
 
     fn ping(&mut self, payload: &[u8]) {
-        self.control(OpCode::Ping, payload.to_vec());
+        queue(&mut self.controls, OpCode::Ping, payload.to_vec());
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
@@ -486,7 +488,11 @@ impl Carrier for WebSocket {
         if !self.closing {
             self.closing = true;
             let code = self.close_code.unwrap_or(code as u16);
-            self.control(OpCode::Close, code.to_be_bytes().to_vec());
+            queue(
+                &mut self.controls,
+                OpCode::Close,
+                code.to_be_bytes().to_vec(),
+            );
         }
     }
 
@@ -508,6 +514,23 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+
+    #[test]
+    fn our_ping_waits_for_its_turn_behind_any_number_of_answers() {
+        let mut controls = VecDeque::new();
+        queue(&mut controls, OpCode::Ping, vec![1]);
+        for number in 0..20 {
+            queue(&mut controls, OpCode::Pong, vec![number]);
+        }
+        queue(&mut controls, OpCode::Ping, vec![2]);
+        queue(&mut controls, OpCode::Close, vec![3]);
+        let (pongs, others): (Vec<_>, Vec<_>) = controls
+            .into_iter()
+            .partition(|(opcode, _)| *opcode == OpCode::Pong);
+        let pongs: Vec<u8> = pongs.into_iter().flat_map(|(_, payload)| payload).collect();
+        assert_eq!(pongs, (12..20).collect::<Vec<u8>>());
+        assert_eq!(others, [(OpCode::Ping, vec![2]), (OpCode::Close, vec![3])]);
+    }
 
     /// A client's WebSocket, and the TLS connection that it writes to.
     async fn pair() -> (WebSocket, TlsStream) {
