@@ -7,6 +7,7 @@ distribution and the wheel for x86_64 with glibc. The compiler cache is not used
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -17,6 +18,7 @@ from pathlib import Path
 from wheels import DIST, ROOT, TARGETS, output
 
 DEFAULT = ("sdist", TARGETS[0].triple)
+KEPT = ROOT / "target" / "reproduced"
 
 
 def main(arguments: list[str]) -> int:
@@ -33,6 +35,10 @@ def main(arguments: list[str]) -> int:
                 return 1
         made = sorted((clone / "dist").iterdir())
         complaints = [complaint for file in made for complaint in compare(file, DIST / file.name)]
+        if complaints:
+            shutil.rmtree(KEPT, ignore_errors=True)
+            shutil.copytree(clone / "dist", KEPT)
+            complaints.append(f"what came out is in {KEPT.relative_to(ROOT)}")
     print("\n".join(complaints) or f"reproduce: {', '.join(file.name for file in made)} came out the same")
     return 1 if complaints else 0
 

@@ -149,6 +149,8 @@ def environment() -> dict[str, str]:
         " ".join(f"-ffile-prefix-map={old}={new}" for old, new in places.items()) + " -g0"
     )
     made["CARGO_ENCODED_RUSTFLAGS"] = "\x1f".join(f"--remap-path-prefix={old}={new}" for old, new in places.items())
+    # ccache would make paths relative, and file names in BoringSSL would tell whether there was a cache.
+    made.pop("CCACHE_BASEDIR", None)
     # As in backend/bssl_backend.py.
     made["MATURIN_NO_MISSING_BUILD_BACKEND_WARNING"] = "1"
     # A folder of its own: cargo builds in one folder one after the other.
