@@ -21,7 +21,7 @@ from . import (
     throughput,
     worker,
 )
-from .report import preface
+from .report import Table, preface
 from .subjects import Bench
 
 WRITTEN = ROOT / "docs" / "benchmarks.md"
@@ -61,18 +61,25 @@ def main() -> None:
     head = preface(
         "python -m tests.bench", options.rounds, os.getloadavg()[0], list(filter(None, [sing_box.version()]))
     )
-    made = []
+    made: list[Table] = []
+    failed: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         for number, part in enumerate(options.only or TABLES):
             # Each table from fresh processes, so that none inherits the other's memory or windows.
             bench = Bench.make(Path(name) / str(number), options.rounds, options.mebibytes, options.quick)
             try:
                 made.append(TABLES[part](bench))
+            except (AssertionError, SystemExit) as error:
+                # What the other tables took many minutes for is not lost with it.
+                failed.append(f"{part}: {error}")
+                made.append(Table(f"`{part}`", (), notes=["not measured: a program of it failed"]))
             finally:
                 bench.stop()
             print(made[-1], flush=True)
     if not options.quick and not options.only:
         WRITTEN.write_text("\n".join([head, *map(str, made)]).rstrip() + "\n")
+    if failed:
+        raise SystemExit("\n".join(failed))
 
 
 if __name__ == "__main__":
