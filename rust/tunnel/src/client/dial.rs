@@ -129,22 +129,21 @@ impl Dialed {
             Mode::Yamux => "connect",
             Mode::Simple => "simple-open",
         };
-        self.features.first().is_some_and(|version| version == "1")
-            && self.features.iter().any(|word| word == feature)
+        self.features.first().is_some_and(|version| version == "1") && self.announces(feature)
     }
 
     /// In simple mode both sides say how much they take.
     pub(crate) fn has_simple_window(&self) -> bool {
-        self.extended(Mode::Simple)
-            && self
-                .features
-                .iter()
-                .any(|word| word == extensions::SIMPLE_WINDOW)
+        self.extended(Mode::Simple) && self.announces(extensions::SIMPLE_WINDOW)
     }
 
     /// The server sends back what comes for the reserved target, in this mode.
     pub(crate) fn echoes(&self, mode: Mode) -> bool {
-        self.extended(mode) && self.features.iter().any(|word| word == extensions::ECHO)
+        self.extended(mode) && self.announces(extensions::ECHO)
+    }
+
+    fn announces(&self, feature: &str) -> bool {
+        self.features.iter().any(|word| word == feature)
     }
 }
 
