@@ -8,16 +8,20 @@ use std::time::{Duration, Instant};
 /// A server is far from so long a time to connect on: there a dial takes so long that bulk transfers should be foreseen.
 pub(crate) const FAR: Duration = Duration::from_millis(20);
 
-/// A stream to a server that is far, which moves so many bytes within some seconds, may become a bulk transfer: the second flight
-/// of slow start gets it there, twenty packets (RFC 6928), while the first one often comes with the server's answer and does not count.
-pub(crate) const EARLY_BULK: u64 = 24 << 10;
+/// A stream to a server that is far, which moves so many bytes within some seconds, may become a bulk transfer. It is less than the
+/// first flight of slow start (ten packets, RFC 6928), so that this flight is enough although one of its last packets was lost.
+pub(crate) const EARLY_BULK: u64 = 8 << 10;
 
 /// In quarters of a round trip. A dial takes three (TCP, TLS, the WebSocket), and some time at both ends.
 const DIAL_QUARTERS: u32 = 13;
 
-/// A stream waits so many round trips at most, and so long: what is further away is not worth it, and may not come.
+/// A stream waits for a dial that is expected within so many round trips, and within so long: what is further away is not worth it.
 const WAIT_ROUND_TRIPS: u32 = 3;
 const WAIT_MAX: Duration = Duration::from_millis(500);
+
+/// It goes on waiting for a dial that is so many round trips late, and so long: one of its packets was lost and is sent again.
+const LATE_ROUND_TRIPS: u32 = 2;
+const LATE_MAX: Duration = Duration::from_millis(250);
 
 /// The dials that are under way.
 #[derive(Default)]
@@ -42,7 +46,8 @@ impl Dials {
         self.0.retain(|dial| dial.number != number);
     }
 
-    /// Until when it is worth waiting for one to this server, if it is. `distance`: a round trip.
+    /// Until when it is worth waiting for one to this server, if it is: one that is expected soon, and then for some time more.
+    /// `distance`: a round trip.
     pub(crate) fn worth_waiting_for(
         &self,
         upstream: u32,
@@ -52,12 +57,15 @@ impl Dials {
         if distance < FAR {
             return None;
         }
-        let most = (distance * WAIT_ROUND_TRIPS).min(WAIT_MAX);
+        let soon = now + (distance * WAIT_ROUND_TRIPS).min(WAIT_MAX);
+        let late = (distance * LATE_ROUND_TRIPS).min(LATE_MAX);
         self.0
             .iter()
             .filter(|dial| dial.upstream == upstream)
             .map(|dial| dial.begun + distance * DIAL_QUARTERS / 4)
-            .filter(|&up| up > now && up <= now + most)
+            .filter(|&expected| expected <= soon)
+            .map(|expected| expected + late)
+            .filter(|&until| until > now)
             .min()
     }
 }
@@ -69,7 +77,7 @@ mod tests {
     const DISTANCE: Duration = Duration::from_millis(80);
 
     #[test]
-    fn a_dial_is_waited_for_when_it_is_about_to_be_up_and_not_before_or_after() {
+    fn a_dial_is_waited_for_when_it_is_about_to_be_up_or_a_little_late_and_not_before_or_after() {
         let start = Instant::now();
         let mut dials = Dials::default();
         dials.begin(7, 0, start);
@@ -80,15 +88,16 @@ mod tests {
         };
         assert_eq!(wait(&dials, 0), None);
         assert_eq!(wait(&dials, 19), None);
-        assert_eq!(wait(&dials, 20), Some(260));
-        assert_eq!(wait(&dials, 259), Some(260));
-        assert_eq!(wait(&dials, 260), None);
+        assert_eq!(wait(&dials, 20), Some(420));
+        assert_eq!(wait(&dials, 261), Some(420));
+        assert_eq!(wait(&dials, 419), Some(420));
+        assert_eq!(wait(&dials, 420), None);
         dials.end(7);
         assert_eq!(wait(&dials, 200), None);
     }
 
     #[test]
-    fn nobody_waits_on_a_short_path_nor_for_another_server_nor_longer_than_half_a_second() {
+    fn nobody_waits_on_a_short_path_nor_for_another_server_nor_for_what_is_far_off() {
         let start = Instant::now();
         let mut dials = Dials::default();
         dials.begin(7, 0, start);
@@ -99,6 +108,7 @@ mod tests {
         assert_eq!(dials.worth_waiting_for(1, DISTANCE, later), None);
         let long = Duration::from_secs(1);
         assert_eq!(dials.worth_waiting_for(0, long, start + long * 2), None);
-        assert!(dials.worth_waiting_for(0, long, start + long * 3).is_some());
+        let wait = dials.worth_waiting_for(0, long, start + long * 3);
+        assert_eq!(wait, Some(start + long * DIAL_QUARTERS / 4 + LATE_MAX));
     }
 }
