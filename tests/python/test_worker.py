@@ -42,6 +42,14 @@ def test_a_seed_gives_the_same_project_again(tmp_path: Path) -> None:
     assert texts(tmp_path / "1", "**/*.*") == texts(tmp_path / "2", "**/*.*")
 
 
+def test_no_two_modules_of_the_template_declare_the_same_name() -> None:
+    """In some projects they are one file."""
+    modules = texts(Path(layout.__file__).with_name("template"), "src/*.ts").values()
+    names = [name for text in modules for _, name in layout._DECLARATION.findall(text)]
+    assert len(names) > 50
+    assert sorted(names) == sorted(set(names))
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_nothing_of_the_template_s_names_is_left(tmp_path: Path, seed: int) -> None:
     project = create(tmp_path, seed=seed)

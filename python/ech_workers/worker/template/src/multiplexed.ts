@@ -10,7 +10,7 @@ import { FRAME_HEADER, GO_AWAY_PROTOCOL_ERROR, YamuxSession, type YamuxStream } 
 /** Of a read from the target, and of the frame that carries it, in bytes. */
 const FRAME_SIZE = 64 * 1024;
 /** Of a write: all that a window lets arrive. */
-const WRITE_SIZE = 256 * 1024;
+const LONGEST_WRITE = 256 * 1024;
 /** Of a preamble, newline included. */
 const LONGEST_PREAMBLE = 512;
 const EXTENDED = 2;
@@ -112,7 +112,7 @@ async function carryUp(stream: YamuxStream, connection: TargetConnection, early:
       await connection.write(bytes);
       stream.taken(bytes.length);
     }
-    bytes = await stream.read(WRITE_SIZE);
+    bytes = await stream.read(LONGEST_WRITE);
   }
   await connection.finish();
 }
@@ -163,7 +163,7 @@ async function refuseStream(stream: YamuxStream, preamble: StreamPreamble, failu
   await stream.write(statusAnswer(FAILURE_STATUS[failure.word], failure.message));
   stream.finish();
   // What the client still sends is thrown away, up to its own end or a window's worth.
-  while ((await stream.read(WRITE_SIZE)) !== undefined) {}
+  while ((await stream.read(LONGEST_WRITE)) !== undefined) {}
 }
 
 function statusAnswer(status: number, reason: string): Uint8Array {
