@@ -140,59 +140,62 @@ def test_a_target_that_closes_first_ends_the_connection_after_its_last_byte(
         assert hashlib.sha256(body).hexdigest() == pattern_sha256(1_000_003)
 
 
-class _Stopped:
-    """A target that takes nothing for a while, or until it is told to, then `size` bytes, and answers with their number and sum."""
+class _Target:
+    """A target that does what its subclass says with each connection."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._run, args=(connection,), daemon=True).start()
+
+    def _run(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            self.serve(connection)
+
+    def serve(self, connection: socket.socket) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+class _Stopped(_Target):
+    """Takes nothing for a while, or until it is told to, then `size` bytes, and answers with their number and sum."""
 
     def __init__(self, seconds: float, size: int) -> None:
         self._seconds = seconds
         self._size = size
         self.go = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        super().__init__()
 
-    def _run(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            self.go.wait(self._seconds)
-            digest, size = hashlib.sha256(), 0
-            while size < self._size and (piece := connection.recv(1 << 20)):
-                digest.update(piece)
-                size += len(piece)
-            connection.sendall(json.dumps({"bytes": size, "sha256": digest.hexdigest()}).encode())
-
-    def close(self) -> None:
-        self._listener.close()
+    def serve(self, connection: socket.socket) -> None:
+        self.go.wait(self._seconds)
+        digest, size = hashlib.sha256(), 0
+        while size < self._size and (piece := connection.recv(1 << 20)):
+            digest.update(piece)
+            size += len(piece)
+        connection.sendall(json.dumps({"bytes": size, "sha256": digest.hexdigest()}).encode())
 
 
-class _Source:
-    """A target that sends `size` bytes of the pattern; `sent` says how many the system took."""
+class _Source(_Target):
+    """Sends `size` bytes of the pattern; `sent` says how many the system took."""
 
     def __init__(self, size: int) -> None:
         self.sent = 0
         self._size = size
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        super().__init__()
 
-    def _run(self) -> None:
-        with contextlib.suppress(OSError):
-            connection, _ = self._listener.accept()
-            with connection:
-                for piece in pattern(self._size):
-                    for start in range(0, len(piece), 1 << 16):
-                        connection.sendall(piece[start : start + (1 << 16)])
-                        self.sent += len(piece[start : start + (1 << 16)])
-
-    def close(self) -> None:
-        self._listener.close()
+    def serve(self, connection: socket.socket) -> None:
+        for piece in pattern(self._size):
+            for start in range(0, len(piece), 1 << 16):
+                connection.sendall(piece[start : start + (1 << 16)])
+                self.sent += len(piece[start : start + (1 << 16)])
 
 
 def wait_until_still(count: Callable[[], int]) -> int:
