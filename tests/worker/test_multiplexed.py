@@ -5,121 +5,37 @@ import hashlib
 import socket
 import struct
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, connect
 
 from harness.json_resolver import JsonResolver
 from harness.ports import unused_port
 from harness.targets import pattern, pattern_sha256
-from harness.tunnel import TOKEN
 from harness.worker import PLATFORM_ADDRESS, Deployment, Worker, unanswered_port
-
-TIMEOUT = 20.0
-DATA, UPDATE, PING, GO_AWAY = range(4)
-SYN, ACK, FIN, RST = 1, 2, 4, 8
-INITIAL_WINDOW = 256 << 10
-
-
-@dataclass(frozen=True)
-class Frame:
-    type: int
-    flags: int
-    stream: int
-    value: int
-    payload: bytes = b""
-
-
-def frame(kind: int, flags: int, stream: int, value: int, payload: bytes = b"") -> bytes:
-    return struct.pack(">BBHII", 0, kind, flags, stream, value) + payload
-
-
-def data(stream: int, payload: bytes, flags: int = 0) -> bytes:
-    return frame(DATA, flags, stream, len(payload), payload)
-
-
-def extended(target: str, *, version: int = 1, command: int = 1, flags: int = 0) -> bytes:
-    return bytes([2, version, command, flags]) + len(target).to_bytes(2, "big") + target.encode()
-
-
-class Client:
-    """Says any bytes, and hears frames."""
-
-    def __init__(self, peer: ClientConnection) -> None:
-        self.peer = peer
-        self._buffer = b""
-
-    def say(self, *pieces: bytes) -> None:
-        for piece in pieces:
-            self.peer.send(piece)
-
-    def hear(self) -> Frame:
-        while (length := self._length()) is None or len(self._buffer) < length:
-            message = self.peer.recv(timeout=TIMEOUT)
-            assert isinstance(message, bytes)
-            self._buffer += message
-        whole, self._buffer = self._buffer[:length], self._buffer[length:]
-        _, kind, flags, stream, value = struct.unpack(">BBHII", whole[:12])
-        return Frame(kind, flags, stream, value, whole[12:])
-
-    def _length(self) -> int | None:
-        if len(self._buffer) < 12:
-            return None
-        kind, value = self._buffer[1], int.from_bytes(self._buffer[8:12], "big")
-        return 12 + value if kind == DATA else 12
-
-    def hear_from(self, stream: int) -> Iterator[Frame]:
-        """The frames of a stream up to its end, without ACK and window updates."""
-        while True:
-            found = self.hear()
-            if found.stream != stream:
-                continue
-            if found.type == DATA or found.flags & (FIN | RST):
-                yield found
-            if found.flags & (FIN | RST):
-                return
-
-    def answer(self, stream: int) -> tuple[int, str]:
-        """The status and the reason that an extended preamble gets."""
-        for found in self.hear_from(stream):
-            assert found.flags & RST == 0, found
-            if found.type == DATA:
-                assert found.payload[0] == 2
-                return found.payload[1], found.payload[3 : 3 + found.payload[2]].decode()
-        raise AssertionError("no answer")
-
-    def go_away(self) -> int:
-        """The code with which the Worker ends the session."""
-        code = -1
-        with contextlib.suppress(ConnectionClosed):
-            while True:
-                found = self.hear()
-                if found.type == GO_AWAY:
-                    code = found.value
-        return code
+from harness.worker_client import (
+    ACK,
+    DATA,
+    FIN,
+    INITIAL_WINDOW,
+    PING,
+    RST,
+    SYN,
+    TIMEOUT,
+    UPDATE,
+    Frame,
+    data,
+    extended,
+    frame,
+    session,
+)
 
 
 @pytest.fixture
 def worker(deployment: Deployment) -> Worker:
     return deployment.start(tls=False, MULTIPLEXED="on", CONNECT_SECONDS="2")
-
-
-@contextlib.contextmanager
-def session(worker: Worker) -> Iterator[Client]:
-    with connect(
-        f"ws://127.0.0.1:{worker.port}{worker.entry_path}",
-        subprotocols=[TOKEN],  # type: ignore[list-item]
-        compression=None,
-        proxy=None,
-        max_size=None,
-        close_timeout=5,
-    ) as peer:
-        yield Client(peer)
 
 
 def test_a_deployed_preamble_carries_without_an_answer(worker: Worker, targets: dict[str, int]) -> None:

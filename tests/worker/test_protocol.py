@@ -12,44 +12,18 @@ from collections.abc import Iterator
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import ClientConnection
 
 from harness.json_resolver import JsonResolver
 from harness.ports import unused_port
 from harness.targets import pattern, pattern_sha256
 from harness.tunnel import TOKEN
 from harness.worker import PLATFORM_ADDRESS, PRIVATE_ADDRESS, Deployment, Worker, unanswered_port
+from harness.worker_client import TIMEOUT, dial, ended, said
 
-TIMEOUT = 20.0
 # Of simple mode, in bytes: what a client may send at first, and what the Worker takes at a time.
 FIRST_WINDOW = 256 << 10
 LARGEST_WINDOW = 4 << 20
-
-
-def dial(worker: Worker, path: str | None = None, token: str | None = TOKEN) -> ClientConnection:
-    """A WebSocket, with nothing said yet."""
-    return connect(
-        f"ws://127.0.0.1:{worker.port}{worker.entry_path if path is None else path}",
-        subprotocols=None if token is None else [token],  # type: ignore[list-item]
-        compression=None,
-        proxy=None,
-        max_size=None,
-        close_timeout=5,
-    )
-
-
-def said(peer: ClientConnection) -> str | bytes:
-    return peer.recv(timeout=TIMEOUT)
-
-
-def ended(peer: ClientConnection) -> tuple[int, list[str | bytes]]:
-    """The code of the close, and what came before it."""
-    heard: list[str | bytes] = []
-    try:
-        while True:
-            heard.append(said(peer))
-    except ConnectionClosed as error:
-        return (error.rcvd.code if error.rcvd else 1006), heard
 
 
 def answer(worker: Worker, first: str | bytes) -> str | bytes:
@@ -111,6 +85,14 @@ def test_the_101_echoes_the_header_and_announces_what_is_more(worker: Worker, pl
         assert peer.subprotocol == token
         assert peer.response is not None
         assert peer.response.headers["X-Stream-Extensions"] == "1, simple-open, simple-window, long-messages, worker"
+
+
+def test_slashes_around_a_token_in_the_path_are_no_part_of_it(worker: Worker) -> None:
+    """However many there are elsewhere: a path is as long as a stranger likes."""
+    with dial(worker, f"//{TOKEN}//", None) as peer:
+        assert peer.subprotocol is None
+    many = "/" * 15_000
+    assert page(worker, f"/x{many}x", **upgrade_headers("other")) == page(worker, "/not-there")
 
 
 def test_multiplexed_mode_is_announced_where_it_is_on(deployment: Deployment) -> None:
