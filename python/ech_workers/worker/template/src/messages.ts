@@ -1,11 +1,13 @@
 // A WebSocket as something to read from and to write to in turn, both bounded as far as the platform lets us.
-import { joinBytes } from "./bytes";
+import { ByteQueue } from "./bytes";
 import { ByteWindows } from "./windows";
 
 export type SocketMessage = string | Uint8Array;
 
 /** What may wait in the runtime for a slow client before reading from the target stops. */
 const SEND_LIMIT = 256 * 1024;
+/** What a message that waits costs beside its bytes, more or less; binary ones that wait behind each other are one. */
+const MESSAGE_COST = 256;
 /** Code of the close: the other end sent more than could be passed on (RFC 6455 section 7.4, IANA's registry). */
 const TRY_AGAIN_LATER = 1013;
 
@@ -13,9 +15,10 @@ export class MessageSocket {
   /** True once nothing more can be sent. */
   closed = false;
   readonly windows: ByteWindows;
-  #waiting: SocketMessage[] = [];
+  #waiting: (string | ByteQueue)[] = [];
   #first = 0;
-  #bytes = 0;
+  /** Bytes that wait, and the cost of their messages. */
+  #held = 0;
   #wake: (() => void) | undefined;
   #end: () => void = () => {};
   /** Resolves once nothing more comes or goes; what has come before can still be taken. */
@@ -42,10 +45,8 @@ export class MessageSocket {
         this.taken(0);
         return;
       }
-      const message = typeof data === "string" ? data : new Uint8Array(data as ArrayBuffer);
-      this.#bytes += message.length;
-      this.#waiting.push(message);
-      if (this.#bytes > limit) {
+      this.#keep(typeof data === "string" ? data : new Uint8Array(data as ArrayBuffer));
+      if (this.#held > limit) {
         // A part of it would be taken for the whole.
         this.#waiting = [];
         this.#first = 0;
@@ -58,8 +59,11 @@ export class MessageSocket {
     socket.accept();
   }
 
-  /** The next message; undefined when there will be none, or none came within the milliseconds. */
-  async next(timeout?: number): Promise<SocketMessage | undefined> {
+  /**
+   * The next message; undefined when there will be none, or none came within the milliseconds. Binary messages that wait behind
+   * it are joined to it, up to about `size` bytes: fewer, larger writes.
+   */
+  async next(size = 0, timeout?: number): Promise<SocketMessage | undefined> {
     if (this.#first === this.#waiting.length && !this.closed) {
       let timer: ReturnType<typeof setTimeout> | undefined;
       await new Promise<void>((resolve) => {
@@ -69,21 +73,7 @@ export class MessageSocket {
       this.#wake = undefined;
       clearTimeout(timer ?? null);
     }
-    return this.#take();
-  }
-
-  /** Binary messages that wait already, joined to `message`, up to about `size` bytes: fewer, larger writes. */
-  joined(message: Uint8Array, size: number): Uint8Array {
-    const parts = [message];
-    let length = message.length;
-    for (;;) {
-      const following = this.#waiting[this.#first];
-      if (!(following instanceof Uint8Array) || length + following.length > size) break;
-      this.#take();
-      parts.push(following);
-      length += following.length;
-    }
-    return joinBytes(parts, length);
+    return this.#take(size);
   }
 
   /** Sends, unless the socket is closed. A buffer that was sent may not be changed. */
@@ -132,10 +122,30 @@ export class MessageSocket {
     return (this.socket.bufferedAmount ?? 0) > 4 * SEND_LIMIT;
   }
 
-  #take(): SocketMessage | undefined {
-    const message = this.#waiting[this.#first];
-    if (message === undefined) return undefined;
-    this.#bytes -= message.length;
+  #keep(message: SocketMessage): void {
+    this.#held += message.length;
+    const last = this.#waiting.at(-1);
+    if (typeof message !== "string" && last instanceof ByteQueue) {
+      last.push(message);
+      return;
+    }
+    this.#held += MESSAGE_COST;
+    if (typeof message === "string") {
+      this.#waiting.push(message);
+    } else {
+      const bytes = new ByteQueue();
+      bytes.push(message);
+      this.#waiting.push(bytes);
+    }
+  }
+
+  #take(size: number): SocketMessage | undefined {
+    const waiting = this.#waiting[this.#first];
+    if (waiting === undefined) return undefined;
+    const message = typeof waiting === "string" ? waiting : waiting.take(size);
+    this.#held -= message?.length ?? 0;
+    if (waiting instanceof ByteQueue && !waiting.isEmpty) return message;
+    this.#held -= MESSAGE_COST;
     this.#waiting[this.#first++] = "";
     if (this.#first > 64 && 2 * this.#first > this.#waiting.length) {
       this.#waiting = this.#waiting.slice(this.#first);

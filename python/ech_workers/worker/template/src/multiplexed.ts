@@ -4,7 +4,7 @@ import { joinBytes } from "./bytes";
 import { asFailure, FAILURE_STATUS, TargetFailure } from "./failure";
 import type { MessageSocket } from "./messages";
 import type { DeploymentSettings } from "./settings";
-import { openTarget, type TargetConnection } from "./target";
+import { LINGER, openTarget, type TargetConnection } from "./target";
 import { FRAME_HEADER, GO_AWAY_PROTOCOL_ERROR, YamuxSession, type YamuxStream } from "./yamux";
 
 /** Of a read from the target, and of the frame that carries it, in bytes. */
@@ -96,7 +96,12 @@ export class MultiplexedSession {
     }
     try {
       if (preamble.extended) await stream.write(statusAnswer(0, ""));
-      await Promise.all([carryUp(stream, connection, preamble.early), carryDown(stream, connection)]);
+      const up = carryUp(stream, connection, preamble.early);
+      // A target that says nothing, or takes nothing, does not keep its connection longer than the stream.
+      const broken = stream.broken.then(() =>
+        stream.hasPeerEnded ? Promise.race([up, scheduler.wait(LINGER)]) : undefined,
+      );
+      await Promise.race([Promise.all([up, carryDown(stream, connection)]), broken]);
     } finally {
       // Nothing after two clean ends; the end of the other direction when one was broken.
       connection.abort();

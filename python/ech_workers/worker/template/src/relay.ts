@@ -11,7 +11,7 @@ export async function openRelay(target: TargetAddress, settings: DeploymentSetti
   if (hasWindows) peer.send(peer.windows.begin());
   peer.send(extended ? `OPEN:${formatTarget(target)}` : `CONNECT:${formatTarget(target)}|`);
   // The relay has its own limit on the target; ours is for a relay that says nothing.
-  const answer = await peer.next(2 * settings.connectTimeout);
+  const answer = await peer.next(0, 2 * settings.connectTimeout);
   if (answer === "CONNECTED") return relayConnection(peer, extended);
   peer.close(1000, "");
   if (typeof answer !== "string") throw new TargetFailure("failed", "the relay did not answer");

@@ -10,7 +10,7 @@ import { GO_AWAY_PROTOCOL_ERROR, goAwayFrame } from "./yamux";
 const FIRST_MESSAGE_TIMEOUT = 120_000;
 
 export async function serveFirstMessage(peer: MessageSocket, settings: DeploymentSettings): Promise<void> {
-  const first = await peer.next(FIRST_MESSAGE_TIMEOUT);
+  const first = await peer.next(0, FIRST_MESSAGE_TIMEOUT);
   if (first === undefined) {
     peer.close(1000, "");
   } else if (typeof first === "string") {

@@ -3,14 +3,14 @@ import { parseTarget } from "./address";
 import { asFailure, TargetFailure } from "./failure";
 import type { MessageSocket } from "./messages";
 import type { DeploymentSettings } from "./settings";
-import { openTarget, type TargetConnection } from "./target";
+import { LINGER, openTarget, type TargetConnection } from "./target";
 
 /** Of a read from the target, and of the message that carries it, in bytes. */
 const READ_SIZE = 64 * 1024;
 /** Of a write: what waits goes together, so that a write costs less than the messages that arrive meanwhile. */
 const WRITE_SIZE = 1024 * 1024;
-/** Milliseconds that a target has for what a client sent before it went away. */
-const LINGER = 10_000;
+
+const BROKEN = "the target broke the connection";
 
 /** Which of the two protocols the client began. */
 interface SimpleRequest {
@@ -60,6 +60,7 @@ function refuseSimple(peer: MessageSocket, extended: boolean, failure: TargetFai
 
 class SimpleConnection {
   #upEnded = false;
+  #upBroken = false;
   #downEnded = false;
 
   constructor(
@@ -87,12 +88,13 @@ class SimpleConnection {
     } catch {
       // A close without FIN says that the target broke off.
       if (!extended) peer.send("CLOSE");
-      peer.close(1011, "the target broke the connection");
+      peer.close(1011, BROKEN);
       return;
     }
     this.#downEnded = true;
     peer.send(extended ? "FIN" : "CLOSE");
     if (!extended || this.#upEnded) peer.close(1000, "");
+    if (this.#upBroken) peer.close(1011, BROKEN);
   }
 
   /** Client to target. */
@@ -102,15 +104,14 @@ class SimpleConnection {
     try {
       if (early !== "") await connection.write(new TextEncoder().encode(early));
       for (;;) {
-        const message = await peer.next();
+        const message = await peer.next(WRITE_SIZE);
         if (message instanceof Uint8Array) {
           // Nothing belongs behind the client's end.
           if (message.length === 0 || this.#upEnded) continue;
-          const bytes = peer.joined(message, WRITE_SIZE);
           try {
-            await connection.write(bytes);
+            await connection.write(message);
           } finally {
-            peer.taken(bytes.length);
+            peer.taken(message.length);
           }
         } else if (message === "FIN" && extended) {
           if (!this.#upEnded) await connection.finish();
@@ -127,7 +128,9 @@ class SimpleConnection {
         }
       }
     } catch {
-      // The target takes nothing more. What it still says is carried on, and what comes for it is thrown away.
+      // The target takes nothing more. What it still says is carried on, and what comes for it is thrown away meanwhile.
+      this.#upBroken = true;
+      if (this.#downEnded) peer.close(1011, BROKEN);
       for (;;) {
         const message = await peer.next();
         if (message === undefined) break;

@@ -20,6 +20,8 @@ export interface TargetConnection {
   abort(): void;
 }
 
+/** Milliseconds that a target has for what a client sent before it went away. */
+export const LINGER = 10_000;
 const LOOKUP_TIMEOUT = 3000;
 
 /** Names that were found on the platform's own addresses; shared by the requests of an isolate. */
@@ -133,7 +135,10 @@ async function lookUp(name: string, resolver: string): Promise<Uint8Array[] | un
         headers: { accept: "application/dns-json" },
         signal: AbortSignal.timeout(LOOKUP_TIMEOUT),
       });
-      if (!answer.ok) return undefined;
+      if (!answer.ok) {
+        await answer.body?.cancel();
+        return undefined;
+      }
       const { Status, Answer } = (await answer.json()) as { Status: number; Answer?: { data: string }[] };
       if (Status === 3) return [];
       if (Status !== 0) return undefined;

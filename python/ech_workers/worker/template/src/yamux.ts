@@ -1,5 +1,5 @@
 // yamux (the specification of hashicorp/yamux), without a word about what carries it or what it carries.
-import { joinBytes } from "./bytes";
+import { ByteQueue } from "./bytes";
 
 /** In front of each frame: version, type, flags, stream, length. */
 export const FRAME_HEADER = 12;
@@ -183,12 +183,17 @@ export class YamuxStream {
   #receiveWindow = INITIAL_WINDOW;
   /** Arrived, and not reported as taken. */
   #untaken = 0;
-  #arrived: Uint8Array[] = [];
+  readonly #arrived = new ByteQueue();
   #peerEnded = false;
   #weEnded = false;
   #isReset = false;
   #wakeReader: (() => void) | undefined;
   #wakeWriter: (() => void) | undefined;
+  #break: () => void = () => {};
+  /** Resolves when the stream is reset by either side, or its session ends. */
+  readonly broken = new Promise<void>((resolve) => {
+    this.#break = resolve;
+  });
 
   constructor(
     readonly session: YamuxSession,
@@ -196,24 +201,21 @@ export class YamuxStream {
     private isNew: boolean,
   ) {}
 
+  /** The peer has ended its direction. */
+  get hasPeerEnded(): boolean {
+    return this.#peerEnded;
+  }
+
   /** What arrived, up to about `size` bytes; undefined at the end. Rejects with StreamReset. */
   async read(size: number): Promise<Uint8Array | undefined> {
-    while (this.#arrived.length === 0) {
+    while (this.#arrived.isEmpty) {
       if (this.#peerEnded) return undefined;
       if (this.#isReset) throw new StreamReset();
       await new Promise<void>((resolve) => {
         this.#wakeReader = resolve;
       });
     }
-    let count = 0;
-    let length = 0;
-    while (count < this.#arrived.length) {
-      const next = this.#arrived[count]?.length ?? 0;
-      if (count > 0 && length + next > size) break;
-      length += next;
-      count++;
-    }
-    return joinBytes(this.#arrived.splice(0, count), length);
+    return this.#arrived.take(size);
   }
 
   /** Bytes were passed on: the peer may send as many more. */
@@ -302,9 +304,10 @@ export class YamuxStream {
   resetByPeer(): void {
     this.#isReset = true;
     // After both directions have ended there is nothing to take back.
-    if (!this.#peerEnded) this.#arrived = [];
+    if (!this.#peerEnded) this.#arrived.clear();
     this.#wakeReader?.();
     this.#wakeWriter?.();
+    this.#break();
   }
 
   #openingFlag(): number {
