@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
 import re
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -116,3 +118,36 @@ def test_no_log_line_shows_a_secret(form: LogFormat, tmp_path: Path) -> None:
     said = file.read_text()
     assert "s3cret" not in said
     assert "unknown token ..., abc" in said
+
+
+def test_who_follows_gets_each_line_once_while_others_are_logged() -> None:
+    recent = logs.Recent()
+    recent.setFormatter(logging.Formatter("%(message)s"))
+    stopped = threading.Event()
+
+    def log() -> None:
+        for number in itertools.count():
+            if stopped.is_set():
+                return
+            recent.handle(logging.LogRecord("test", logging.INFO, __file__, 1, str(number), None, None))
+
+    thread = threading.Thread(target=log)
+    thread.start()
+    try:
+        for _ in range(200):
+            with recent.followed(recent.LINES) as (last, new):
+                seen = [*last, *(new.get(timeout=20) for _ in range(10))]
+            first = int(seen[0])
+            assert seen == [str(number) for number in range(first, first + len(seen))]
+    finally:
+        stopped.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(("count", "kept"), [(0, []), (-1, []), (1, ["2"]), (5, ["0", "1", "2"])])
+def test_the_last_lines_are_as_many_as_were_asked_for(count: int, kept: list[str]) -> None:
+    recent = logs.Recent()
+    recent.setFormatter(logging.Formatter("%(message)s"))
+    for number in range(3):
+        recent.handle(logging.LogRecord("test", logging.INFO, __file__, 1, str(number), None, None))
+    assert recent.lines(count) == kept

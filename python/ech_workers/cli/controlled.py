@@ -112,10 +112,10 @@ def _logs(request: Mapping[str, Any]) -> Iterator[Any]:
     if recent is None:
         return
     count = request.get("lines")
-    with recent.followed() as lines:
-        yield from recent.lines(count if isinstance(count, int) else 20)
+    with recent.followed(count if isinstance(count, int) else 20) as (last, new):
+        yield from last
         while request.get("follow"):
             try:
-                yield lines.get(timeout=_SIGN_OF_LIFE)
+                yield new.get(timeout=_SIGN_OF_LIFE)
             except queue.Empty:
                 yield None

@@ -148,25 +148,38 @@ class Recent(logging.Handler):
         self._followers: set[queue.SimpleQueue[str]] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Called with the handler's lock held."""
         line = self.format(record)
         self._lines.append(line)
-        for follower in list(self._followers):
+        for follower in self._followers:
             if follower.qsize() < self.QUEUE:
                 follower.put(line)
 
     def lines(self, count: int) -> list[str]:
         """The last lines, at most ``count``."""
-        return list(self._lines)[-count:] if count > 0 else []
+        lines = list(self._lines)
+        return lines[max(0, len(lines) - count) :]
 
     @contextlib.contextmanager
-    def followed(self) -> Iterator[queue.SimpleQueue[str]]:
-        """New lines, while entered."""
+    def followed(self, count: int) -> Iterator[tuple[list[str], queue.SimpleQueue[str]]]:
+        """The last lines, at most ``count``, and those that come after them, while entered: each is in one of the two."""
         follower: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._followers.add(follower)
+        with self._held():
+            self._followers.add(follower)
+            last = self.lines(count)
         try:
-            yield follower
+            yield last, follower
         finally:
-            self._followers.discard(follower)
+            with self._held():
+                self._followers.discard(follower)
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
 
 
 def recent() -> Recent | None:
