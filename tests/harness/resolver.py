@@ -21,9 +21,9 @@ Behaviour: TypeAlias = Literal["answer", "servfail", "http-500", "garbage", "sil
 
 
 class Resolver:
-    """Serves `records` on a free loopback port. `behaviour` may be changed while it runs."""
+    """Serves `records` on a free loopback port, unless an address is given. `behaviour` may be changed while it runs."""
 
-    def __init__(self, certificate: Certificate, name: str) -> None:
+    def __init__(self, certificate: Certificate, name: str, address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
         self.name = name
         self.behaviour: Behaviour = "answer"
         self.questions: list[tuple[str, str]] = []
@@ -34,7 +34,7 @@ class Resolver:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate.chain, certificate.key)
         context.set_alpn_protocols(["http/1.1"])
-        self._server = _Server(self, context)
+        self._server = _Server(self, context, address)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
 
@@ -99,8 +99,8 @@ class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, resolver: Resolver, context: ssl.SSLContext) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, resolver: Resolver, context: ssl.SSLContext, address: tuple[str, int]) -> None:
+        super().__init__(address, _Handler)
         self.resolver = resolver
         self.context = context
 

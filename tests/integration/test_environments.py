@@ -12,7 +12,6 @@ import pytest
 
 from harness import socks
 from harness.processes import run
-from harness.requirements import missing
 from harness.tunnel import COMMAND, Site
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def test_a_home_that_is_read_only_costs_the_cache_alone(site: Site, tmp_path: Pa
 def test_as_process_1_it_ends_when_it_is_told(site: Site) -> None:
     """As in a container: process 1 has no default for signals."""
     if os.getuid() != 0:
-        missing("a namespace of processes needs root")
+        pytest.skip("a namespace of processes needs root")
     server = site.server()
     process = site.processes.start(
         *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
