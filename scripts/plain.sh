@@ -12,7 +12,12 @@ for place in $PATH; do
     for program in "$place"/*; do
         name=${program##*/}
         case " $hidden " in *" $name "*) continue ;; esac
-        [ -e "$folder/$name" ] || [ ! -x "$program" ] || ln -s "$program" "$folder/$name"
+        [ ! -e "$folder/$name" ] && [ -x "$program" ] || continue
+        case $name in
+        # An environment that is made here must not lead to this folder, which will be gone.
+        python*) printf '#!/bin/sh\nexec "%s" "$@"\n' "$program" >"$folder/$name" && chmod +x "$folder/$name" ;;
+        *) ln -s "$program" "$folder/$name" ;;
+        esac
     done
 done
 IFS=$old_ifs
