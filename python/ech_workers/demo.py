@@ -34,7 +34,7 @@ import dns.rrset
 from ech_workers import _native, check
 from ech_workers.certificates import CertificatePair
 from ech_workers.config import ClientConfig, ListenAddress, ServerConfig
-from ech_workers.errors import TunnelError
+from ech_workers.errors import ConfigError, TunnelError
 from ech_workers.finding import Row
 from ech_workers.server import TunnelServer
 from ech_workers.tunnel import Tunnel
@@ -69,7 +69,14 @@ class Demo:
 
     def __enter__(self) -> Demo:
         with contextlib.ExitStack() as stack:
-            self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ech-workers-demo-")))
+            try:
+                self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ech-workers-demo-")))
+            except OSError as error:
+                raise ConfigError(
+                    f"no folder for temporary files can be written: {error.strerror}",
+                    option="TMPDIR",
+                    advice="set it to one that can",
+                ) from None
             authority = _native.CertificateAuthority()
             self.ca_file = self.folder / "ca.pem"
             self.ca_file.write_bytes(authority.pem)

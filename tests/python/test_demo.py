@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
@@ -31,6 +32,18 @@ def test_every_layer_is_reported(mode: Mode) -> None:
         assert f"{name}: 1,048,576 bytes down and 1,048,576 up, SHA-256 equal" in said
     for layer in ("resolver", "tcp", "tls", "websocket", "target"):
         assert any(row.ms is not None for row in rows if row.layer == layer)
+
+
+def test_without_a_place_for_temporary_files_it_says_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a root that is read-only."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc"])
+    assert cli.run(["demo", "--check"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "ech-workers: config: TMPDIR: no folder for temporary files can be written"
+    )
 
 
 def failing(demo: Demo) -> Row:
