@@ -29,8 +29,9 @@ PROBATION_FIRST, PROBATION_LIMIT = 5.0, 300.0
 FORGIVEN_AFTER = 600.0
 """Seconds without a loss after which earlier ones do not count."""
 
-CLEARLY_FASTER, FASTER_FOR = 0.75, 10.0
-"""Policy "fastest": a round trip of at most this part of the present server's, for so many seconds."""
+CLEARLY_FASTER, LEAST_GAIN, FASTER_FOR = 0.75, 2.0, 10.0
+"""Policy "fastest": a round trip of at most this part of the present server's, and at least so many milliseconds less, for so
+many seconds."""
 
 
 class View(NamedTuple):
@@ -72,7 +73,8 @@ class Routing:
         self._policy = policy
         self._standings: dict[int, _Standing] = {}
         self._fastest: int | None = None
-        self._faster: tuple[int, float] | None = None
+        self._faster: dict[int, float] = {}
+        """The servers that are clearly faster than the fastest so far, each with the time since when."""
 
     def tiers(self, views: Sequence[View], now: float) -> Tiers:
         """The order from now on."""
@@ -88,6 +90,13 @@ class Routing:
         ends = [standing.trusted_at for standing in self._standings.values() if standing.works]
         return min((end for end in ends if end > now), default=None)
 
+    @property
+    def compared(self) -> frozenset[int]:
+        """The servers whose round trips are to be measured again, so that one measurement alone does not change the order."""
+        if self._fastest is None or not self._faster:
+            return frozenset()
+        return frozenset({self._fastest, *self._faster})
+
     def is_on_probation(self, number: int, now: float) -> bool:
         """Whether a server works again and is not preferred yet."""
         standing = self._standings.get(number)
@@ -98,6 +107,7 @@ class Routing:
 
     def _ordered(self, trusted: list[View], now: float) -> Tiers:
         if not trusted:
+            self._faster = {}
             return ()
         match self._policy:
             case "priority":
@@ -109,23 +119,27 @@ class Routing:
 
     def _by_round_trip(self, trusted: list[View], now: float) -> Tiers:
         ranked = sorted(trusted, key=lambda view: (_round_trip(view), view.priority, view.number))
-        best = ranked[0]
         present = next((view for view in ranked if view.number == self._fastest), None)
         if present is None:
-            self._fastest, self._faster = best.number, None
-        elif best is not present and _round_trip(best) <= CLEARLY_FASTER * _round_trip(present):
-            if self._faster is None or self._faster[0] != best.number:
-                self._faster = (best.number, now)
-            if now - self._faster[1] >= FASTER_FOR:
-                self._fastest, self._faster = best.number, None
+            self._fastest, self._faster = ranked[0].number, {}
         else:
-            self._faster = None
+            # Two that are alike may take turns at being the best.
+            faster = [view.number for view in ranked if _is_clearly_faster(view, present)]
+            self._faster = {number: self._faster.get(number, now) for number in faster}
+            proved = [number for number, since in self._faster.items() if now - since >= FASTER_FOR]
+            if proved:
+                self._fastest, self._faster = proved[0], {}
         ranked.sort(key=lambda view: view.number != self._fastest)
         return tuple(((view.number, view.weight),) for view in ranked)
 
 
 def _round_trip(view: View) -> float:
     return math.inf if view.round_trip is None else view.round_trip
+
+
+def _is_clearly_faster(view: View, present: View) -> bool:
+    limit = min(CLEARLY_FASTER * _round_trip(present), _round_trip(present) - LEAST_GAIN)
+    return _round_trip(view) <= limit and _round_trip(view) < math.inf
 
 
 def _by_priority(views: Sequence[View]) -> Tiers:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ech_workers.distances import Distances
 from ech_workers.routing import Routing, Tiers, View
 from ech_workers.watch import Watch
 
@@ -54,7 +55,7 @@ class Selection:
         # With "spread" all are in use; with "fastest" a server has to be connected for its round trip to be known.
         self._is_cold = standby == "cold" and policy == "priority"
         self._watch = Watch()
-        self._round_trips: dict[int, float] = {}
+        self._distances = Distances()
         self._tiers: Tiers = ()
         self._told: frozenset[int] = frozenset()
         self._was_ready: set[int] = set()
@@ -144,14 +145,12 @@ class Selection:
 
     def _look(self, now: float) -> None:
         sessions = self._engine.snapshot().sessions
-        for number in self._watch.look(sessions, now):
+        asked = self._watch.look(sessions, now)
+        self._distances.look(sessions)
+        asked.update(self._distances.due(sessions, self._routing.compared, now))
+        for number in asked:
             self._engine.probe(number)
         self._look_for_stalls(sessions, now)
-        self._round_trips = {}
-        for session in sessions:
-            if session.rtt_ms is not None:
-                known = self._round_trips.get(session.upstream, session.rtt_ms)
-                self._round_trips[session.upstream] = min(known, session.rtt_ms)
 
     def shown(self, upstream: Upstream, status: UpstreamStatus, now: float) -> UpstreamStatus:
         """A server's status, with why traffic goes there or does not."""
@@ -168,5 +167,6 @@ class Selection:
         server = upstream.server
         is_silent = upstream.is_silent(self._watch.silent)
         works = upstream.is_ready and not is_silent and not upstream.stalls.is_demoted(now)
-        round_trip = self._round_trips.get(upstream.number, upstream.first_round_trip)
+        measured = self._distances.of(upstream.number)
+        round_trip = upstream.first_round_trip if measured is None else measured
         return View(upstream.number, server.priority, server.weight, works, round_trip)

@@ -82,3 +82,39 @@ def test_the_fastest_stays_until_another_one_is_clearly_faster_for_a_while() -> 
 
 def test_a_server_whose_round_trip_is_not_known_is_the_slowest() -> None:
     assert order(Routing("fastest").tiers([view(0), view(1, ms=900.0)], 0.0)) == [[1], [0]]
+
+
+def test_two_servers_that_are_alike_and_take_turns_at_being_the_best_do_not_keep_each_other_away() -> None:
+    routing = Routing("fastest")
+    assert order(routing.tiers([view(0, ms=200.0)], 0.0)) == [[0]]
+    for now in range(10):
+        ms = (20.0, 20.1) if now % 2 else (20.1, 20.0)
+        views = [view(0, ms=200.0), view(1, ms=ms[0]), view(2, ms=ms[1])]
+        assert order(routing.tiers(views, float(now)))[0] == [0]
+        assert routing.compared == {0, 1, 2}
+    assert order(routing.tiers([view(0, ms=200.0), view(1, ms=20.0), view(2, ms=20.1)], 10.0))[0] == [1]
+    assert routing.compared == set()
+
+
+def test_a_difference_that_nobody_notices_is_no_reason_to_change() -> None:
+    routing = Routing("fastest")
+    routing.tiers([view(0, ms=0.5)], 0.0)
+    for now in range(100):
+        assert order(routing.tiers([view(0, ms=2.0), view(1, ms=0.2)], float(now)))[0] == [0]
+    assert routing.compared == set()
+
+
+def test_a_server_of_which_nothing_is_known_does_not_replace_another_such() -> None:
+    routing = Routing("fastest")
+    routing.tiers([view(1)], 0.0)
+    for now in range(100):
+        assert order(routing.tiers([view(0), view(1)], float(now)))[0] == [1]
+
+
+def test_servers_that_do_not_work_any_more_are_not_compared() -> None:
+    routing = Routing("fastest")
+    routing.tiers([view(0, ms=90.0)], 0.0)
+    routing.tiers([view(0, ms=90.0), view(1, ms=10.0)], 1.0)
+    assert routing.compared == {0, 1}
+    routing.tiers([view(0, works=False), view(1, works=False)], 2.0)
+    assert routing.compared == set()
