@@ -11,14 +11,14 @@ from ech_workers.config import ClientConfig, ListenAddress, Resolver, ServerAddr
 
 from .secrecy import WATCH
 from .tap import Tap
-from .tunnel import PATH, SERVER_NAME, TOKEN, ServerProgram, Site
+from .tunnel import PATH, SERVER_NAME, TOKEN, Site
 from .waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from ech_workers.config import Mode
-    from ech_workers.options.client import Reply, Standby
+    from ech_workers.options.client import Policy, Reply, Standby
 
 
 class Requests:
@@ -78,6 +78,10 @@ def outlive_the_first(fleet: Fleet, port: int) -> None:
     assert len(requests.failed_since(0)) <= 4
 
 
+# What a server is started with so that it shows its figures, or not.
+_FIGURES: dict[bool, tuple[str, ...]] = {False: (), True: ("--status-listen", "127.0.0.1:0")}
+
+
 class Fleet:
     """Real servers, and a tunnel that knows all of them."""
 
@@ -92,14 +96,20 @@ class Fleet:
         standby: Standby = "warm",
         networks: Collection[int] = (),
         limits: Mapping[int, int] | None = None,
+        policy: Policy = "priority",
+        weights: Sequence[int] = (),
+        counted: bool = False,
     ) -> None:
         """looked_up: where the servers are and their ECH configurations come from the site's resolver. strict: the servers that
         reach none of a test's targets. networks: those whose address is given as a network, so that each new address is probed.
-        limits: the bytes of each connection that come back from these servers."""
+        limits: the bytes of each connection that come back from these servers. weights: of the servers; 1 each if there are none.
+        counted: the servers say how many streams they were asked for."""
         self.site = site
         self.programs = [
-            site.server(publish=False, private_targets=number not in strict) for number in range(len(modes))
+            site.server(*_FIGURES[counted], publish=False, private_targets=number not in strict)
+            for number in range(len(modes))
         ]
+        self._counted = counted
         self.paths = [Tap(("127.0.0.1", program.port)) for program in self.programs]
         for number, limit in (limits or {}).items():
             self.paths[number].limit = limit
@@ -114,6 +124,7 @@ class Fleet:
                 server_ips=() if looked_up else ("127.0.0.1/32" if number in networks else "127.0.0.1",),
                 ech_config=None if looked_up else site.key.config_list,
                 priority=number,
+                weight=weights[number] if weights else 1,
             )
             for number, (path, mode) in enumerate(zip(self.paths, modes, strict=True))
         )
@@ -125,6 +136,7 @@ class Fleet:
             listen=(ListenAddress("127.0.0.1", 0),),
             reply=reply,
             standby=standby,
+            policy=policy,
         )
         self.tunnel = Tunnel.from_config(config)
         self.tunnel.start()
@@ -150,7 +162,12 @@ class Fleet:
 
     def restart(self, number: int) -> None:
         port = self.programs[number].port
-        self.programs[number] = ServerProgram(self.site.server(listen=f"127.0.0.1:{port}", publish=False).process, port)
+        options = _FIGURES[self._counted]
+        self.programs[number] = self.site.server(*options, listen=f"127.0.0.1:{port}", publish=False)
+
+    def streams(self, number: int) -> int:
+        """How many streams a server that is counted was asked for since it began."""
+        return int(self.programs[number].figure("ech_workers_server_streams_total"))
 
     def close(self) -> None:
         self._is_open = False

@@ -9,18 +9,21 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ech_workers import Tunnel, rules
-from ech_workers.config import ClientConfig, ServerAddress
+from ech_workers.config import ClientConfig, ServerAddress, UpstreamConfig
 from ech_workers.endpoints import resolvers
 
 from .authority import Authority
+from .fleet import Requests
 from .name_server import NameServer
 from .processes import Processes, python_program
 from .tunnel import PATH, SERVER_NAME, TOKEN, ServerProgram, Site
@@ -28,6 +31,10 @@ from .waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from ech_workers.config import Mode
+
+    from .processes import Process
 
 TESTS = Path(__file__).resolve().parents[1]
 SERVER = "203.0.113.1"
@@ -46,13 +53,13 @@ def are_possible() -> bool:
     return subprocess.run([*UNSHARE, "sh", "-c", script], capture_output=True, check=False).returncode == 0
 
 
-def run(scenario: str, folder: Path) -> None:
+def run(scenario: str, folder: Path, limit: float = 110.0) -> None:
     """Runs a scenario in a network of its own; AssertionError with all it said if it fails."""
     done = subprocess.run(
         [*UNSHARE, sys.executable, "-m", "harness.namespaces", scenario, folder],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=limit,
         check=False,
         env={**os.environ, "PYTHONPATH": str(TESTS)},
     )
@@ -245,13 +252,97 @@ def far_probe(site: Site) -> None:
         assert tunnel.snapshot().dials_total == 1
 
 
+@contextlib.contextmanager
+def _two_far_servers(
+    site: Site, mode: Mode, milliseconds: tuple[int, int], megabits: int = 0
+) -> Iterator[tuple[Tunnel, list[Process], list[ServerProgram], dict[str, tuple[str, int]]]]:
+    """A tunnel with the policy "fastest" to two servers that are so far away, each way, by links of their own: those links, the
+    servers, and the targets beside them."""
+    with _other_namespace() as (holder, there):
+        links = []
+        for way, delay in enumerate(milliseconds, 1):
+            near, far = f"near{way}", f"far{way}"
+            link = site.processes.start(site.folder / "delay_link", near, far, str(delay), str(megabits))
+            link.wait_line("ready")
+            links.append(link)
+            _ip("link", "set", far, "netns", str(holder))
+            _ip("address", "add", f"10.0.{way}.2", "peer", f"10.0.{way}.1", "dev", near)
+            _ip("link", "set", near, "up")
+            subprocess.run(
+                [*there, "ip", "address", "add", f"10.0.{way}.1", "peer", f"10.0.{way}.2", "dev", far], check=True
+            )
+            subprocess.run([*there, "ip", "link", "set", far, "up"], check=True)
+        targets = site.processes.start(
+            *there, *python_program("harness.targets"), site.folder, env={"PYTHONPATH": str(TESTS)}
+        ).wait_event("listening")
+        servers = [site.server(listen=f"10.0.{way}.1:0", publish=False, prefix=there) for way in (1, 2)]
+        upstreams = tuple(
+            UpstreamConfig(
+                name=f"server-{way}",
+                server=ServerAddress(SERVER_NAME, server.port, PATH),
+                token=TOKEN,
+                mode=mode,
+                server_ips=(f"10.0.{way}.1",),
+                ech_config=site.key.config_list,
+            )
+            for way, server in enumerate(servers, 1)
+        )
+        config = ClientConfig(
+            server=upstreams[0].server,
+            servers=upstreams,
+            ca_pem=site.authority.path.read_bytes(),
+            listen=(),
+            policy="fastest",
+        )
+        with Tunnel.from_config(config) as tunnel:
+            tunnel.wait_ready(30, patient=True)
+            wait_until(lambda: "down" not in _roles(tunnel), "both servers are up", 30)
+            yield (
+                tunnel,
+                links,
+                servers,
+                {name: ("127.0.0.1", port) for name, port in targets.items() if name != "event"},
+            )
+
+
+def _roles(tunnel: Tunnel) -> list[str]:
+    return [upstream.role for upstream in tunnel.status().upstreams]
+
+
+def _nearest(site: Site, mode: Mode) -> None:
+    """New connections go to the nearer of two servers, to the other one when the path to that becomes slow, and back when the
+    other one is lost. None fails, and those that are open stay where they are."""
+    with _two_far_servers(site, mode, (80, 15)) as (tunnel, links, servers, targets):
+        wait_until(lambda: _roles(tunnel) == ["standby", "in use"], "the nearer one is used", 90)
+        requests = Requests(tunnel, targets["echo"][1])
+        wait_until(lambda: len(requests.done) > 20, "requests are served", 60)
+        with tunnel.create_connection(targets["echo"], 30.0) as held:
+            links[1].signal(signal.SIGUSR1)
+            wait_until(lambda: _roles(tunnel) == ["in use", "standby"], "the other one is used", 90)
+            held.sendall(b"hello")
+            assert held.recv(5) == b"hello"
+            servers[0].process.kill()
+            lost = time.monotonic()
+            wait_until(lambda: _roles(tunnel) == ["down", "in use"], "the one that is left is used", 60)
+            wait_until(lambda: requests.served_since(lost + 1) > 20, "requests are served", 60)
+            held.sendall(b"again")
+            assert held.recv(5) == b"again"
+        requests.stop()
+        assert requests.failed_since(lost + 1) == []
+        assert len(requests.failed_since(0)) <= 4, requests.failed_since(0)
+
+
+def nearest_yamux(site: Site) -> None:
+    _nearest(site, "yamux")
+
+
 def _take(way: int) -> None:
     _ip("address", "add", f"10.0.{way}.2/24", "dev", f"way{way}")
     _ip("link", "set", f"way{way}", "up")
     _ip("route", "add", "default", "via", f"10.0.{way}.1")
 
 
-SCENARIOS = {each.__name__: each for each in (nat64, other_route, far_stream, far_probe)}
+SCENARIOS = {each.__name__: each for each in (nat64, other_route, far_stream, far_probe, nearest_yamux)}
 
 
 def main(scenario: str, folder: Path) -> None:

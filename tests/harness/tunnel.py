@@ -96,15 +96,7 @@ class Site:
     def counted_server(self) -> tuple["ServerProgram", Callable[[], int]]:
         """A server, and how many sessions it says that it has."""
         server = self.server("--status-listen", "0", publish=False)
-        figures = server.process.wait_line(r"figures on (http://\S*:\d+/)").group(1)
-
-        def sessions() -> int:
-            with urllib.request.urlopen(f"{figures}metrics", timeout=20) as answer:
-                found = re.search(r"^ech_workers_server_sessions (\d+)$", answer.read().decode(), re.MULTILINE)
-            assert found
-            return int(found.group(1))
-
-        return server, sessions
+        return server, lambda: server.figure("ech_workers_server_sessions")
 
     def publish(self, port: int, ech: str | None) -> None:
         """The records of a server on this port."""
@@ -199,6 +191,14 @@ class Site:
 class ServerProgram:
     process: Process
     port: int
+
+    def figure(self, name: str) -> int:
+        """What a server that was started with a status port says of this metric now."""
+        figures = self.process.wait_line(r"figures on (http://\S*:\d+/)").group(1)
+        with urllib.request.urlopen(f"{figures}metrics", timeout=20) as answer:
+            found = re.search(rf"^{name} (\d+)$", answer.read().decode(), re.MULTILINE)
+        assert found, name
+        return int(found.group(1))
 
 
 @dataclass

@@ -35,6 +35,17 @@ def test_a_stream_to_a_far_server_gets_a_session_beside_it_before_it_is_a_bulk_t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["nearest_yamux"])
+def test_the_policy_fastest_goes_by_the_paths(scenario: str, tmp_path: Path, go_peers: dict[str, Path]) -> None:
+    if not namespaces.are_possible():
+        pytest.skip("this user may not make network namespaces")
+    if not Path("/dev/net/tun").exists():
+        pytest.skip("there is no /dev/net/tun for a delayed link")
+    (tmp_path / "delay_link").symlink_to(go_peers["delay_link"])
+    namespaces.run(scenario, tmp_path, 300)
+
+
+@pytest.mark.slow
 def test_a_program_that_was_stopped_for_a_while_renews_its_sessions(site: Site) -> None:
     server = site.server()
     proxy = site.proxy(server.port, "--log-level", "debug")

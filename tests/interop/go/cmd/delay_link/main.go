@@ -4,6 +4,7 @@
 //	delay_link DEVICE DEVICE MILLISECONDS MEGABITS [PERCENT]
 //
 // MILLISECONDS is the delay each way; MEGABITS a second each way, 0 for no limit; PERCENT of the packets are lost each way, by chance.
+// From each SIGUSR1 on the delay is ten times as long.
 package main
 
 import (
@@ -15,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -41,7 +43,15 @@ func main() {
 		numbers[i] = number
 	}
 	one, other := device(os.Args[1]), device(os.Args[2])
-	path := path{time.Duration(numbers[0] * float64(time.Millisecond)), numbers[1], numbers[2] / 100}
+	path := &path{megabits: numbers[1], loss: numbers[2] / 100}
+	path.delay.Store(int64(numbers[0] * float64(time.Millisecond)))
+	slower := make(chan os.Signal, 1)
+	signal.Notify(slower, syscall.SIGUSR1)
+	go func() {
+		for range slower {
+			path.delay.Store(10 * path.delay.Load())
+		}
+	}()
 	go path.carry(one, other)
 	go path.carry(other, one)
 	fmt.Println("ready")
@@ -67,7 +77,7 @@ func device(name string) int {
 }
 
 type path struct {
-	delay    time.Duration
+	delay    atomic.Int64 // in nanoseconds
 	megabits float64
 	loss     float64 // of one packet
 }
@@ -77,7 +87,7 @@ type packet struct {
 	due   time.Time
 }
 
-func (path path) carry(from, to int) {
+func (path *path) carry(from, to int) {
 	waiting := make(chan packet, largest)
 	go func() {
 		for next := range waiting {
@@ -107,7 +117,7 @@ func (path path) carry(from, to int) {
 			continue
 		}
 		select {
-		case waiting <- packet{append([]byte(nil), buffer[:length]...), free.Add(path.delay)}:
+		case waiting <- packet{append([]byte(nil), buffer[:length]...), free.Add(time.Duration(path.delay.Load()))}:
 		default:
 		}
 	}
