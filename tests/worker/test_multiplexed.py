@@ -20,11 +20,13 @@ from harness.worker_client import (
     DATA,
     FIN,
     INITIAL_WINDOW,
+    LONGEST_PAYLOAD,
     PING,
     RST,
     SYN,
     TIMEOUT,
     UPDATE,
+    Client,
     Frame,
     data,
     extended,
@@ -168,7 +170,7 @@ def test_a_target_that_does_not_read_holds_its_client_back(deployment: Deploymen
                         kind, _, _, value = struct.unpack(">xBHII", found[at : at + 12])
                         if kind == UPDATE:
                             credit += value
-                            assert credit <= max(window, INITIAL_WINDOW)
+                            assert credit <= max(6 * window, INITIAL_WINDOW)
 
             push(1.0)
             assert sent < total, "nothing held the client back"
@@ -183,6 +185,22 @@ def test_a_target_that_does_not_read_holds_its_client_back(deployment: Deploymen
             assert bytes(received) == content
 
 
+def windows_given(client: Client, stream: int, credit: int, size: int) -> tuple[list[int], int]:
+    """Uses up each window before the next is heard of, for at least so many bytes; the updates, and what is left of the last."""
+    given, sent = list[int](), 0
+    while sent < size or not given:
+        if credit > 0:
+            length = min(credit, LONGEST_PAYLOAD)
+            client.say(data(stream, bytes(length)))
+            credit, sent = credit - length, sent + length
+            continue
+        found = client.hear()
+        if (found.type, found.stream) == (UPDATE, stream) and found.value > 0:
+            given.append(found.value)
+            credit += found.value
+    return given, credit
+
+
 @pytest.mark.parametrize(("window", "unit"), [(64 << 10, 32 << 10), (256 << 10, 65_516)])
 def test_windows_are_given_back_in_whole_messages(
     deployment: Deployment, targets: dict[str, int], window: int, unit: int
@@ -190,21 +208,25 @@ def test_windows_are_given_back_in_whole_messages(
     """So that a client with much to send fills its messages: 65,516 bytes are what our client's longest one carries."""
     worker = deployment.start(tls=False, MULTIPLEXED="on", WINDOW_KIB=str(window >> 10))
     preamble = f"127.0.0.1:{targets['digest']}\n".encode()
-    credit, sent, given = INITIAL_WINDOW - len(preamble), 0, list[int]()
     with session(worker) as client:
         client.say(data(1, preamble, SYN))
-        while sent < 4 << 20:
-            if credit > 0:
-                length = min(credit, 65_516)
-                client.say(data(1, bytes(length)))
-                credit, sent = credit - length, sent + length
-                continue
-            found = client.hear()
-            if found.type == UPDATE and found.value > 0:
-                given.append(found.value)
-                credit += found.value
-    assert given
+        given, _ = windows_given(client, 1, INITIAL_WINDOW - len(preamble), 4 << 20)
     assert [value % unit for value in given] == [0] * len(given)
+
+
+def test_a_stream_has_the_windows_that_no_other_needs(worker: Worker, targets: dict[str, int]) -> None:
+    """Up to six of them; when there are others, it is left with its own."""
+    window = 256 << 10
+    preamble = f"127.0.0.1:{targets['digest']}\n".encode()
+    with session(worker) as client:
+        client.say(data(1, preamble, SYN))
+        alone, credit = windows_given(client, 1, INITIAL_WINDOW - len(preamble), 8 << 20)
+        assert 4 * window < max(alone) <= 6 * window
+        client.say(*(frame(UPDATE, SYN, stream, 0) for stream in range(3, 13, 2)), frame(PING, SYN, 0, 1))
+        while (found := client.hear()).type != PING:
+            credit += found.value if (found.type, found.stream) == (UPDATE, 1) else 0
+        beside, _ = windows_given(client, 1, credit, 8 << 20)
+        assert max(beside) <= window
 
 
 def _read(target: socket.socket, received: bytearray, total: int) -> None:

@@ -13,7 +13,7 @@ export interface Variables {
   MULTIPLEXED?: string;
   /** Outgoing sockets that may be open at a time for one WebSocket. */
   SOCKET_LIMIT?: string;
-  /** KiB that a client may send ahead on each stream of multiplexed mode, 64 to 256. */
+  /** KiB that a client may send ahead on each of SOCKET_LIMIT streams of multiplexed mode, 64 to 256; fewer share them. */
   WINDOW_KIB?: string;
   /** MiB of a client's upload that may wait for a slow target. */
   UPLOAD_MIB?: string;

@@ -10,6 +10,8 @@ export const INITIAL_WINDOW = 256 * 1024;
  * header of the message.
  */
 const LONGEST_PAYLOAD = 4 * 16384 - 8 - FRAME_HEADER;
+/** Windows of others that a stream may have beside them, its own included. */
+const MOST_SHARES = 6;
 export const GO_AWAY_NORMAL = 0;
 export const GO_AWAY_PROTOCOL_ERROR = 1;
 
@@ -34,7 +36,7 @@ export interface YamuxCarrier {
 
 export interface YamuxOptions {
   side: "client" | "server";
-  /** Bytes that the peer may send ahead on a stream, once it has used up the first 256 KiB. */
+  /** Bytes that the peer may send ahead on each of as many streams as there can be, once it has used up the first 256 KiB. */
   window: number;
   /** Streams of the peer at a time; more are reset. */
   streamLimit: number;
@@ -69,6 +71,12 @@ export class YamuxSession {
 
   get streamCount(): number {
     return this.#streams.size;
+  }
+
+  /** Of a stream that uses it. Fewer streams share what all could have: a larger window is waited for less often. */
+  get streamWindow(): number {
+    const { window, streamLimit } = this.options;
+    return Math.floor(window * Math.min(MOST_SHARES, Math.max(1, streamLimit / this.#streams.size)));
   }
 
   /** Opens a stream; the peer learns of it with the first frame. */
@@ -183,6 +191,8 @@ export class YamuxStream {
   #receiveWindow = INITIAL_WINDOW;
   /** Arrived, and not reported as taken. */
   #untaken = 0;
+  /** Of the receive window when it was last given back. */
+  #size: number;
   readonly #arrived = new ByteQueue();
   #peerEnded = false;
   #weEnded = false;
@@ -199,7 +209,9 @@ export class YamuxStream {
     readonly session: YamuxSession,
     readonly id: number,
     private isNew: boolean,
-  ) {}
+  ) {
+    this.#size = session.options.window;
+  }
 
   /** The peer has ended its direction. */
   get hasPeerEnded(): boolean {
@@ -221,11 +233,14 @@ export class YamuxStream {
   /** Bytes were passed on: the peer may send as many more. */
   taken(count: number): void {
     this.#untaken -= count;
-    const half = this.session.options.window >> 1;
     // Whole messages: what is left of a window goes in a frame of its own, which costs nearly what a long one does.
-    const unit = Math.min(LONGEST_PAYLOAD, half);
-    const units = Math.floor((2 * half - this.#receiveWindow - this.#untaken) / unit);
-    if (this.#isReset || this.#peerEnded || units < Math.floor(half / unit)) return;
+    const unit = Math.min(LONGEST_PAYLOAD, this.session.options.window >> 1);
+    const open = this.#receiveWindow + this.#untaken;
+    const half = Math.floor(this.#size / 2 / unit);
+    if (this.#isReset || this.#peerEnded || Math.floor((this.#size - open) / unit) < half) return;
+    this.#size = this.session.streamWindow;
+    const units = Math.floor((this.#size - open) / unit);
+    if (units < 1) return;
     this.#receiveWindow += units * unit;
     this.session.sendFrame(TYPE_WINDOW_UPDATE, this.#openingFlag(), this.id, units * unit);
   }
