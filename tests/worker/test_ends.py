@@ -101,11 +101,12 @@ def test_a_target_that_resets_after_its_end_ends_the_clients_upload(worker: Work
 
 
 class _Relay:
-    """A server of the protocol whose target has ended, and takes no more than a first window."""
+    """A server of the protocol that asks whether somebody is there, whose target has ended, and takes no more than a first window."""
 
     def __init__(self) -> None:
         self.is_full = threading.Event()
         self.go = threading.Event()
+        self.answered = list[str | bytes]()
         self._server = serve(self._handle, "127.0.0.2", 0, compression=None, process_response=self._announce)
         self.url = f"ws://127.0.0.2:{self._server.socket.getsockname()[1]}/"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -121,6 +122,8 @@ class _Relay:
         assert str(peer.recv(TIMEOUT)).startswith("WINDOW:")
         assert str(peer.recv(TIMEOUT)).startswith("OPEN:")
         peer.send("CONNECTED")
+        peer.send("PING")
+        self.answered.append(peer.recv(TIMEOUT))
         peer.send("FIN")
         taken = 0
         while taken < INITIAL_WINDOW:
@@ -151,6 +154,7 @@ def test_a_relay_that_goes_away_with_a_full_window_ends_a_simple_connection(rela
     with dial(relayed) as peer:
         peer.send("OPEN:127.0.0.1:80")
         assert [said(peer) for _ in range(2)] == ["CONNECTED", "FIN"]
+        assert relay.answered == ["PONG"]
         for piece in pattern(600_000):
             peer.send(piece)
         assert relay.is_full.wait(TIMEOUT)

@@ -33,8 +33,8 @@ def answer(worker: Worker, first: str | bytes) -> str | bytes:
         return said(peer)
 
 
-def page(worker: Worker, path: str = "/", **headers: str) -> tuple[int, bytes]:
-    request = urllib.request.Request(f"http://127.0.0.1:{worker.port}{path}", headers=headers)
+def page(worker: Worker, path: str = "/", method: str = "GET", **headers: str) -> tuple[int, bytes]:
+    request = urllib.request.Request(f"http://127.0.0.1:{worker.port}{path}", headers=headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             return response.status, response.read()
@@ -70,6 +70,7 @@ def test_everybody_without_the_token_sees_the_same_page(deployment: Deployment) 
     ):
         assert page(worker, path, **upgrade_headers(token)) == unknown, (path, token)
     assert page(worker, worker.entry_path, **{"Sec-WebSocket-Protocol": TOKEN}) == unknown
+    assert page(worker, worker.entry_path, "POST", **upgrade_headers(TOKEN)) == unknown
 
 
 def test_without_a_secret_nobody_gets_in(deployment: Deployment) -> None:

@@ -8,7 +8,9 @@ import { findToken } from "./token";
 export default {
   async fetch(request, variables): Promise<Response> {
     const settings = readSettings(variables);
-    if (request.headers.get("Upgrade")?.toLowerCase() !== "websocket") return showPage(request);
+    // Another method with these header fields would end in an error page of the runtime.
+    const isUpgrade = request.method === "GET" && request.headers.get("Upgrade")?.toLowerCase() === "websocket";
+    if (!isUpgrade) return showPage(request);
     const place = await findToken(request, settings);
     if (place === undefined) return showPage(request);
     const [client, server] = Object.values(new WebSocketPair()) as [WebSocket, WebSocket];

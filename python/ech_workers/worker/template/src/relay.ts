@@ -72,7 +72,9 @@ function relayConnection(peer: MessageSocket, extended: boolean): TargetConnecti
           peer.taken(framed.length - room);
           return framed.subarray(room);
         }
-        if (extended ? message === "FIN" : message === "CLOSE") {
+        if (message === "PING") {
+          peer.send("PONG");
+        } else if (extended ? message === "FIN" : message === "CLOSE") {
           ended = true;
         } else if (message === undefined || message === "CLOSE") {
           throw new TargetFailure("failed", "the relay cut the connection");
