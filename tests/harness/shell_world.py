@@ -45,7 +45,7 @@ HIDDEN = (
 )
 USED = "curl --silent --show-error --fail --output /dev/null --proxy socks5h://127.0.0.1:1080 https://example.org/"
 # Seconds: for one block.
-LIMIT = 60.0
+LIMIT = 120.0
 
 
 def run(page: str, folder: Path) -> str:
@@ -56,7 +56,7 @@ def run(page: str, folder: Path) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=230,
+        timeout=560,
         check=False,
         env={**os.environ, "PYTHONPATH": str(TESTS)},
     )
@@ -222,7 +222,7 @@ def networks(own: str | None) -> Iterator[tuple[str, ...]]:
     ip("link", "set", "lo", "up")
     for address in (WEB, *RESOLVERS.values(), *(() if own else (SERVER,))):
         ip("address", "add", f"{address}/32", "dev", "lo")
-    holder = subprocess.Popen(["unshare", "--net", "sleep", "300"])
+    holder = subprocess.Popen(["unshare", "--net", "sleep", "600"])
     try:
         here = Path("/proc/self/ns/net").readlink()
         wait_until(lambda: Path(f"/proc/{holder.pid}/ns/net").readlink() != here, "the other namespace is there", 20)

@@ -16,7 +16,7 @@ PAGES = list(dict.fromkeys(block.page for block in blocks() if not block.reason)
 
 
 @pytest.mark.parametrize("page", PAGES)
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_the_commands_of_a_page_work_one_after_the_other(page: str, tmp_path: Path) -> None:
     for name in ("bash", "curl", "git", "openssl"):
         requirements.program(name, name)
