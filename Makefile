@@ -130,6 +130,10 @@ wheels: $(VENV)/wheels.stamp ## the release's Linux wheels and the sdist in dist
 run-wheels: $(VENV)/wheels.stamp ## run each Linux wheel of dist/ in a root of its own, ARM64 by QEMU (as root; WHEELS="WORD ..." picks names with these)
 	@$(BIN)/python scripts/run_wheels.py $(WHEELS)
 
+.PHONY: run-image
+run-image: $(VENV)/tools.stamp ## build the container image without a registry and a daemon, and run both commands in it (as root; needs buildah and debootstrap)
+	@$(BIN)/python scripts/run_image.py
+
 .PHONY: run-here run-sdist
 run-here: ## install each wheel of dist/ that this machine takes into a fresh environment, and run the demo there
 	@$(PYTHON) scripts/run_here.py wheel

@@ -59,7 +59,7 @@ _ACCOUNT = "needs npm's registry and an account; tests/worker builds and runs a 
 NOT_RUN = {
     ("README.md", "uvx ech-workers demo       # try it without installing: the whole tunnel on loopback, with a live table"): _INDEX,
     ("README.md", "make demo     # builds, then the whole tunnel on loopback: authority, resolver, server, target, proxy on 127.0.0.1:1080, live table"): "builds the project and runs this test",
-    ("docs/how-to/containers.md", "podman build -f deploy/container/Containerfile -t ech-workers ."): "needs base images of a registry",
+    ("docs/how-to/containers.md", "podman build -f deploy/container/Containerfile -t ech-workers ."): "needs base images of a registry; `make run-image` does without",
     ("docs/how-to/containers.md", "docker compose -f deploy/container/compose.yaml up"): "needs Docker and its daemon",
     ("docs/how-to/curl-git-browser.md", "chromium --proxy-server=socks5://127.0.0.1:1080"): "opens a window; tests/browser runs it without one",
     ("docs/how-to/service.md", "sudo python3 -m venv /opt/ech-workers"): _INDEX,
