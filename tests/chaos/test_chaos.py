@@ -24,7 +24,8 @@ from harness.tunnel import PUBLIC_NAME, ProxyProgram, ServerProgram, Site
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "60"))
 SEED = int(os.environ.get("CHAOS_SEED", str(random.SystemRandom().randrange(1 << 32))))
 SIZE = 2_000_003
-RECOVERY = 60.0
+# A dial may come 90 s after the last failure: the breaker's pause is a minute at most, and its jitter half of that more.
+RECOVERY = 120.0
 RESIDENT_MAX_KIB = 300_000
 
 
