@@ -95,7 +95,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("scale", [10, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scale", [10, pytest.param(1, marks=(pytest.mark.slow, pytest.mark.timeout(600)))])
 def test_the_dials_of_a_whole_fleet_are_spread_when_the_server_is_back(case: str, scale: int) -> None:
     clients, accepts = CLIENTS // scale, ACCEPTS // scale
     outcome = simulate(down_for=CASES[case][0], refused_after=CASES[case][1], clients=clients, accepts=accepts)
@@ -105,7 +105,7 @@ def test_the_dials_of_a_whole_fleet_are_spread_when_the_server_is_back(case: str
     assert outcome.wasted <= clients // 20
 
 
-@pytest.mark.parametrize("scale", [10, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scale", [10, pytest.param(1, marks=(pytest.mark.slow, pytest.mark.timeout(600)))])
 @pytest.mark.parametrize(("busy", "most"), [(0.0, 1.6), (0.01, 1.9), (0.1, 6.5)])
 def test_a_fleet_that_is_told_to_go_comes_over_45_s_and_those_first_who_need_it(
     busy: float, most: float, scale: int
