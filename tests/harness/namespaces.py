@@ -239,6 +239,7 @@ def far_stream(site: Site) -> None:
 def far_probe(site: Site) -> None:
     """A probe moves more than such a stream and gets no session beside it; a program's stream is served while it is under way."""
     with _far_server(site, 400) as (server, targets), _tunnel(site, server, f"{SERVER}/32") as tunnel:
+        assert len(tunnel.snapshot().sessions) == 1
         wait_until(lambda: tunnel.snapshot().sessions[0].streams == 1, "the probe is under way", 30)
         with tunnel.create_connection(targets["echo"], 30.0) as stream:
             stream.sendall(b"hello")

@@ -57,6 +57,9 @@ impl ClientState {
             };
             let (running, member) = self.start_session(carrier, &dialed, &plan, purpose, home);
             let session = member.session;
+            // First: who hears of the session finds it in the snapshot, and streams find it.
+            self.pool.add(member);
+            self.pool.dial_ended(number);
             self.events.push(Event::SessionUp {
                 dial: number,
                 session,
@@ -72,8 +75,6 @@ impl ClientState {
                 });
             }
             let Running { driver, observer } = running;
-            self.pool.add(member);
-            self.pool.dial_ended(number);
             let span = log::session(session, Some(observer.upstream));
             self.keep_session(session, purpose, &observer, driver.run(&observer))
                 .instrument(span)
