@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use ech_workers_yamux::{self as yamux, StreamId};
 
+use crate::budget::Budget;
 use crate::carrier::{Carrier, MessageKind};
 use crate::end::{Abort, LocalEnd};
 use crate::preamble::PLAIN_MAX;
-use crate::session::Budget;
 use crate::stream::{ClientState, Outbound, State};
 use crate::streams::Streams;
 
@@ -420,10 +420,10 @@ mod tests {
     use ech_workers_yamux::{Config, Connection, Side};
 
     use super::*;
+    use crate::config::Limits;
     use crate::end::Refusal;
     use crate::ledger::{Allowance, Ledger, Share};
     use crate::open::Open;
-    use crate::session::Limits;
     use crate::streams::Role;
     use crate::wire::Wire;
 

@@ -8,9 +8,13 @@ use ech_workers_yamux::{self as yamux, StreamId};
 
 use crate::carrier::{Closed, Incoming};
 use crate::end::LocalEnd;
-use crate::session::{Fault, PARTS_KEPT};
+use crate::event::Fault;
 use crate::streams::Streams;
-use crate::wire::{Wire, WireEvent};
+use crate::wire::Wire;
+use crate::wire_event::WireEvent;
+
+/// So many parts of a batch does a session keep memory for: what one full receive buffer has, unless its frames are tiny.
+pub(crate) const PARTS_KEPT: usize = 256;
 
 /// Payloads of one buffer, in the order of their arrival.
 #[derive(Debug, Default)]

@@ -13,10 +13,13 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 mod backlog;
+mod budget;
 mod bulk;
 mod carrier;
+mod config;
 mod egress;
 mod end;
+mod event;
 mod ingress;
 mod ledger;
 mod liveness;
@@ -30,11 +33,14 @@ mod stream;
 mod streams;
 mod window;
 mod wire;
+mod wire_event;
 
 pub use bulk::BulkLoad;
 pub use carrier::{Carrier, CloseCode, Closed, Incoming, MessageKind};
+pub use config::{Config, Limits, Mode};
 pub use end::{Abort, Connector, LocalEnd, Overflow, Refusal, Status};
+pub use event::{Ended, Event, Fault, Lost};
 pub use ledger::{Allowance, Ledger};
 pub use open::{Open, Returned};
-pub use session::{Config, Ended, Event, Fault, Limits, Lost, Mode, Session};
+pub use session::Session;
 pub use streams::Traffic;

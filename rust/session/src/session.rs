@@ -1,154 +1,33 @@
 //! The session: its turn, its times and its end.
 
 use std::fmt;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use ech_workers_yamux::{self as yamux, Connection, GoAwayCode, Side};
+use ech_workers_yamux::{self as yamux, Connection, Side};
 
+use crate::budget::Budget;
 use crate::bulk::BulkLoad;
-use crate::carrier::{Carrier, CloseCode, Closed, Incoming};
+use crate::carrier::{Carrier, CloseCode, Incoming};
+use crate::config::{Config, Mode};
 use crate::egress::{Egress, Sent};
-use crate::end::{Abort, Connector, LocalEnd, Refusal};
-use crate::ingress::{Arrived, Ingress};
-use crate::ledger::{Allowance, Ledger, Share};
+use crate::end::{Abort, Connector, LocalEnd};
+use crate::event::{Ended, Event, Fault, Lost};
+use crate::ingress::{Arrived, Ingress, PARTS_KEPT};
+use crate::ledger::Share;
 use crate::liveness::{Due, Liveness};
 use crate::open::{Open, Returned};
 use crate::simple::Simple;
 use crate::streams::{Role, Streams, Traffic};
 use crate::wire::Wire;
 
-/// How long a turn may take before the other sessions of the thread have theirs: a few of the largest batches that go
-/// between a socket and the carrier, so that a small request beside many bulk transfers waits for tens of these at most.
-const TURN: Duration = Duration::from_micros(200);
 /// Full receive buffers in one turn.
 const TURN_BATCHES: usize = 2;
-/// So many parts of a batch does a session keep memory for: what one full receive buffer has, unless its frames are tiny.
-pub(crate) const PARTS_KEPT: usize = 256;
 /// How often streams are looked at for idleness: coarse, so that idle sessions cost nothing.
 const SWEEP: Duration = Duration::from_secs(5);
 /// How long a session may hold all the memory that it may, without a byte moving, before the stream that holds the most
 /// is cut off.
 const STUCK: Duration = Duration::from_secs(5);
-
-/// The protocol of a session.
-#[derive(Debug, Clone)]
-pub enum Mode {
-    /// Many streams. Keep-alive pings are the session's own: those of the configuration are not used.
-    Yamux(yamux::Config),
-    /// One stream.
-    Simple {
-        /// Bytes that this side takes at a time. The server has announced that it has windows (client), or announces it (server):
-        /// both directions have one. `None`: neither has.
-        window: Option<usize>,
-    },
-}
-
-/// How long things may take.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// From a client's request to the server's answer.
-    pub answer: Duration,
-    /// Without a byte either way, a stream ends.
-    pub idle: Duration,
-    /// The same for a stream with one direction ended. A half-close that is held back is sent then.
-    pub half_closed_idle: Duration,
-}
-
-/// What a session is made with.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// The protocol.
-    pub mode: Mode,
-    /// The server understands the extended forms (client), or announced them (server).
-    pub extended: bool,
-    /// Times.
-    pub limits: Limits,
-    /// The longest time between two keep-alive pings.
-    pub ping_interval: Duration,
-    /// How long the answer to one may take.
-    pub ping_timeout: Duration,
-    /// Memory held for peers, of the whole process.
-    pub memory: Arc<Ledger>,
-    /// What of it this session may hold before nothing more is read from its peer.
-    pub memory_share: Allowance,
-    /// A client's owner is told of a stream that moves so many bytes within some seconds, since that may become a bulk transfer.
-    /// `None`: of bulk transfers alone.
-    pub early_bulk: Option<u64>,
-    /// For random numbers that protect nothing.
-    pub seed: u64,
-}
-
-/// What happened while a session ran.
-#[derive(Debug)]
-pub enum Event<L> {
-    /// The peer takes no new streams. Those that are open go on.
-    GoneAway(GoAwayCode),
-    /// A target could not be reached.
-    TargetFailed(Refusal),
-    /// A stream that was not begun, to be placed elsewhere.
-    Returned(Open<L>, Returned),
-    /// A client's streams move much, or do not any more.
-    BulkChanged(BulkLoad),
-    /// The server did not connect a stream's target, and another server may. The stream is to be placed there, or its end to
-    /// be refused: nothing was said to it of this.
-    Unreached(Open<L>, Refusal),
-}
-
-/// How a session ended.
-#[derive(Debug)]
-pub enum Ended<E> {
-    /// It was retired, and its last stream has ended.
-    Retired,
-    /// This side ended it.
-    Shutdown,
-    /// It broke.
-    Lost(Lost<E>),
-}
-
-/// Why a session broke.
-#[derive(Debug)]
-pub enum Lost<E> {
-    /// The carrier broke.
-    Carrier(E),
-    /// The peer closed the carrier.
-    Closed(Closed),
-    /// The peer broke the protocol of the session.
-    Fault(Fault),
-    /// The peer did not answer a ping in time.
-    PingTimeout,
-}
-
-/// How the peer broke the protocol of the session.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fault {
-    /// The yamux protocol.
-    Yamux(yamux::Error),
-    /// A text of simple mode.
-    Text(&'static str),
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Yamux(error) => write!(f, "{error}"),
-            Self::Text(why) => f.write_str(why),
-        }
-    }
-}
-
-/// How much of a turn's time is left.
-pub(crate) struct Budget<'a> {
-    clock: &'a dyn Fn() -> Instant,
-    until: Instant,
-}
-
-impl Budget<'_> {
-    pub(crate) fn is_spent(&self) -> bool {
-        (self.clock)() >= self.until
-    }
-}
 
 /// One side of a session.
 pub struct Session<C: Carrier, L: LocalEnd> {
@@ -342,11 +221,7 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
         if self.shutdown {
             return Poll::Ready(Ended::Shutdown);
         }
-        let budget = Budget {
-            clock,
-            until: now + TURN,
-        };
-        match self.turn(cx, &budget) {
+        match self.turn(cx, &Budget::new(clock, now)) {
             Ok(Turn::Over) => Poll::Ready(Ended::Retired),
             Ok(Turn::More) => {
                 cx.waker().wake_by_ref();

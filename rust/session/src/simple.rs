@@ -11,7 +11,7 @@ use ech_workers_yamux::StreamId;
 
 use crate::end::{Refusal, Status};
 use crate::window::Windows;
-use crate::wire::WireEvent;
+use crate::wire_event::WireEvent;
 
 /// A control text is a word and at most a reason.
 const TEXT_MAX: usize = 4096;

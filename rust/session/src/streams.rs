@@ -10,16 +10,18 @@ use std::time::{Duration, Instant};
 use ech_workers_yamux::{self as yamux, GoAwayCode, IdHash, StreamId};
 
 use crate::bulk::{Bulk, Pace};
+use crate::config::Limits;
 use crate::end::{Abort, Connector, LocalEnd, Refusal, Status};
+use crate::event::Event;
 use crate::ledger::Share;
 use crate::open::{Open, Returned};
 use crate::preamble::{self, Extended, Preamble};
 use crate::readiness::Readiness;
-use crate::session::{Event, Limits};
 use crate::stream::{
     BEFORE_ANSWER_MAX, ClientState, Inbound, Outbound, Request, ServerState, Settled, State, Stream,
 };
-use crate::wire::{Wire, WireEvent};
+use crate::wire::Wire;
+use crate::wire_event::WireEvent;
 
 /// How long a stream's preamble waits for the local program's first bytes: programs that speak first do so at once, and the
 /// rest wait for their server's first bytes a whole round trip anyway.

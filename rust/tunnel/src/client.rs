@@ -71,8 +71,7 @@ use self::ways::Ways;
 
 pub use self::connections::{Carried, ConnectionSnapshot};
 pub use self::dial::{DialPlan, Dialed, Learned, Mode};
-pub use self::echo::Echo;
-pub use self::event::Event;
+pub use self::event::{Echo, Event};
 pub use self::fetch::{FetchPlan, Fetched};
 pub use self::names::Resolved;
 pub use self::pending::{Done, Pending};

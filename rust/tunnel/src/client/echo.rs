@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::client::ClientState;
 use crate::client::dial::DialPlan;
-use crate::client::event::Event;
+use crate::client::event::{Echo, Event};
 use crate::client::load::Ticket;
 use crate::client::pool::Purpose;
 use crate::client::program::Program;
@@ -28,19 +28,6 @@ const SILENT: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(250);
 /// How long all of it may take.
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// What came of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Echo {
-    /// Everything came back, in so much time from the first byte sent.
-    Passed(Duration),
-    /// It did not, and nothing else came from the server either.
-    Stopped,
-    /// It says nothing of the way: the server does not do this, the session ended, or it took too long.
-    Failed,
-    /// Nothing was sent: the session has streams.
-    Busy,
-}
 
 impl ClientState {
     /// Has the server of a session, by its number, send back 64 KiB, and reports what came of it.

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::client::dial::{Dialed, Learned};
-use crate::client::echo::Echo;
 use crate::client::fetch::Fetched;
 use crate::failure::{Ended, Failure};
 
@@ -110,4 +109,17 @@ pub enum Event {
         /// Why.
         failure: Failure,
     },
+}
+
+/// What came of an exchange with the reserved target, to which a server sends back what it gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Echo {
+    /// Everything came back, in so much time from the first byte sent.
+    Passed(Duration),
+    /// It did not, and nothing else came from the server either.
+    Stopped,
+    /// It says nothing of the way: the server does not do this, the session ended, or it took too long.
+    Failed,
+    /// Nothing was sent: the session has streams.
+    Busy,
 }
