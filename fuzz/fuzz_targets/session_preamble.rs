@@ -108,18 +108,7 @@ fn written(authority: &[u8], extended: Option<bool>, behind: &[u8]) {
 }
 
 fn answered(status: u8, reason: String, behind: &[u8]) {
-    let status = [
-        Status::Succeeded,
-        Status::General,
-        Status::NotAllowed,
-        Status::NetworkUnreachable,
-        Status::HostUnreachable,
-        Status::Refused,
-        Status::TimedOut,
-        Status::NameNotFound,
-        Status::PlatformAddress,
-        Status::SocketLimit,
-    ][usize::from(status % 10)];
+    let status = Status::ON_THE_WIRE[usize::from(status) % Status::ON_THE_WIRE.len()];
     let mut bytes = preamble::answer(&Refusal::new(status, reason));
     let length = bytes.len();
     bytes.extend(behind);

@@ -34,6 +34,20 @@ pub enum Status {
 }
 
 impl Status {
+    /// What a server may answer.
+    pub const ON_THE_WIRE: [Self; 10] = [
+        Self::Succeeded,
+        Self::General,
+        Self::NotAllowed,
+        Self::NetworkUnreachable,
+        Self::HostUnreachable,
+        Self::Refused,
+        Self::TimedOut,
+        Self::NameNotFound,
+        Self::PlatformAddress,
+        Self::SocketLimit,
+    ];
+
     /// The server did not connect the target for a reason that is its own (its place, its rules, what it has left), or that it
     /// does not tell: another server may connect it.
     pub const fn may_differ_elsewhere(self) -> bool {

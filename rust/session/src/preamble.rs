@@ -129,19 +129,11 @@ const fn code(status: Status) -> u8 {
     }
 }
 
-const fn status(code: u8) -> Status {
-    match code {
-        0 => Status::Succeeded,
-        2 => Status::NotAllowed,
-        3 => Status::NetworkUnreachable,
-        4 => Status::HostUnreachable,
-        5 => Status::Refused,
-        6 => Status::TimedOut,
-        0xf0 => Status::NameNotFound,
-        0xf1 => Status::PlatformAddress,
-        0xf2 => Status::SocketLimit,
-        _ => Status::General,
-    }
+fn status(of: u8) -> Status {
+    Status::ON_THE_WIRE
+        .into_iter()
+        .find(|status| code(*status) == of)
+        .unwrap_or(Status::General)
 }
 
 /// The answer to an extended preamble. A reason is cut at 255 bytes.
@@ -231,6 +223,18 @@ mod tests {
         let length = bytes.len();
         assert_eq!(read_answer(&bytes), Ok(Some((refusal, length))));
         assert!(read_answer(b"HTTP").is_err());
+    }
+
+    #[test]
+    fn every_status_has_a_code_of_its_own() {
+        for status in Status::ON_THE_WIRE {
+            let bytes = answer(&Refusal::new(status, ""));
+            let (read, _) = read_answer(&bytes).unwrap().unwrap();
+            assert_eq!(read.status, status);
+        }
+        // One that is not known is a failure.
+        let (read, _) = read_answer(&[EXTENDED, 0x99, 0]).unwrap().unwrap();
+        assert_eq!(read.status, Status::General);
     }
 
     #[test]

@@ -266,8 +266,7 @@ impl World {
         let extended = !random.once_in(3) || chosen.is_some();
         let delay = Duration::from_micros([50, 5000, 80_000][random.range(0, 3) as usize]);
         let capacity = [2_000, 60_000, 400_000][random.range(0, 3) as usize];
-        let up = Pipe::new(capacity, delay, random.fork());
-        let down = Pipe::new(capacity, delay, random.fork());
+        let [up, down] = pipes(capacity, delay, &mut random);
         let count = if simple || chosen.is_some() {
             1
         } else {
@@ -665,6 +664,11 @@ fn every_schedule_keeps_the_invariants() {
     }
 }
 
+/// Both directions of a link.
+fn pipes(capacity: usize, delay: Duration, random: &mut Random) -> [Arc<Mutex<Pipe>>; 2] {
+    [(); 2].map(|()| Pipe::new(capacity, delay, random.fork()))
+}
+
 const TRANSFER: usize = 600_000;
 
 /// An end that sends and expects as much as the other.
@@ -743,6 +747,36 @@ fn config(mode: Mode) -> Config {
     }
 }
 
+/// The link of a session by itself, what goes into it, and what comes out.
+struct Wire {
+    clock: Clock,
+    random: Random,
+    link: Link,
+    sent: Arc<Mutex<Pipe>>,
+    received: Arc<Mutex<Pipe>>,
+}
+
+impl Wire {
+    fn new() -> Self {
+        let mut random = Random(5);
+        let clock = Clock::new();
+        let [sent, received] = pipes(1 << 20, Duration::ZERO, &mut random);
+        let link = Link::new(
+            clock.clone(),
+            Arc::clone(&sent),
+            Arc::clone(&received),
+            &mut random,
+        );
+        Self {
+            clock,
+            random,
+            link,
+            sent,
+            received,
+        }
+    }
+}
+
 /// A client's session by itself, whose messages can be looked at.
 struct Alone {
     clock: Clock,
@@ -753,17 +787,18 @@ struct Alone {
 
 impl Alone {
     fn new(mode: Mode) -> Self {
-        let mut random = Random(5);
-        let clock = Clock::new();
-        let sent = Pipe::new(1 << 20, Duration::ZERO, random.fork());
-        let received = Pipe::new(1 << 20, Duration::ZERO, random.fork());
-        let link = Link::new(
-            clock.clone(),
-            Arc::clone(&sent),
-            Arc::clone(&received),
-            &mut random,
-        );
-        let session = Session::client(link, config(mode), clock.now());
+        Self::with(config(mode))
+    }
+
+    fn with(config: Config) -> Self {
+        let Wire {
+            clock,
+            link,
+            sent,
+            received,
+            ..
+        } = Wire::new();
+        let session = Session::client(link, config, clock.now());
         Self {
             clock,
             session,
@@ -790,17 +825,10 @@ impl Alone {
 
     fn open_within(&mut self, sends: usize, limit: Duration) -> Arc<Mutex<EndState>> {
         let script = Script {
-            seed: 1,
             sends,
-            expects_seed: 2,
             expects: 0,
-            stops_reading: Duration::ZERO,
-            slow: Duration::ZERO,
-            fails_after: None,
-            answers_at_the_end: false,
-            connect_takes: Duration::ZERO,
-            refuses: None,
             stays: true,
+            ..transfer(1, 2)
         };
         let state = EndState::new(script, &self.clock, Random(1));
         let deadline = self.clock.now() + limit;
@@ -963,16 +991,13 @@ struct AloneServer {
 
 impl AloneServer {
     fn new(mode: Mode, target: Script) -> Self {
-        let mut random = Random(5);
-        let clock = Clock::new();
-        let sent = Pipe::new(1 << 20, Duration::ZERO, random.fork());
-        let received = Pipe::new(1 << 20, Duration::ZERO, random.fork());
-        let link = Link::new(
-            clock.clone(),
-            Arc::clone(&sent),
-            Arc::clone(&received),
-            &mut random,
-        );
+        let Wire {
+            clock,
+            mut random,
+            link,
+            sent,
+            received,
+        } = Wire::new();
         let targets = Arc::default();
         let connector = Targets {
             clock: clock.clone(),

@@ -70,18 +70,11 @@ mod tests {
 
     #[test]
     fn the_api_is_told_the_code_that_the_log_has() {
-        for status in [
-            Status::General,
-            Status::NotAllowed,
-            Status::NetworkUnreachable,
-            Status::HostUnreachable,
-            Status::Refused,
-            Status::TimedOut,
-            Status::NameNotFound,
-            Status::PlatformAddress,
-            Status::SocketLimit,
-            Status::NoAnswer,
-        ] {
+        let failures = Status::ON_THE_WIRE
+            .into_iter()
+            .filter(|status| *status != Status::Succeeded)
+            .chain([Status::NoAnswer]);
+        for status in failures {
             assert_eq!(
                 api_failure(failure(status), "").code,
                 Code::of(status),
