@@ -68,6 +68,9 @@ impl Status {
     }
 }
 
+/// The longest reason of an answer, in bytes: its length has one byte in yamux mode.
+const REASON_MAX: usize = 255;
+
 /// Why a stream was not connected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -84,6 +87,15 @@ impl Refusal {
             status,
             reason: reason.into(),
         }
+    }
+
+    /// The beginning of the reason, as far as an answer has room for it in either mode.
+    pub(crate) fn brief_reason(&self) -> &str {
+        let mut end = self.reason.len().min(REASON_MAX);
+        while !self.reason.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.reason.get(..end).unwrap_or_default()
     }
 }
 

@@ -138,13 +138,9 @@ fn status(of: u8) -> Status {
 
 /// The answer to an extended preamble. A reason is cut at 255 bytes.
 pub fn answer(refusal: &Refusal) -> Vec<u8> {
-    let mut end = refusal.reason.len().min(255);
-    while !refusal.reason.is_char_boundary(end) {
-        end -= 1;
-    }
-    let reason = refusal.reason.get(..end).unwrap_or_default();
-    let mut bytes = Vec::with_capacity(3 + end);
-    bytes.extend_from_slice(&[EXTENDED, code(refusal.status), end as u8]);
+    let reason = refusal.brief_reason();
+    let mut bytes = Vec::with_capacity(3 + reason.len());
+    bytes.extend_from_slice(&[EXTENDED, code(refusal.status), reason.len() as u8]);
     bytes.extend_from_slice(reason.as_bytes());
     bytes
 }

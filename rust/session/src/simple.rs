@@ -111,10 +111,11 @@ impl Simple {
         }
         self.phase = Phase::Over;
         self.sent_end = true;
+        let reason = outcome.brief_reason();
         self.push(if self.extended {
-            format!("FAILED:{}:{}", outcome.status.word(), outcome.reason).into_bytes()
+            format!("FAILED:{}:{reason}", outcome.status.word()).into_bytes()
         } else {
-            format!("ERROR:{}", outcome.reason).into_bytes()
+            format!("ERROR:{reason}").into_bytes()
         });
     }
 
@@ -477,6 +478,21 @@ mod tests {
                 text(&mut client, &answer),
                 Some(WireEvent::Answered(STREAM, refusal))
             );
+        }
+    }
+
+    #[test]
+    fn the_longest_reason_makes_no_text_that_is_too_long() {
+        for request in ["OPEN:a.test:443", "CONNECT:a.test:443|"] {
+            let mut client = Simple::new(true, true, None);
+            let mut server = Simple::new(false, true, None);
+            client.open(b"a.test:443");
+            text(&mut server, request);
+            server.answer(&Refusal::new(Status::General, "ä".repeat(3000)));
+            let answer = sent(&mut server).remove(0);
+            let told = client.receive(answer.as_bytes(), true);
+            let refusal = Refusal::new(Status::General, "ä".repeat(127));
+            assert_eq!(told, Ok(Some(WireEvent::Answered(STREAM, refusal))));
         }
     }
 
