@@ -189,7 +189,8 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
         let sweep = is_watched.then_some(self.sweep_at);
         let paused = self.stuck_since.map(|since| since + STUCK);
         let wire = if self.stuck_since.is_some() {
-            None
+            // Nothing is read, so no answer to a ping is late. Streams are sent on all the same.
+            self.streams.wire.next_rested()
         } else {
             self.streams.wire.next_timeout()
         };

@@ -144,6 +144,14 @@ impl Wire {
         }
     }
 
+    /// When [`poll_rested`](Self::poll_rested) alone is to be called.
+    pub(crate) fn next_rested(&self) -> Option<Instant> {
+        match self {
+            Self::Yamux(connection) => connection.next_rested(),
+            Self::Simple(_) => None,
+        }
+    }
+
     /// # Errors
     /// The other end of the session did not answer a ping in time.
     pub(crate) fn handle_timeout(&mut self, now: Instant) -> Result<(), yamux::Error> {

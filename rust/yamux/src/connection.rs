@@ -500,9 +500,13 @@ impl Connection {
         if self.failed.is_some() {
             return None;
         }
-        let rested = self.resting.front().map(|&(until, _)| until);
         let ping = self.keep_alive.deadline(self.last_received);
-        [rested, ping].into_iter().flatten().min()
+        [self.next_rested(), ping].into_iter().flatten().min()
+    }
+
+    /// When [`Self::poll_rested`] alone is to be called. `None` is never.
+    pub fn next_rested(&self) -> Option<Instant> {
+        self.resting.front().map(|&(until, _)| until)
     }
 
     /// Makes a ping due when it is time for one.
