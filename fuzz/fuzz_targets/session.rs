@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use arbitrary::Arbitrary;
 use ech_workers_session::{
     Abort, Allowance, Carrier, CloseCode, Closed, Config, Connector, Incoming, Ledger, Limits,
-    LocalEnd, MessageKind, Mode, Open, Refusal, Session, Status,
+    LocalEnd, Mode, Open, Refusal, Session, Status,
 };
 use ech_workers_yamux as yamux;
 use libfuzzer_sys::fuzz_target;
@@ -401,13 +401,17 @@ impl Carrier for Wire {
         self.filled
     }
 
-    fn commit(&mut self, kind: MessageKind, _: usize) -> io::Result<()> {
+    fn commit(&mut self, _: usize) -> io::Result<()> {
         assert!(!self.closed, "a message after the goodbye");
-        if kind == MessageKind::Binary {
-            self.shared.lock().sent += self.filled;
-        }
+        self.shared.lock().sent += self.filled;
         self.committed += std::mem::take(&mut self.filled);
         Ok(())
+    }
+
+    fn text(&mut self, text: Vec<u8>) {
+        assert!(!self.closed, "a text after the goodbye");
+        assert_eq!(self.filled, 0, "a text inside a message");
+        self.committed += text.len();
     }
 
     fn ping(&mut self, payload: &[u8]) {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 
 from harness import socks
+from harness.name_server import MAY_MOUNT, NameServer
 from harness.small_records import SmallRecords, needs_tlslite
 from harness.targets import pattern, pattern_sha256
 from harness.waiting import wait_until
@@ -84,3 +85,24 @@ def test_a_record_size_limit_of_the_peer_kills_nothing(
         assert "panic" not in proxy.process.output
     assert "panic" not in server.process.output
     assert server.process.running
+
+
+@MAY_MOUNT
+def test_a_text_of_simple_mode_is_whole_however_small_the_records_are(site: Site, targets: dict[str, int]) -> None:
+    """The client asks for a target with a name of 243 bytes in records of 64."""
+    needs_tlslite()
+    known, unknown = (".".join([letter * 60] * 4) for letter in "ku")
+    with NameServer(site.folder, {}, f"127.0.0.1 {known}\n") as names:
+        server = site.server(prefix=names.prefix)
+        with SmallRecords(site, server.port, "client", 64) as path:
+            options = ("--no-yamux", "--reply", "confirmed", "--log-level", "debug")
+            proxy = site.proxy(path.port, *options, "--no-ech", "--server-ip", "127.0.0.1", "--control", "")
+            with socks.connect(proxy.address, known, targets["echo"], timeout=60) as connection:
+                connection.sendall(b"there and back")
+                assert socks.exactly(connection, 14) == b"there and back"
+            with pytest.raises(socks.ReplyError) as refused:
+                socks.connect(proxy.address, unknown, targets["echo"], timeout=60)
+            # Host unreachable: the server has read the name, and knows none like it.
+            assert refused.value.reply == 4
+            proxy.process.wait_line(f"{unknown}:{targets['echo']}: ")
+            assert path.failures == []

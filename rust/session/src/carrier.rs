@@ -4,15 +4,6 @@ use std::fmt;
 use std::ops::Range;
 use std::task::{Context, Poll};
 
-/// What a message consists of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MessageKind {
-    /// Bytes. Their borders mean nothing.
-    Binary,
-    /// A control text of simple mode.
-    Text,
-}
-
 /// Something that arrived. Ranges lie in the buffer that [`Carrier::poll_receive`] returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Incoming {
@@ -61,7 +52,8 @@ pub enum CloseCode {
 ///
 /// The session writes straight into the outgoing records: it asks for space with [`space`](Self::space) or
 /// [`spaces`](Self::spaces), fills it from the front, says how much it filled with [`add`](Self::add), and ends the
-/// message with [`commit`](Self::commit). What arrived is lent out as ranges of one buffer. Neither way copies a byte.
+/// message with [`commit`](Self::commit). The borders of such messages mean nothing. What arrived is lent out as ranges of one
+/// buffer. Neither way copies a byte.
 ///
 /// A carrier answers the peer's pings by itself.
 pub trait Carrier {
@@ -112,7 +104,11 @@ pub trait Carrier {
     ///
     /// # Errors
     /// The connection broke.
-    fn commit(&mut self, kind: MessageKind, following: usize) -> Result<(), Self::Error>;
+    fn commit(&mut self, following: usize) -> Result<(), Self::Error>;
+
+    /// Sends a control text of simple mode as one message of its own, however small the records are, before everything that
+    /// is committed from now on. Only when nothing is being filled.
+    fn text(&mut self, text: Vec<u8>);
 
     /// Sends a ping with `payload` (at most 125 bytes) with the next record.
     fn ping(&mut self, payload: &[u8]);

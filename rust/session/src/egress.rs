@@ -8,7 +8,7 @@ use std::time::Instant;
 use ech_workers_yamux::{self as yamux, StreamId};
 
 use crate::budget::Budget;
-use crate::carrier::{Carrier, MessageKind};
+use crate::carrier::Carrier;
 use crate::end::{Abort, LocalEnd};
 use crate::preamble::PLAIN_MAX;
 use crate::stream::{ClientState, Outbound, State};
@@ -238,13 +238,13 @@ impl Egress {
             if space.len() <= header || begun && space.len() <= ROOM_MIN {
                 break;
             }
-            if let Some((length, kind)) = streams.wire.poll_control(space, streams.now) {
+            if let Some(length) = streams.wire.poll_control(space, streams.now) {
                 carrier.add(length);
-                if kind == MessageKind::Text {
-                    carrier.commit(kind, 0)?;
-                    return Ok(true);
-                }
                 continue;
+            }
+            if let Some(text) = streams.wire.poll_text() {
+                carrier.text(text);
+                return Ok(true);
             }
             let Some(id) = self.next() else { break };
             match self.fill_from(id, carrier, streams)? {
@@ -255,7 +255,7 @@ impl Egress {
         if carrier.filled() == 0 {
             return Ok(false);
         }
-        carrier.commit(MessageKind::Binary, 0)?;
+        carrier.commit(0)?;
         Ok(true)
     }
 
@@ -394,7 +394,7 @@ fn commit_all<C: Carrier>(
         }
         left -= part;
         carrier.add(part);
-        carrier.commit(MessageKind::Binary, left)?;
+        carrier.commit(left)?;
         used += 1;
     }
     if !held.is_empty() {
@@ -405,7 +405,7 @@ fn commit_all<C: Carrier>(
             .zip(&held)
             .for_each(|(to, from)| *to = *from);
         carrier.add(rest);
-        carrier.commit(MessageKind::Binary, 0)?;
+        carrier.commit(0)?;
         used += 1;
     }
     Ok(used)

@@ -36,7 +36,7 @@ mod wire;
 mod wire_event;
 
 pub use bulk::BulkLoad;
-pub use carrier::{Carrier, CloseCode, Closed, Incoming, MessageKind};
+pub use carrier::{Carrier, CloseCode, Closed, Incoming};
 pub use config::{Config, Limits, Mode};
 pub use end::{Abort, Connector, LocalEnd, Overflow, Refusal, Status};
 pub use event::{Ended, Event, Fault, Lost};

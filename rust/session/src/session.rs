@@ -440,15 +440,17 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
             Ended::Lost(Lost::Carrier(_) | Lost::Closed(_)) => CloseCode::Normal,
         };
         self.streams.wire.say_goodbye();
+        while let Some(text) = self.streams.wire.poll_text() {
+            self.carrier.text(text);
+        }
         let mut cx = Context::from_waker(Waker::noop());
         while let Poll::Ready(Ok(())) = self.carrier.poll_ready(&mut cx) {
             let space = self.carrier.space();
-            let Some((length, kind)) = self.streams.wire.poll_control(space, self.streams.now)
-            else {
+            let Some(length) = self.streams.wire.poll_control(space, self.streams.now) else {
                 break;
             };
             self.carrier.add(length);
-            if self.carrier.commit(kind, 0).is_err() {
+            if self.carrier.commit(0).is_err() {
                 break;
             }
         }

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use ech_workers_yamux::{self as yamux, Connection, GoAwayCode, StreamId};
 
-use crate::carrier::MessageKind;
 use crate::simple::{self, Simple};
 
 /// The protocol of a session.
@@ -89,7 +88,7 @@ impl Wire {
         }
     }
 
-    /// Whether [`poll_control`](Self::poll_control) may have something.
+    /// Whether [`poll_control`](Self::poll_control) or [`poll_text`](Self::poll_text) may have something.
     pub(crate) fn has_control(&self) -> bool {
         match self {
             Self::Yamux(connection) => connection.has_control(),
@@ -97,27 +96,23 @@ impl Wire {
         }
     }
 
-    /// Writes the next control frame or text to the front of `space`: its length and kind.
-    pub(crate) fn poll_control(
-        &mut self,
-        space: &mut [u8],
-        now: Instant,
-    ) -> Option<(usize, MessageKind)> {
+    /// Writes the next control frame to the front of `space`, and returns its length.
+    pub(crate) fn poll_control(&mut self, space: &mut [u8], now: Instant) -> Option<usize> {
         match self {
             Self::Yamux(connection) => {
                 let place = space.get_mut(..yamux::HEADER_LEN)?;
                 place.copy_from_slice(&connection.poll_control(now)?);
-                Some((yamux::HEADER_LEN, MessageKind::Binary))
+                Some(yamux::HEADER_LEN)
             }
-            Self::Simple(simple) => {
-                let text = simple.poll_text()?;
-                let length = text.len().min(space.len());
-                space
-                    .iter_mut()
-                    .zip(&text)
-                    .for_each(|(to, from)| *to = *from);
-                Some((length, MessageKind::Text))
-            }
+            Self::Simple(_) => None,
+        }
+    }
+
+    /// The next control text.
+    pub(crate) fn poll_text(&mut self) -> Option<Vec<u8>> {
+        match self {
+            Self::Yamux(_) => None,
+            Self::Simple(simple) => simple.poll_text(),
         }
     }
 

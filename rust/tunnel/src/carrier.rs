@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::task::{Context, Poll, ready};
 
-use ech_workers_session::{Carrier, CloseCode, Closed, Incoming, MessageKind};
+use ech_workers_session::{Carrier, CloseCode, Closed, Incoming};
 use ech_workers_tls::{RECORD_MAX, TlsStream};
 use ech_workers_websocket::{self as websocket, Decoder, OpCode, Role};
 #[cfg(target_os = "linux")]
@@ -109,7 +109,7 @@ pub(crate) struct WebSocket {
     long_messages: bool,
     /// The frame that goes on in the next record.
     unfinished: Option<Unfinished>,
-    /// Control frames that wait for the next record.
+    /// Control frames, and control texts of simple mode, that wait for the next record.
     controls: VecDeque<(OpCode, Vec<u8>)>,
     /// What is left of the payload of one that goes over several records, for a peer that asks for tiny ones (RFC 8449).
     control_rest: Vec<u8>,
@@ -220,8 +220,7 @@ impl WebSocket {
         }
     }
 
-    /// Puts the control frames that wait into the record being filled, as far as they fit. One that fits no record goes over
-    /// several.
+    /// Puts what waits in `controls` into the record being filled, as far as it fits. What fits no record goes over several.
     fn write_controls(&mut self) -> io::Result<()> {
         loop {
             let begun = !self.control_rest.is_empty();
@@ -236,6 +235,10 @@ impl WebSocket {
             };
             let room = self.space().len();
             if room == 0 || room < length && self.framed > 0 {
+                if self.has_text() {
+                    // Nothing may overtake it.
+                    self.seal()?;
+                }
                 return Ok(());
             }
             if begun {
@@ -252,6 +255,13 @@ impl WebSocket {
                 self.seal()?;
             }
         }
+    }
+
+    /// A text waits.
+    fn has_text(&self) -> bool {
+        self.controls
+            .iter()
+            .any(|(opcode, _)| *opcode == OpCode::Text)
     }
 
     /// Fills the space with `payload`. Returns what it has no room for.
@@ -404,7 +414,7 @@ impl Carrier for WebSocket {
                 ready!(self.tls.poll_ready(cx)).map_err(broken)?;
             }
             self.write_controls().map_err(broken)?;
-            if self.control_rest.is_empty() {
+            if self.control_rest.is_empty() && !self.has_text() {
                 return Poll::Ready(Ok(()));
             }
         }
@@ -454,20 +464,20 @@ impl Carrier for WebSocket {
         self.filled
     }
 
-    fn commit(&mut self, kind: MessageKind, following: usize) -> Result<(), Failure> {
-        let opcode = match kind {
-            MessageKind::Binary => OpCode::Binary,
-            MessageKind::Text => OpCode::Text,
-        };
+    fn commit(&mut self, following: usize) -> Result<(), Failure> {
         match self.unfinished.take() {
             Some(frame) => self.continue_frame(frame),
-            None => self.end_frame(opcode, following),
+            None => self.end_frame(OpCode::Binary, following),
         }
         .map_err(broken)?;
         if self.space().len() < ROOM_MIN {
             self.seal().map_err(broken)?;
         }
         Ok(())
+    }
+
+    fn text(&mut self, text: Vec<u8>) {
+        queue(&mut self.controls, OpCode::Text, text);
     }
 
     fn ping(&mut self, payload: &[u8]) {
@@ -581,7 +591,7 @@ mod tests {
             for length in message.iter().filter(|length| **length > 0) {
                 left -= length;
                 carrier.add(*length);
-                carrier.commit(MessageKind::Binary, left).unwrap();
+                carrier.commit(left).unwrap();
             }
         }
         sizes.iter().sum()

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use ech_workers_session::{Carrier, CloseCode, Closed, Incoming, MessageKind};
+use ech_workers_session::{Carrier, CloseCode, Closed, Incoming};
 
 use crate::random::Random;
 
@@ -338,7 +338,7 @@ impl Carrier for Link {
         self.spaces_per_message
     }
 
-    fn commit(&mut self, kind: MessageKind, following: usize) -> Result<(), Cut> {
+    fn commit(&mut self, following: usize) -> Result<(), Cut> {
         assert!(
             self.following == 0 || self.filled + following == self.following,
             "a message was announced longer, or shorter, than it is"
@@ -354,8 +354,17 @@ impl Carrier for Link {
         if self.spaces.is_empty() {
             self.spaces.push_back(vec![0; self.record]);
         }
-        self.frame(u8::from(kind == MessageKind::Text), &payload);
+        self.frame(0, &payload);
         Ok(())
+    }
+
+    fn text(&mut self, text: Vec<u8>) {
+        assert_eq!(
+            (self.filled, self.following),
+            (0, 0),
+            "a text inside a message"
+        );
+        self.frame(1, &text);
     }
 
     fn ping(&mut self, payload: &[u8]) {
