@@ -424,6 +424,7 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
     /// [`poll_close`](Self::poll_close) sends that.
     pub fn say_goodbye(&mut self, ended: &Ended<C::Error>) {
         self.streams.return_waiting(Returned::Ended);
+        self.streams.return_unannounced();
         if let Ended::Lost(Lost::Closed(closed)) = ended
             && closed.code == Some(CloseCode::GoingAway as u16)
         {

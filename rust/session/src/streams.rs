@@ -683,12 +683,25 @@ impl<L: LocalEnd> Streams<L> {
 
     /// Gives back the streams that the peer has not taken, because it has ended the session in good order.
     pub(crate) fn return_untaken(&mut self) {
-        let untaken = self.map.iter();
-        let untaken: Vec<StreamId> = untaken
-            .filter(|&(&id, stream)| self.is_untaken(id, stream))
+        self.return_those(Self::is_untaken);
+    }
+
+    /// Gives back the streams of which nothing was sent, however the session ended.
+    pub(crate) fn return_unannounced(&mut self) {
+        self.return_those(|streams, id, _| match &streams.wire {
+            Wire::Yamux(yamux) => !yamux.is_announced(id),
+            // The connection was made for this one.
+            Wire::Simple(_) => false,
+        });
+    }
+
+    fn return_those(&mut self, are: impl Fn(&Self, StreamId, &Stream<L>) -> bool) {
+        let streams = self.map.iter();
+        let those: Vec<StreamId> = streams
+            .filter(|&(&id, stream)| are(self, id, stream))
             .map(|(&id, _)| id)
             .collect();
-        for id in untaken {
+        for id in those {
             self.return_begun(id, Returned::Ended, Abort::SessionLost);
         }
     }

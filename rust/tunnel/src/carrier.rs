@@ -513,7 +513,7 @@ impl Carrier for WebSocket {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::future::poll_fn;
 
     use ech_workers_tls::authority::{CertificateAuthority, Validity};
@@ -543,7 +543,7 @@ mod tests {
     }
 
     /// A client's WebSocket, and the TLS connection that it writes to.
-    async fn pair() -> (WebSocket, TlsStream) {
+    pub(crate) async fn pair() -> (WebSocket, TlsStream) {
         let authority = CertificateAuthority::new().unwrap();
         let identity = authority
             .issue(&["hidden.test"], Validity::days(1))

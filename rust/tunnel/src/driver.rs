@@ -136,7 +136,8 @@ impl<L> Handle<L> {
         (Self { opens, signals }, queue)
     }
 
-    /// Waits for a place in the session's queue; an error: the session has ended.
+    /// Waits for a place in the session's queue; an error: the session has ended. The place is to be used at once: the end of the
+    /// session waits for that.
     pub(crate) async fn reserve(
         &self,
     ) -> Result<mpsc::Permit<'_, Box<Open<L>>>, mpsc::error::SendError<()>> {
@@ -228,25 +229,26 @@ impl<L: LocalEnd> Driver<L> {
         }))
         .await;
         self.opens.close();
-        let outcome = match ended {
+        let (outcome, has_said_goodbye) = match ended {
             Ok(ended) => {
                 // What is said after a panic may panic again.
                 let goodbye = catch(|| self.session.say_goodbye(&ended));
                 self.hand_over(owner);
-                if goodbye.is_ok() {
-                    // The connection may be broken already.
-                    let _ = tokio::time::timeout(
-                        GOODBYE,
-                        std::future::poll_fn(|cx| self.session.poll_close(cx)),
-                    )
-                    .await;
-                }
-                outcome(ended)
+                (outcome(ended), goodbye.is_ok())
             }
-            Err(failure) => Ended::Lost(failure),
+            Err(failure) => (Ended::Lost(failure), false),
         };
-        while let Ok(open) = self.opens.try_recv() {
+        // Before the goodbye, for which they need not wait. Whoever has a place in the queue already is about to use it.
+        while let Some(open) = self.opens.recv().await {
             owner.handle_event(session::Event::Returned(*open, session::Returned::Ended));
+        }
+        if has_said_goodbye {
+            // The connection may be broken already.
+            let _ = tokio::time::timeout(
+                GOODBYE,
+                std::future::poll_fn(|cx| self.session.poll_close(cx)),
+            )
+            .await;
         }
         outcome
     }
@@ -267,8 +269,10 @@ impl<L: LocalEnd> Driver<L> {
             }
         }
         let mut taken = 0;
-        // A burst waits in the channel: only a limit of the server's may count as a full session.
+        // A burst waits in the channel: only a limit of the server's may count as a full session. What waits there at the end of
+        // the session comes back.
         while taken < TURN_OPENS
+            && !wanted.end
             && self.session.has_queue_room()
             && let Poll::Ready(Some(open)) = self.opens.poll_recv(cx)
         {
@@ -402,5 +406,135 @@ fn failure(lost: Lost<Failure>) -> Failure {
             Code::YamuxPingTimeout,
             "the other end has not answered a ping in time",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, IoSlice, IoSliceMut};
+
+    use ech_workers_session::{
+        Abort, Allowance, Carrier as _, Config, Ledger, Limits, Mode, Refusal, Returned,
+    };
+    use ech_workers_yamux as yamux;
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::carrier::tests::pair;
+
+    /// A program that says nothing and takes nothing.
+    #[derive(Debug)]
+    struct Silent;
+
+    impl LocalEnd for Silent {
+        fn poll_read(
+            &mut self,
+            _: &mut Context<'_>,
+            _: &mut [IoSliceMut<'_>],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_write(
+            &mut self,
+            _: &mut Context<'_>,
+            _: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn finish(&mut self) {}
+
+        fn close(self) {}
+
+        fn abort(self, _: Abort) {}
+
+        fn refuse(self, _: &Refusal) {}
+    }
+
+    /// Keeps why requests came back.
+    #[derive(Default)]
+    struct Keeper(Mutex<Vec<Returned>>);
+
+    impl Owner<Silent> for Keeper {
+        fn handle_event(&self, event: session::Event<Silent>) {
+            if let session::Event::Returned(_, why) = event {
+                self.0.lock().push(why);
+            }
+        }
+    }
+
+    fn driver(carrier: WebSocket) -> (Driver<Silent>, Handle<Silent>) {
+        let config = Config {
+            mode: Mode::Yamux(yamux::Config::default()),
+            extended: true,
+            limits: Limits {
+                answer: Duration::from_secs(30),
+                idle: Duration::from_secs(600),
+                half_closed_idle: Duration::from_secs(120),
+            },
+            ping_interval: Duration::from_secs(28),
+            ping_timeout: Duration::from_secs(15),
+            memory: Arc::new(Ledger::new(1 << 20)),
+            memory_share: Allowance::Bytes(1 << 20),
+            early_bulk: None,
+            seed: 1,
+        };
+        let session = Session::client(carrier, config, Instant::now());
+        Driver::new(session, Side::Client, Arc::default(), Sums::default())
+    }
+
+    fn open() -> Box<Open<Silent>> {
+        let deadline = Instant::now() + Duration::from_secs(8);
+        Box::new(Open::new(Silent, b"a.test:1".to_vec(), deadline))
+    }
+
+    #[tokio::test]
+    async fn a_request_whose_place_was_taken_before_the_session_ended_comes_back() {
+        let (carrier, _peer) = pair().await;
+        let (driver, handle) = driver(carrier);
+        let owner = Keeper::default();
+        let late = async {
+            let permit = handle.reserve().await.unwrap();
+            handle.end();
+            while !handle.is_closed() {
+                tokio::task::yield_now().await;
+            }
+            // The driver does all that it can meanwhile.
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            permit.send(open());
+        };
+        let (ended, ()) = tokio::join!(driver.run(&owner), late);
+        assert!(matches!(ended, Ended::Shutdown));
+        assert_eq!(*owner.0.lock(), [Returned::Ended]);
+    }
+
+    #[tokio::test]
+    async fn a_request_does_not_wait_for_the_goodbye_of_the_session_that_it_was_for() {
+        let (mut carrier, _peer) = pair().await;
+        // The peer reads nothing, so nothing of the goodbye goes out.
+        tokio::task::unconstrained(async {
+            while let Some(ready) = std::future::poll_fn(|cx| carrier.poll_ready(cx)).now_or_never()
+            {
+                ready.unwrap();
+                let length = carrier.space().len();
+                carrier.add(length);
+                carrier.commit(0).unwrap();
+            }
+        })
+        .await;
+        let (driver, handle) = driver(carrier);
+        let owner = Keeper::default();
+        handle.reserve().await.unwrap().send(open());
+        handle.end();
+        let mut running = std::pin::pin!(driver.run(&owner));
+        while owner.0.lock().is_empty() {
+            assert!(running.as_mut().now_or_never().is_none(), "it has ended");
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(running.await, Ended::Shutdown));
+        assert_eq!(*owner.0.lock(), [Returned::Ended]);
     }
 }

@@ -330,6 +330,13 @@ impl Connection {
             .is_none_or(|stream| !stream.unacknowledged)
     }
 
+    /// Whether a frame of ours has named the stream, or the peer has opened it: the peer may know of it.
+    pub fn is_announced(&self, id: StreamId) -> bool {
+        self.streams
+            .get(&id.value())
+            .is_none_or(|stream| !stream.unannounced())
+    }
+
     /// How many bytes may be sent on the stream before a frame has to end. 0: none until [`Event::Writable`] or
     /// [`Self::poll_rested`] says so.
     ///

@@ -899,6 +899,37 @@ fn a_preamble_waits_for_the_first_bytes_after_a_quiet_time_as_well() {
 }
 
 #[test]
+fn a_stream_of_which_nothing_was_sent_comes_back_when_the_session_breaks() {
+    let mut alone = Alone::new(Mode::Yamux(yamux::Config::default()));
+    let sent = alone.open(100);
+    for _ in 0..20 {
+        alone.wait(Duration::from_millis(1));
+        sent.lock().unwrap().wake(alone.clock.now());
+        alone.messages();
+    }
+    let begun = alone.open(100);
+    alone.sent.lock().unwrap().cut();
+    alone.received.lock().unwrap().cut();
+    let clock = alone.clock.clone();
+    let mut cx = Context::from_waker(Waker::noop());
+    let Poll::Ready(ended) = alone.session.poll(&mut cx, &|| clock.now()) else {
+        panic!("it goes on")
+    };
+    alone.session.say_goodbye(&ended);
+    let Some(Event::Returned(open, Returned::Ended)) = alone.session.poll_event() else {
+        panic!("it did not come back")
+    };
+    assert_eq!(
+        (open.authority.as_slice(), open.early.len()),
+        (&b"0.test:1"[..], 0)
+    );
+    assert_eq!(begun.lock().unwrap().fate, Fate::Open);
+    // The other one may have reached its target.
+    assert_eq!(sent.lock().unwrap().fate, Fate::Aborted(Abort::SessionLost));
+    assert!(alone.session.poll_event().is_none());
+}
+
+#[test]
 fn a_quiet_session_sends_pings_of_changing_length_in_both_modes() {
     for mode in [
         Mode::Yamux(yamux::Config::default()),
