@@ -492,7 +492,7 @@ class Engine:
     def listen(self, host: str, port: int, *, username: str | None = None, password: str | None = None) -> Listener:
         """Opens a SOCKS5/HTTP port. Raises OSError (EADDRINUSE, ...) with the address in it."""
     def set_plan(self, plan: DialPlan | None, upstream: int = 0) -> None:
-        """The plan by which simple mode dials for each connection that goes to this server."""
+        """The plan by which simple mode dials for each connection that goes to this server. One of yamux mode is as none."""
     def route(self, tiers: Sequence[Sequence[tuple[int, int]]]) -> None:
         """Which servers new streams go to: numbers with weights. The first tier with a session (in simple mode: with a plan) takes them; within a tier the session with the
         fewest streams for its weight. Servers that are not named take none. Without a call, all servers are one tier."""

@@ -214,7 +214,6 @@ fn tunnel(mebibytes: usize, up: bool) {
         tcp_timeout: LIMIT,
         handshake_timeout: LIMIT,
     };
-    client.set_plan(0, Some(plan.clone()));
     client.dial(plan);
     loop {
         match client.events().next(Some(LIMIT)) {

@@ -63,7 +63,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         tcp_timeout: LIMIT,
         handshake_timeout: LIMIT,
     };
-    client.set_plan(0, Some(plan.clone()));
     let mut up = 0;
     while up < sessions {
         let batch = AT_A_TIME.min(sessions - up);

@@ -307,8 +307,10 @@ impl Client {
         Ok(Listener { address, accepting })
     }
 
-    /// The plan by which simple mode dials for each connection.
+    /// The plan by which simple mode dials for each connection. One of yamux mode is as none: its streams share the sessions that
+    /// were dialled.
     pub fn set_plan(&self, upstream: u32, plan: Option<DialPlan>) {
+        let plan = plan.filter(|plan| plan.mode == Mode::Simple);
         self.shared.pool.set_plan(upstream, plan);
     }
 

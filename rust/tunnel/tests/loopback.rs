@@ -218,6 +218,23 @@ fn echo(mut connection: TcpStream) {
 }
 
 #[test]
+fn streams_of_yamux_mode_share_a_session_and_each_of_simple_mode_has_its_own() {
+    for (mode, sessions) in [(Mode::Yamux, 1), (Mode::Simple, 3)] {
+        let site = Site::new();
+        let client = site.joined(mode);
+        let target = target(echo);
+        let mut streams = [(); 3].map(|()| open(&client, &target));
+        for stream in &mut streams {
+            stream.write_all(b"there and back").unwrap();
+            let mut answer = [0; 14];
+            stream.read_exact(&mut answer).unwrap();
+            assert_eq!(&answer, b"there and back");
+        }
+        assert_eq!(site.server.stats().sessions_total.value(), sessions);
+    }
+}
+
+#[test]
 fn what_goes_in_comes_out_on_many_streams_at_a_time() {
     let site = Site::new();
     let client = Arc::new(site.joined(Mode::Yamux));
