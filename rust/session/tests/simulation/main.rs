@@ -988,69 +988,6 @@ fn an_answer_to_a_ping_counts_beside_one_that_nobody_asked_for() {
     assert!(measured >= trip, "{measured:?}");
 }
 
-/// A hashicorp peer with windows of 1 MiB gives back half of one at a time, so that what is sent to it on a long path rests there.
-#[test]
-fn a_stream_that_rests_goes_on_while_the_session_stands_still() {
-    const SENDS: usize = 900_000;
-    // Of both streams: the header, and the target.
-    const PREAMBLES: usize = 2 * (6 + 8);
-    let mut alone = Alone::with(Config {
-        memory_share: Allowance::Bytes(64 << 10),
-        ..config(Mode::Yamux(yamux::Config::default()))
-    });
-    let sender = alone.open(SENDS);
-    let reader = alone.open_as(
-        Script {
-            sends: 0,
-            // It takes nothing.
-            stops_reading: Duration::from_secs(3600),
-            expects: 0,
-            stays: true,
-            ..transfer(1, 2)
-        },
-        Duration::from_secs(8),
-    );
-    let ends = [sender, reader];
-    let mut sent = 0;
-    for _ in 0..10 {
-        alone.wait(Duration::from_millis(1));
-        sent += data_frames(&alone.messages()).iter().sum::<usize>();
-    }
-    assert!(sent >= PREAMBLES);
-    alone.wait(Duration::from_millis(80));
-    let status = [2, 0, 0];
-    for (stream, window) in [(1, (1 << 20) - (256 << 10)), (3, 0)] {
-        let answer = [
-            header(WINDOW_UPDATE, ACK, stream, window),
-            header(DATA, 0, stream, status.len()),
-            status.to_vec(),
-        ];
-        let now = alone.clock.now();
-        alone.received.lock().unwrap().put(0, &answer.concat(), now);
-    }
-    // More than the session may hold.
-    let held_up = [header(DATA, 0, 3, 200_000), vec![7; 200_000]].concat();
-    let now = alone.clock.now();
-    alone.received.lock().unwrap().put(0, &held_up, now);
-    alone.wait(Duration::from_millis(1));
-    let start = alone.clock.now();
-    while sent < PREAMBLES + SENDS {
-        for end in &ends {
-            end.lock().unwrap().wake(alone.clock.now());
-        }
-        for _ in 0..10 {
-            sent += data_frames(&alone.messages()).iter().sum::<usize>();
-        }
-        let next = ends
-            .iter()
-            .filter_map(|end| end.lock().unwrap().next_move())
-            .chain(alone.session.next_timeout());
-        alone.clock.advance_to(next.min().expect("a time"));
-        assert!(alone.clock.now() - start < Duration::from_secs(1), "{sent}");
-    }
-    assert!(alone.session.held() > 64 << 10, "it does not stand still");
-}
-
 #[test]
 fn a_request_that_waits_for_earlier_ones_comes_back_when_its_time_is_over() {
     let mut alone = Alone::new(Mode::Yamux(yamux::Config {
@@ -1150,7 +1087,6 @@ impl AloneServer {
 const DATA: u8 = 0;
 const WINDOW_UPDATE: u8 = 1;
 const SYN: u8 = 1;
-const ACK: u8 = 2;
 const FIN: u8 = 4;
 const RST: u8 = 8;
 
