@@ -340,6 +340,9 @@ class SessionSnapshot:
     @property
     def rtt_ms(self) -> float | None: ...
     @property
+    def path_ms(self) -> float | None:
+        """The round trip of the path, with little of the queue that the session's own bytes make on it."""
+    @property
     def bytes_up(self) -> int: ...
     @property
     def bytes_down(self) -> int: ...
@@ -357,6 +360,9 @@ class UpstreamSnapshot:
     def dials_failed(self) -> int: ...
     @property
     def ech_retries(self) -> int: ...
+    @property
+    def connect_ms(self) -> float | None:
+        """How long the server took to be connected to in the last dial: a round trip, or more if a packet was lost."""
     @property
     def bytes_up(self) -> int: ...
     @property

@@ -1,4 +1,8 @@
-"""How far away each server is: the round trips that its sessions measured. No clock and no engine."""
+"""How far away each server is: the round trip of the path to it, as its sessions and its dials measured it.
+
+What is measured beside much traffic of the tunnel's own tells of the queue that this makes, so it counts only if it is shorter.
+No clock and no engine.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from ech_workers._native import SessionSnapshot
+    from ech_workers._native import SessionSnapshot, Snapshot
 
 __all__ = ["MEASURE_EVERY", "Distances"]
 
@@ -20,20 +24,25 @@ class Distances:
     """Of the servers of one tunnel. Times are monotonic seconds."""
 
     def __init__(self) -> None:
-        self._by_sessions: dict[int, float] = {}
+        self._paths: dict[int, float] = {}
         self._measured_at = -math.inf
 
-    def look(self, sessions: Collection[SessionSnapshot]) -> None:
+    def look(self, snapshot: Snapshot) -> None:
         """Takes what was measured by now."""
-        self._by_sessions = {}
-        for session in sessions:
-            if session.rtt_ms is not None:
-                known = self._by_sessions.get(session.upstream, math.inf)
-                self._by_sessions[session.upstream] = min(known, session.rtt_ms)
+        # A connection of simple mode is made anew for each stream, and its dial is all that measures.
+        self._paths = {
+            upstream.upstream: upstream.connect_ms for upstream in snapshot.upstreams if upstream.connect_ms is not None
+        }
+        by_sessions: dict[int, float] = {}
+        for session in snapshot.sessions:
+            if session.path_ms is not None:
+                known = by_sessions.get(session.upstream, math.inf)
+                by_sessions[session.upstream] = min(known, session.path_ms)
+        self._paths |= by_sessions
 
     def of(self, number: int) -> float | None:
         """Milliseconds; None while nothing was measured."""
-        return self._by_sessions.get(number)
+        return self._paths.get(number)
 
     def due(self, sessions: Collection[SessionSnapshot], compared: Collection[int], now: float) -> list[int]:
         """The sessions that are to be measured again. compared: the servers between which a choice is to be made."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ech_workers.engine import ProbeEngine
 
 __all__ = ["Liveness"]
+
+_log = logging.getLogger("ech_workers")
 
 LOOK = 0.1
 """Seconds between looks at what the sessions answered."""
@@ -27,9 +30,13 @@ class Liveness:
         self._began = 0.0
         self._look_at: float | None = None
 
-    def begin(self, now: float) -> None:
-        """Asks all sessions."""
+    def begin(self, now: float, slept: float) -> None:
+        """Asks all sessions. slept: seconds in which this process did not run; 0: the network has changed."""
         self._engine.probe()
+        if slept:
+            _log.info("%.0f s are missing (sleep, or a clock that was set): every session is probed and renewed", slept)
+        else:
+            _log.info("the network has changed: every session is probed")
         self._began = now
         self._look_at = now + LOOK
 

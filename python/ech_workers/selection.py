@@ -144,9 +144,10 @@ class Selection:
         )
 
     def _look(self, now: float) -> None:
-        sessions = self._engine.snapshot().sessions
+        snapshot = self._engine.snapshot()
+        sessions = snapshot.sessions
         asked = self._watch.look(sessions, now)
-        self._distances.look(sessions)
+        self._distances.look(snapshot)
         asked.update(self._distances.due(sessions, self._routing.compared, now))
         for number in asked:
             self._engine.probe(number)
@@ -167,6 +168,4 @@ class Selection:
         server = upstream.server
         is_silent = upstream.is_silent(self._watch.silent)
         works = upstream.is_ready and not is_silent and not upstream.stalls.is_demoted(now)
-        measured = self._distances.of(upstream.number)
-        round_trip = upstream.first_round_trip if measured is None else measured
-        return View(upstream.number, server.priority, server.weight, works, round_trip)
+        return View(upstream.number, server.priority, server.weight, works, self._distances.of(upstream.number))

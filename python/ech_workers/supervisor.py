@@ -279,7 +279,7 @@ class Supervisor:
     def _look_around(self, now: Moment, slept: float) -> None:
         """After a change of the network sessions may be dead, and what failed may work. After a sleep (or when the process
         was stopped) the other side has given the sessions up: all are replaced."""
-        self._liveness.begin(now.clock)
+        self._liveness.begin(now.clock, slept)
         self._look_ups.forgive()
         self._target_names.forget()
         for upstream in self._upstreams:

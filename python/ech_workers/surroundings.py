@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from typing import TYPE_CHECKING
 
 from ech_workers.nat64 import Nat64, Translation
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from ech_workers.timing import Moment
 
 __all__ = ["Surroundings"]
-
-_log = logging.getLogger("ech_workers")
 
 
 class Surroundings:
@@ -61,12 +58,6 @@ class Surroundings:
         if not missing and not self._is_changed:
             return None
         self._is_changed = False
-        if missing:
-            _log.info(
-                "%.0f s are missing (sleep, or a clock that was set): every session is probed and renewed", missing
-            )
-        else:
-            _log.info("the network has changed: every session is probed")
         if self._watches_network:
             self._nat64.look()
         return missing

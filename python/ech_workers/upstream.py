@@ -101,11 +101,6 @@ class Upstream:
         live = [session.up.session for session in self.pool.live]
         return bool(live) and self.server.mode == "yamux" and all(number in silent for number in live)
 
-    @property
-    def first_round_trip(self) -> float | None:
-        """Milliseconds that connecting took, of the best session."""
-        return min((session.up.tcp_ms for session in self.pool.live), default=None)
-
     # ------------------------------------------------------------ a turn
 
     def questions(self, now: Moment) -> list[Question]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ech_workers import Tunnel, rules
+from ech_workers import Tunnel, routing, rules
 from ech_workers.config import ClientConfig, ServerAddress, UpstreamConfig
 from ech_workers.endpoints import resolvers
 
@@ -200,6 +201,31 @@ def other_route(site: Site) -> None:
             assert logged.steps(PROBED, GIVEN_UP, LOST) == [PROBED, GIVEN_UP], logged.lines
 
 
+def other_route_simple(site: Site) -> None:
+    """The same in simple mode, where a connection waits for its first use: it is as dead as the others, and is not used."""
+    with _other_namespace() as (holder, there):
+        for way in (1, 2):
+            _ip("link", "add", f"way{way}", "type", "veth", "peer", "name", f"end{way}", "netns", str(holder))
+            subprocess.run([*there, "ip", "address", "add", f"10.0.{way}.1/24", "dev", f"end{way}"], check=True)
+            subprocess.run([*there, "ip", "link", "set", f"end{way}", "up"], check=True)
+        _take(1)
+        targets = site.processes.start(
+            *there, *python_program("harness.targets"), site.folder, env={"PYTHONPATH": str(TESTS)}
+        ).wait_event("listening")
+        server = site.server(listen=f"{SERVER}:0", publish=False, prefix=there)
+        with _tunnel(site, server, SERVER, mode="simple") as tunnel:
+            logged = Recorded()
+            _ip("link", "delete", "way1")
+            _take(2)
+            wait_until(lambda: PROBED in " ".join(logged.lines), "the change is seen", 20)
+            # Until the machine has the new way, dials may fail; then the tunnel is ready again.
+            tunnel.wait_ready(60, patient=True)
+            with tunnel.create_connection(("127.0.0.1", targets["echo"]), 30.0) as stream:
+                stream.sendall(b"hello")
+                assert stream.recv(5) == b"hello"
+            assert tunnel.snapshot().dials_total >= 2
+
+
 @contextlib.contextmanager
 def _far_server(site: Site, milliseconds: int) -> Iterator[tuple[ServerProgram, dict[str, tuple[str, int]]]]:
     """A server so far away, each way, and the targets beside it. The folder has the program that delays the link."""
@@ -337,13 +363,58 @@ def nearest_yamux(site: Site) -> None:
     _nearest(site, "yamux")
 
 
+def nearest_simple(site: Site) -> None:
+    _nearest(site, "simple")
+
+
+def alike(site: Site) -> None:
+    """A bulk transfer fills the queue on the path to one of two servers that are alike, so that its round trip is several times
+    the other's: new connections do not go there."""
+    with (
+        _two_far_servers(site, "yamux", (20, 20), 20) as (tunnel, _, _, targets),
+        tunnel.create_connection(targets["http"], 30.0) as bulk,
+    ):
+        used = _roles(tunnel).index("in use")
+        bulk.sendall(b"GET /bytes/200000000 HTTP/1.1\r\n\r\n")
+        over = threading.Event()
+
+        def read() -> None:
+            while not over.is_set() and bulk.recv(1 << 16):
+                pass
+
+        reading = threading.Thread(target=read)
+        reading.start()
+        try:
+            slow_since = math.inf
+
+            def is_slow_for_long() -> bool:
+                nonlocal slow_since
+                assert _roles(tunnel)[used] == "in use"
+                trips = {
+                    session.upstream: session.rtt_ms or 0.0 for session in tunnel.snapshot().sessions if session.streams
+                }
+                if trips.get(used, 0.0) < 80:
+                    slow_since = math.inf
+                elif slow_since == math.inf:
+                    slow_since = time.monotonic()
+                return time.monotonic() - slow_since > routing.FASTER_FOR + 3
+
+            wait_until(is_slow_for_long, "the round trip is long for a while", 60)
+        finally:
+            over.set()
+            reading.join(20)
+
+
 def _take(way: int) -> None:
     _ip("address", "add", f"10.0.{way}.2/24", "dev", f"way{way}")
     _ip("link", "set", f"way{way}", "up")
     _ip("route", "add", "default", "via", f"10.0.{way}.1")
 
 
-SCENARIOS = {each.__name__: each for each in (nat64, other_route, far_stream, far_probe, nearest_yamux)}
+SCENARIOS = {
+    each.__name__: each
+    for each in (nat64, other_route, other_route_simple, far_stream, far_probe, nearest_yamux, nearest_simple, alike)
+}
 
 
 def main(scenario: str, folder: Path) -> None:

@@ -27,6 +27,8 @@ class Tap:
         self.limit: int | None = None
         """So many bytes of a connection come back, and then nothing more, though it does not end."""
         self._sockets: list[socket.socket] = []
+        self._forgotten: set[socket.socket] = set()
+        self._over = threading.Event()
         self._listener = socket.create_server(
             (host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256
         )
@@ -48,8 +50,14 @@ class Tap:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
 
+    def forget_connections(self) -> None:
+        """What comes over the connections that there are is dropped from now on, their ends too, and nobody is told; new ones
+        are taken."""
+        self._forgotten.update(self._sockets)
+
     def stop(self) -> None:
         self.thawed.set()
+        self._over.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -107,6 +115,10 @@ class Tap:
                     piece = piece[: max(0, self.limit - came_back)]
                     came_back += len(piece)
                 self.thawed.wait()
+                if source in self._forgotten:
+                    continue
                 target.sendall(piece)
+        if source in self._forgotten:
+            self._over.wait()
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)

@@ -163,8 +163,8 @@ class World:
         """Every probe: when, over which session (None: a connection of its own), to which server."""
         self.echo_outcome: Callable[[int], dict[str, Any] | None] = lambda upstream: {"outcome": "passed", "ms": 40.0}
         """What comes of a probe of a server, by its number; None: the outcome never comes."""
-        self.trips: dict[int, float] = {}
-        """The round trip of each server's sessions, where it is another one."""
+        self.path_ms: dict[int, float] = {}
+        """The round trip of the path to a server, if it was measured."""
         self.mute: set[int] = set()
         """Servers that take everything and answer nothing."""
         self.resolved_names: dict[str, tuple[tuple[str, ...], float] | None] = {}
@@ -243,7 +243,8 @@ class World:
                     streams=self.open_streams.get(session, 0),
                     streams_total=self.streams.get(session, 0),
                     bytes_down=self.received.get(session, 0),
-                    rtt_ms=self.trips.get(upstream, self.rtt_ms),
+                    rtt_ms=self.rtt_ms,
+                    path_ms=self.path_ms.get(upstream),
                     heard_ago=1000.0 if upstream in self.mute else 0.0,
                     unanswered=None if since is None else self.now - since,
                 )

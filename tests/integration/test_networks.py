@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from harness.tunnel import Site
 
 
-@pytest.mark.parametrize("scenario", ["nat64", "other_route"])
+@pytest.mark.parametrize("scenario", ["nat64", "other_route", "other_route_simple"])
 def test_the_server_is_reached_on_such_a_network(scenario: str, tmp_path: Path) -> None:
     if not namespaces.are_possible():
         pytest.skip("this user may not make network namespaces")
@@ -35,7 +35,7 @@ def test_a_stream_to_a_far_server_gets_a_session_beside_it_before_it_is_a_bulk_t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", ["nearest_yamux"])
+@pytest.mark.parametrize("scenario", ["nearest_yamux", "nearest_simple", "alike"])
 def test_the_policy_fastest_goes_by_the_paths(scenario: str, tmp_path: Path, go_peers: dict[str, Path]) -> None:
     if not namespaces.are_possible():
         pytest.skip("this user may not make network namespaces")

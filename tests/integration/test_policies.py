@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,29 +23,37 @@ MODES: list[tuple[Mode, Mode]] = [("yamux", "yamux"), ("yamux", "simple"), ("sim
 
 
 @contextlib.contextmanager
-def held(fleet: Fleet, port: int, count: int) -> Iterator[None]:
-    """So many connections, one after the other, all of them open as long as this lasts; nothing is left of them then."""
+def held(fleet: Fleet, port: int, count: int, *, at_once: bool = False) -> Iterator[None]:
+    """So many connections, one after the other or at once, all of them open as long as this lasts; nothing is left of them then."""
 
-    def begin() -> StreamSocket:
+    def begin(_: int) -> StreamSocket:
         stream = fleet.tunnel.create_connection(("127.0.0.1", port), 30.0)
         stream.sendall(b"x")
         assert stream.recv(1) == b"x"
         return stream
 
     with contextlib.ExitStack() as streams:
-        for _ in range(count):
-            streams.enter_context(begin())
+        if at_once:
+            with ThreadPoolExecutor(count) as threads:
+                opened = list(threads.map(begin, range(count)))
+        else:
+            opened = [begin(number) for number in range(count)]
+        for stream in opened:
+            streams.enter_context(stream)
         yield
     wait_until(lambda: fleet.tunnel.snapshot().connections == 0, "the connections are over")
     wait_until(lambda: not any(each.streams for each in fleet.tunnel.snapshot().sessions), "the streams are over")
 
 
+@pytest.mark.parametrize("at_once", [False, True], ids=["in-turn", "at-once"])
 @pytest.mark.parametrize("modes", MODES, ids="-".join)
-def test_connections_are_shared_by_weight(site: Site, targets: dict[str, int], modes: tuple[Mode, Mode]) -> None:
+def test_connections_are_shared_by_weight(
+    site: Site, targets: dict[str, int], modes: tuple[Mode, Mode], at_once: bool
+) -> None:
     fleet = Fleet(site, modes, policy="spread", weights=(1, 3), counted=True)
     try:
         wait_until(lambda: fleet.roles == ["in use", "in use"], "both are used")
-        with held(fleet, targets["echo"], 40):
+        with held(fleet, targets["echo"], 40, at_once=at_once):
             assert [fleet.streams(0), fleet.streams(1)] == [10, 30]
     finally:
         fleet.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import time
 from typing import TYPE_CHECKING
@@ -37,6 +38,27 @@ def test_modes_can_be_mixed(site: Site, targets: dict[str, int], modes: list[Mod
         requests.stop()
         assert requests.failed_since(killed + 1) == []
         assert fleet.roles == ["down", "in use"]
+    finally:
+        fleet.close()
+
+
+@pytest.mark.parametrize("modes", [["simple", "yamux"], ["simple", "simple"]], ids="-".join)
+def test_a_server_in_simple_mode_that_stops_answering_is_left_before_its_dials_are_over(
+    site: Site, targets: dict[str, int], modes: list[Mode]
+) -> None:
+    """It takes connections and says nothing, which a dial waits for ten seconds long if there is no other server."""
+    fleet = Fleet(site, modes)
+    try:
+        requests = Requests(fleet.tunnel, targets["echo"])
+        wait_until(lambda: len(requests.done) > 50, "requests are served")
+        fleet.programs[0].process.signal(signal.SIGSTOP)
+        stopped = time.monotonic()
+        wait_until(lambda: fleet.roles == ["down", "in use"], "new connections go to the second", 8)
+        fleet.programs[0].process.signal(signal.SIGCONT)
+        wait_until(lambda: fleet.roles[0] == "in use", "the first is in use again", 90)
+        requests.stop()
+        # What was being dialled went to the second; what had begun went on with the first one.
+        assert requests.failed_since(stopped - 20) == []
     finally:
         fleet.close()
 

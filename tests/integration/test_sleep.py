@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from harness.tunnel import ProxyProgram, Site
 
 MODES = ("--yamux", "--no-yamux")
-Meanwhile = Literal["nothing", "server-restarted"]
+Meanwhile = Literal["nothing", "server-restarted", "way-forgotten"]
 
 
 def ask(proxy: ProxyProgram, port: int) -> str:
@@ -32,11 +32,11 @@ def ask(proxy: ProxyProgram, port: int) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("meanwhile", ["nothing", "server-restarted"])
+@pytest.mark.parametrize("meanwhile", ["nothing", "server-restarted", "way-forgotten"])
 def test_after_a_minute_in_which_it_did_not_run_a_proxy_serves_what_begins(
     site: Site, targets: dict[str, int], meanwhile: Meanwhile
 ) -> None:
-    """The server stays as it is, or is another one."""
+    """The server stays as it is, or is another one, or what is between has forgotten the connections: nothing says so."""
     server = site.server(publish=False)
     with Tap(("127.0.0.1", server.port)) as path:
         site.publish(path.port, site.key.base64)
@@ -48,6 +48,8 @@ def test_after_a_minute_in_which_it_did_not_run_a_proxy_serves_what_begins(
         if meanwhile == "server-restarted":
             server.process.kill()
             path.upstream = ("127.0.0.1", site.server(publish=False).port)
+        elif meanwhile == "way-forgotten":
+            path.forget_connections()
         # The time itself is what is tested.
         wait_until(lambda: time.monotonic() - stopped > 61, "a minute is over", 90)
         before = [len(proxy.process.lines) for proxy in proxies]

@@ -1,6 +1,7 @@
 //! Counters at one moment.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use ech_workers_tunnel as tunnel;
 use pyo3::prelude::*;
@@ -19,6 +20,7 @@ pub(crate) struct SessionSnapshot {
     streams_total: u64,
     age: f64,
     rtt_ms: Option<f64>,
+    path_ms: Option<f64>,
     bytes_up: u64,
     bytes_down: u64,
 }
@@ -30,6 +32,7 @@ pub(crate) struct UpstreamSnapshot {
     dials_total: u64,
     dials_failed: u64,
     ech_retries: u64,
+    connect_ms: Option<f64>,
     bytes_up: u64,
     bytes_down: u64,
 }
@@ -41,10 +44,15 @@ impl From<tunnel::UpstreamSnapshot> for UpstreamSnapshot {
             dials_total: now.dials_total,
             dials_failed: now.dials_failed,
             ech_retries: now.ech_retries,
+            connect_ms: now.connect.map(milliseconds),
             bytes_up: now.bytes_up,
             bytes_down: now.bytes_down,
         }
     }
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
 }
 
 /// The engine's counters at one moment.
@@ -113,7 +121,8 @@ impl From<tunnel::SessionSnapshot> for SessionSnapshot {
             streams: now.streams,
             streams_total: now.streams_total,
             age: now.age.as_secs_f64(),
-            rtt_ms: now.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
+            rtt_ms: now.rtt.map(milliseconds),
+            path_ms: now.path.map(milliseconds),
             bytes_up: now.bytes_up,
             bytes_down: now.bytes_down,
         }

@@ -17,6 +17,7 @@ mod budget;
 mod bulk;
 mod carrier;
 mod config;
+mod distance;
 mod egress;
 mod end;
 mod event;

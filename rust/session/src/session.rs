@@ -10,6 +10,7 @@ use crate::budget::Budget;
 use crate::bulk::BulkLoad;
 use crate::carrier::{Carrier, CloseCode, Incoming};
 use crate::config::{Config, Mode};
+use crate::distance::Distance;
 use crate::egress::{Egress, Sent};
 use crate::end::{Abort, Connector, LocalEnd};
 use crate::event::{Ended, Event, Fault, Lost};
@@ -38,7 +39,9 @@ pub struct Session<C: Carrier, L: LocalEnd> {
     streams: Streams<L>,
     egress: Egress,
     liveness: Liveness,
-    round_trip: Option<Duration>,
+    distance: Distance,
+    /// Bytes that were relayed before the last call of `take_traffic`.
+    taken: u64,
     /// The peer has closed the carrier: nothing more comes, and nothing can be sent.
     closed: bool,
     shutdown: bool,
@@ -53,7 +56,7 @@ impl<C: Carrier, L: LocalEnd> fmt::Debug for Session<C, L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
             .field("streams", &self.streams.len())
-            .field("round_trip", &self.round_trip)
+            .field("round_trip", &self.distance.latest())
             .finish_non_exhaustive()
     }
 }
@@ -109,7 +112,8 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
                 end_to_end,
                 now,
             ),
-            round_trip: None,
+            distance: Distance::default(),
+            taken: 0,
             closed: false,
             shutdown: false,
             bulk_told: BulkLoad::default(),
@@ -142,6 +146,11 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
         self.shutdown = true;
     }
 
+    /// When the last question was sent that the peer has answered.
+    pub fn last_answered(&self) -> Option<Instant> {
+        self.distance.answered()
+    }
+
     /// When bytes arrived from the peer last.
     pub fn last_received(&self) -> Instant {
         self.liveness.last_received()
@@ -170,7 +179,14 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
 
     /// The last measured round trip.
     pub fn round_trip(&self) -> Option<Duration> {
-        self.round_trip
+        self.distance.latest()
+    }
+
+    /// The round trip of the path, with little of the queue that the session's own bytes make on it. Yamux alone: in simple mode
+    /// each dial measures it.
+    pub fn path_round_trip(&self) -> Option<Duration> {
+        let is_yamux = matches!(self.streams.wire, Wire::Yamux(_));
+        self.distance.path().filter(|_| is_yamux)
     }
 
     /// Memory that is held for the peer, in bytes.
@@ -180,7 +196,14 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
 
     /// What was relayed since the last call.
     pub fn take_traffic(&mut self) -> Traffic {
+        self.taken = self.carried();
         std::mem::take(&mut self.streams.traffic)
+    }
+
+    /// Bytes relayed so far, both ways.
+    fn carried(&self) -> u64 {
+        let Traffic { sent, received, .. } = self.streams.traffic;
+        self.taken + sent + received
     }
 
     /// When [`poll`](Self::poll) must be called even if nothing else gives cause to.
@@ -333,12 +356,17 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
 
     /// Takes in the answers to pings, of which the peer may send some that nobody asked for (RFC 6455 section 5.5.3).
     fn note_pongs(&mut self) {
+        let mut measured = None;
         for part in self.incoming.drain(..) {
             if let Incoming::Pong(payload) = part
                 && let Some(round_trip) = self.liveness.pong(&payload, self.streams.now)
             {
-                self.round_trip = Some(round_trip);
+                measured = Some(round_trip);
             }
+        }
+        if let Some(measured) = measured {
+            let carried = self.carried();
+            self.distance.note(measured, carried, self.streams.now);
         }
         // The peer decides how many parts there are.
         self.incoming.shrink_to(PARTS_KEPT);
@@ -347,10 +375,13 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
     fn note_arrived(&mut self, arrived: Arrived) -> Result<(), Lost<C::Error>> {
         let now = self.streams.now;
         self.liveness.received(arrived.messages, now);
-        if let Some(round_trip) = arrived.end_to_end {
-            self.round_trip = Some(round_trip);
-        } else if self.round_trip.is_none() {
-            self.round_trip = self.streams.wire.round_trip();
+        let first = || match self.distance.latest() {
+            Some(_) => None,
+            None => self.streams.wire.round_trip(),
+        };
+        if let Some(measured) = arrived.end_to_end.or_else(first) {
+            let carried = self.carried();
+            self.distance.note(measured, carried, now);
         }
         let Some(closed) = arrived.closed else {
             return Ok(());
@@ -406,7 +437,11 @@ impl<C: Carrier, L: LocalEnd> Session<C, L> {
         }
         while let Some(due) = self.liveness.poll(now) {
             match due {
-                Due::Ping(payload) => self.carrier.ping(&payload),
+                Due::Ping(payload) => {
+                    let carried = self.carried();
+                    self.distance.ask(carried);
+                    self.carrier.ping(&payload);
+                }
                 Due::Proof => self.streams.wire.ask_for_proof(now),
                 Due::Dead => return Err(Lost::PingTimeout),
             }

@@ -334,11 +334,15 @@ impl Client {
         self.shared.pool.retire(session);
     }
 
-    /// Has a session, or every session, measure its round trip now; one that does not answer in time is lost.
+    /// Has a session, or every session, measure its round trip now; one that does not answer in time is lost. Every session: any of
+    /// them may be dead, so each takes new streams again when its server has answered.
     pub fn probe(&self, session: Option<u64>) {
         match session {
             Some(session) => self.shared.pool.tell(session, Handle::probe),
-            None => self.shared.pool.tell_all(Handle::probe),
+            None => {
+                self.shared.pool.doubt_all();
+                self.shared.pool.tell_all(Handle::probe);
+            }
         }
     }
 

@@ -30,12 +30,38 @@ pub struct SessionStats {
     pub streams_total: Counter,
     /// Round trip in microseconds; 0 while none was measured.
     pub rtt_us: Counter,
+    /// That of the path, with little of the queue that the session's own bytes make on it, in microseconds; 0 while none was
+    /// measured.
+    pub path_us: Counter,
     /// Bytes relayed.
     pub traffic: Arc<Traffic>,
     /// When something came from the peer last.
     pub heard: Stamp,
+    /// When the last question was sent that the peer has answered.
+    pub answered: Stamp,
     /// When the peer was asked for a sign of life last, if nothing had come since the question before.
     pub probed: Stamp,
+}
+
+/// What is read so soon after a question may have waited in the socket since before it, as when the machine slept.
+const LEFT_OVER: Duration = Duration::from_millis(100);
+
+impl SessionStats {
+    /// Whether the peer was alive after `moment`: it has answered a later question, or sent what cannot have been here by then.
+    pub(crate) fn is_heard_since(&self, moment: Instant) -> bool {
+        // A stamp has microseconds.
+        let is_after = |stamp: &Stamp, least| {
+            let found = stamp.moment();
+            found.is_some_and(|found| found + Duration::from_micros(1) > least)
+        };
+        is_after(&self.answered, moment) || is_after(&self.heard, moment + LEFT_OVER)
+    }
+
+    /// When the peer was asked for a sign of life that it owes.
+    pub(crate) fn unanswered(&self) -> Option<Instant> {
+        let probed = self.probed.moment()?;
+        (!self.is_heard_since(probed)).then_some(probed)
+    }
 }
 
 /// Which side of a session a driver runs.
@@ -264,7 +290,7 @@ impl<L: LocalEnd> Driver<L> {
         if wanted.probe {
             let now = Instant::now();
             self.session.probe(now);
-            if self.stats.probed.moment() <= self.stats.heard.moment() {
+            if self.stats.unanswered().is_none() {
                 self.stats.probed.set(now);
             }
         }
@@ -350,10 +376,16 @@ impl<L: LocalEnd> Driver<L> {
             }
         }
         self.stats.heard.set(self.session.last_received());
-        if let Some(round_trip) = self.session.round_trip() {
-            self.stats
-                .rtt_us
-                .set(round_trip.as_micros().clamp(1, u128::from(u64::MAX)) as u64);
+        if let Some(answered) = self.session.last_answered() {
+            self.stats.answered.set(answered);
+        }
+        for (counter, round_trip) in [
+            (&self.stats.rtt_us, self.session.round_trip()),
+            (&self.stats.path_us, self.session.path_round_trip()),
+        ] {
+            if let Some(round_trip) = round_trip {
+                counter.set(round_trip.as_micros().clamp(1, u128::from(u64::MAX)) as u64);
+            }
         }
     }
 }

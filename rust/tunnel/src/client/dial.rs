@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ech_workers_sync::Mutex;
@@ -61,7 +62,19 @@ pub struct DialPlan {
     pub handshake_timeout: Duration,
 }
 
+/// How long a step of a dial may take where another server could have the stream instead.
+const HURRY: Duration = Duration::from_secs(3);
+
 impl DialPlan {
+    /// The same for a stream that another server could have: it does not wait long for one that does not answer.
+    pub(crate) fn hurried(&self) -> Arc<Self> {
+        Arc::new(Self {
+            tcp_timeout: self.tcp_timeout.min(HURRY),
+            handshake_timeout: self.handshake_timeout.min(HURRY),
+            ..self.clone()
+        })
+    }
+
     fn route(&self) -> Destination<'_> {
         Destination {
             addresses: &self.addresses,

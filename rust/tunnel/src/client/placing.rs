@@ -102,9 +102,9 @@ impl ClientState {
                         Err(_) => tokio::task::yield_now().await,
                     }
                 }
-                Ok(Carrier::Dial(plan)) => {
+                Ok(Carrier::Dial(plan, counted)) => {
                     let control = self.control.clone();
-                    control.spawn(self.dial_for(open, plan, failed, near));
+                    control.spawn(self.dial_for(open, plan, counted, failed, near));
                     return;
                 }
                 Err(why) => return self.refuse(*open, &why),

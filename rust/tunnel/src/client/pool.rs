@@ -18,7 +18,7 @@ use crate::client::load::{Load, Ticket};
 use crate::client::program::Program;
 use crate::client::snapshot::SessionSnapshot;
 use crate::client::turns::Turns;
-use crate::counters::Counter;
+use crate::counters::{Counted, Counter};
 use crate::driver::{Handle, SessionStats};
 use crate::events::Events;
 use crate::failure::Failure;
@@ -31,6 +31,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// How often the owner hears that all sessions of a server are full, while streams would go there.
 const FULL_NEWS: Duration = Duration::from_secs(1);
+
+/// How long a session of which it is not known whether it is alive gets no new streams at most. By then its owner has found out.
+const DOUBT: Duration = Duration::from_secs(5);
 
 /// How long a server that could not be reached is not waited for.
 const DOWN_FOR: Duration = Duration::from_secs(600);
@@ -57,6 +60,8 @@ struct State {
     turns: Turns,
     unavailable: Option<Unavailable>,
     dials: Dials,
+    /// Dials under way for one stream each, of each server.
+    dialled: BTreeMap<u32, Arc<Counter>>,
     /// When a dial to a server failed, if no session to it has come up since.
     failed_at: BTreeMap<u32, Instant>,
     /// When the owner was last told that all sessions of a server are full, by the server's number.
@@ -96,6 +101,8 @@ pub(crate) struct Member {
     pub(crate) handle: Handle<Program>,
     /// What it may be used for.
     pub(crate) purpose: Purpose,
+    /// Since when it is not known whether the session is alive.
+    pub(crate) doubted: Option<Instant>,
     pub(crate) stats: Arc<SessionStats>,
     pub(crate) address: SocketAddr,
     pub(crate) since: Instant,
@@ -141,8 +148,8 @@ enum Choice {
 
 pub(crate) enum Carrier {
     Session(Handle<Program>, Ticket),
-    /// A session for this stream alone is to be dialled.
-    Dial(Arc<DialPlan>),
+    /// A session for this stream alone is to be dialled. It counts among the server's until the session is in the pool.
+    Dial(Arc<DialPlan>, Counted),
 }
 
 impl Pool {
@@ -159,6 +166,14 @@ impl Pool {
         let mut state = self.state.lock();
         state.failed_at.remove(&member.upstream);
         state.sessions.push(member);
+    }
+
+    /// Takes in the session of a dial for one stream, which counts in the dial's place from now on.
+    pub(crate) fn add_dialled(&self, member: Member, counted: Counted) {
+        let mut state = self.state.lock();
+        state.failed_at.remove(&member.upstream);
+        state.sessions.push(member);
+        drop(counted);
     }
 
     /// Lets those who wait look again.
@@ -216,7 +231,11 @@ impl Pool {
             let mut state = self.state.lock();
             match plan {
                 Some(plan) => state.plans.insert(upstream, Arc::new(plan)),
-                None => state.plans.remove(&upstream),
+                None => {
+                    // Those that are under way count for nobody any more.
+                    state.dialled.remove(&upstream);
+                    state.plans.remove(&upstream)
+                }
             };
         }
         self.wake();
@@ -330,6 +349,19 @@ impl Pool {
         for member in &self.state.lock().sessions {
             if member.session == session {
                 tell(&member.handle);
+            }
+        }
+    }
+
+    /// Something has happened by which any session may be dead: each takes new streams again when something has come from its
+    /// server, or after a while. A connection of simple mode that waits for its first use is not used any more.
+    pub(crate) fn doubt_all(&self) {
+        let now = Instant::now();
+        for member in &mut self.state.lock().sessions {
+            match member.purpose {
+                Purpose::Many => member.doubted = Some(now),
+                Purpose::One(until) => member.purpose = Purpose::One(until.min(now)),
+                Purpose::Taken => {}
             }
         }
     }
@@ -528,7 +560,9 @@ impl State {
                     return Some(Choice::Carrier(member.assign()));
                 }
             }
-            return Some(Choice::Carrier(Carrier::Dial(plan)));
+            let dialled = self.dialled.entry(upstream).or_default();
+            let counted = Counted::new(dialled);
+            return Some(Choice::Carrier(Carrier::Dial(plan, counted)));
         }
         let open = self
             .sessions
@@ -563,12 +597,13 @@ impl State {
                 .filter(|member| member.upstream == upstream)
         };
         let streams = if self.plans.contains_key(&upstream) {
-            own()
-                .filter(|member| member.purpose == Purpose::Taken)
-                .count() as u64
+            let taken = own().filter(|member| member.purpose == Purpose::Taken);
+            let dialled = self.dialled.get(&upstream);
+            taken.count() as u64 + dialled.map_or(0, |dialled| dialled.value())
         } else {
-            let open = own().filter(|member| member.is_open());
-            open.map(|member| member.load.assigned()).min()?
+            own().find(|member| member.is_open())?;
+            // Of all its sessions: how many it has is no reason for more streams or fewer.
+            own().map(|member| member.load.assigned()).sum()
         };
         Some(streams.saturating_mul(1 << 20) / u64::from(weight.max(1)))
     }
@@ -585,6 +620,13 @@ impl Member {
         self.purpose == Purpose::Many
             && !self.retiring.load(Ordering::Relaxed)
             && !self.handle.is_closed()
+            && !self.is_in_doubt()
+    }
+
+    /// Whether the server has given no sign of life since it was asked for one because the session may be dead.
+    fn is_in_doubt(&self) -> bool {
+        self.doubted
+            .is_some_and(|doubted| doubted.elapsed() < DOUBT && !self.stats.is_heard_since(doubted))
     }
 
     fn assign(&self) -> Carrier {
@@ -612,31 +654,35 @@ impl Member {
             session: self.session,
             upstream: self.upstream,
             heard: heard.unwrap_or(self.since).elapsed(),
-            unanswered: stats
-                .probed
-                .moment()
-                .filter(|&probed| heard.is_none_or(|heard| heard < probed))
-                .map(|probed| probed.elapsed()),
+            unanswered: stats.unanswered().map(|probed| probed.elapsed()),
             address: self.address,
             retiring: self.retiring.load(Ordering::Relaxed),
             streams: stats.streams.value(),
             streams_total: stats.streams_total.value(),
             age: self.since.elapsed(),
-            rtt: Some(stats.rtt_us.value())
-                .filter(|&rtt| rtt > 0)
-                .map(Duration::from_micros),
+            rtt: measured(&stats.rtt_us),
+            path: measured(&stats.path_us),
             bytes_up: stats.traffic.up.value(),
             bytes_down: stats.traffic.down.value(),
         }
     }
 }
 
+/// What was counted in microseconds; 0 is none.
+fn measured(microseconds: &Counter) -> Option<Duration> {
+    Some(microseconds.value())
+        .filter(|&measured| measured > 0)
+        .map(Duration::from_micros)
+}
+
 #[cfg(test)]
 mod tests {
     use ech_workers_session::{BulkLoad, Open};
+    use ech_workers_tls::Profile;
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::client::dial::Mode;
     use crate::client::lanes::FAR;
     use crate::client::load::FULL_FOR;
     use crate::events::Next;
@@ -672,6 +718,7 @@ mod tests {
                     upstream: 0,
                     handle,
                     purpose: Purpose::Many,
+                    doubted: None,
                     stats: Arc::new(stats),
                     address: "192.0.2.1:443".parse().unwrap(),
                     since: Instant::now(),
@@ -694,7 +741,7 @@ mod tests {
                     let session = loads.position(|load| ticket.is_of(load));
                     Ok((session.unwrap(), ticket))
                 }
-                Ok(Carrier::Dial(_)) => Err("a dial".to_owned()),
+                Ok(Carrier::Dial(..)) => Err("a dial".to_owned()),
                 Err(why) => Err(why.reason),
             }
         }
@@ -889,6 +936,68 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn streams_are_shared_by_weight_whatever_number_of_sessions_each_server_has() {
+        let sessions = Sessions::new(&[1000, 1000, 1000, 1000]);
+        sessions.pool.state.lock().sessions[3].upstream = 1;
+        sessions.pool.route(vec![vec![(0, 1), (1, 1)]]);
+        let mut held = Vec::new();
+        for _ in 0..30 {
+            held.push(sessions.assign().await.unwrap());
+        }
+        let second = held.iter().filter(|(session, _)| *session == 3).count();
+        assert_eq!(second, 15);
+    }
+
+    fn simple_plan(upstream: u32) -> DialPlan {
+        DialPlan {
+            upstream,
+            server_name: "server.test".to_owned(),
+            port: 443,
+            authority_port: None,
+            path: "/".to_owned(),
+            token: None,
+            addresses: Vec::new(),
+            ech: None,
+            profile: Profile::standard(),
+            websocket_hello: false,
+            mode: Mode::Simple,
+            tcp_timeout: Duration::ZERO,
+            handshake_timeout: Duration::ZERO,
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_that_are_being_dialled_count_among_those_of_a_server_in_simple_mode() {
+        let sessions = Sessions::new(&[1000]);
+        sessions.pool.set_plan(1, Some(simple_plan(1)));
+        sessions.pool.set_plan(2, Some(simple_plan(2)));
+        sessions.pool.route(vec![vec![(0, 1), (1, 1), (2, 2)]]);
+        let mut held = Vec::new();
+        let mut dialled = BTreeMap::from([(1, 0), (2, 0)]);
+        for _ in 0..40 {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let carrier = sessions
+                .pool
+                .carrier(deadline, &[], &[], None, None)
+                .await
+                .map_err(|why| why.reason)
+                .unwrap();
+            if let Carrier::Dial(plan, _) = &carrier {
+                *dialled.get_mut(&plan.upstream).unwrap() += 1;
+            }
+            held.push(carrier);
+        }
+        assert_eq!(dialled, BTreeMap::from([(1, 10), (2, 20)]));
+        // Those that are over, or carried by a session by now, count no more.
+        held.retain(|carrier| !matches!(carrier, Carrier::Dial(plan, _) if plan.upstream == 1));
+        let carrier = sessions.pool.choose(&[], &[], None, None).unwrap().0;
+        let Some(Choice::Carrier(Carrier::Dial(plan, _))) = carrier else {
+            panic!("no dial");
+        };
+        assert_eq!(plan.upstream, 1);
+    }
+
+    #[tokio::test]
     async fn the_owner_hears_of_a_full_server_when_its_streams_go_to_the_next_one() {
         let sessions = Sessions::new(&[0, 0]);
         sessions.pool.state.lock().sessions[1].upstream = 1;
@@ -938,6 +1047,48 @@ mod tests {
         sessions.pool.retire(0);
         assert_eq!(place(0).unwrap_err(), Echo::Failed);
         assert_eq!(place(7).unwrap_err(), Echo::Failed);
+    }
+
+    #[tokio::test]
+    async fn a_session_that_may_be_dead_gets_no_stream_before_something_has_come_from_its_server() {
+        let sessions = Sessions::new(&[0, 0]);
+        sessions.pool.doubt_all();
+        let now = Instant::now();
+        let why = sessions.assign().await.unwrap_err();
+        assert_eq!(why, "no session came up in time");
+        // It is not full either, which would have its owner dial another one.
+        assert_eq!(told_full(&sessions.pool), []);
+        let stats =
+            |session: usize| Arc::clone(&sessions.pool.state.lock().sessions[session].stats);
+        // What waited in the socket since before.
+        stats(0).heard.set(now + Duration::from_millis(50));
+        assert!(
+            sessions
+                .pool
+                .choose(&[], &[], None, None)
+                .unwrap()
+                .0
+                .is_none()
+        );
+        stats(1).answered.set(now + Duration::from_millis(1));
+        let held = sessions.assign().await.unwrap();
+        assert_eq!(held.0, 1);
+        assert_eq!(sessions.assign().await.unwrap().0, 1);
+        // After a while nobody has found it dead.
+        sessions.pool.state.lock().sessions[0].doubted = now.checked_sub(DOUBT);
+        assert_eq!(sessions.assign().await.unwrap().0, 0);
+    }
+
+    #[tokio::test]
+    async fn a_warm_connection_that_may_be_dead_is_not_used_any_more() {
+        let sessions = Sessions::new(&[0, 0]);
+        sessions.pool.set_plan(0, Some(simple_plan(0)));
+        for member in &mut sessions.pool.state.lock().sessions {
+            member.purpose = Purpose::One(Instant::now() + WARM);
+        }
+        assert_eq!(sessions.assign().await.unwrap().0, 0);
+        sessions.pool.doubt_all();
+        assert_eq!(sessions.assign().await.unwrap_err(), "a dial");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::client::lanes::{EARLY_BULK, FAR};
 use crate::client::load::Load;
 use crate::client::pool::{Member, Purpose, Unavailable, WARM};
 use crate::client::program::Program;
+use crate::counters::Counted;
 use crate::driver::{Driver, Owner, SessionStats, Side, Sums, seed};
 use crate::failure::{Code, Ended, Failure, Layer};
 use crate::log;
@@ -98,9 +99,13 @@ impl ClientState {
         self: Arc<Self>,
         mut open: Box<Open<Program>>,
         plan: Arc<DialPlan>,
+        counted: Counted,
         mut failed: Vec<u32>,
         near: Option<usize>,
     ) {
+        let others = [failed.as_slice(), &[plan.upstream]].concat();
+        let has_other = open.end.only().is_none() && self.pool.has_other(&others);
+        let plan = if has_other { plan.hurried() } else { plan };
         let made = {
             let mut dialing = std::pin::pin!(self.dial(0, &plan));
             tokio::select! {
@@ -120,6 +125,7 @@ impl ClientState {
         let (carrier, dialed) = match made {
             Ok(made) => made,
             Err(failure) => {
+                drop(counted);
                 failed.push(plan.upstream);
                 // Nothing of it was sent: another server may carry it.
                 if open.end.only().is_none() && self.pool.has_other(&failed) {
@@ -130,13 +136,13 @@ impl ClientState {
                 return self.tell_dial_failed(0, &plan, failure);
             }
         };
-        let (thread, counted) = near.map_or_else(
+        let (thread, on_thread) = near.map_or_else(
             || self.threads.least_busy(),
             |near| self.threads.numbered(near),
         );
         let home = thread.number;
         thread.spawn(async move {
-            let _counted = counted;
+            let _on_thread = on_thread;
             let carrier = match carrier.into_current_runtime() {
                 Ok(carrier) => carrier,
                 Err(failure) => {
@@ -153,7 +159,7 @@ impl ClientState {
             }
             let Running { driver, observer } = running;
             let session = member.session;
-            self.pool.add(member);
+            self.pool.add_dialled(member, counted);
             let span = log::session(session, Some(observer.upstream));
             self.keep_session(session, Purpose::Taken, &observer, driver.run(&observer))
                 .instrument(span)
@@ -231,6 +237,7 @@ impl ClientState {
             upstream: plan.upstream,
             handle,
             purpose,
+            doubted: None,
             stats,
             address: dialed.address,
             since,
@@ -287,14 +294,20 @@ impl ClientState {
         });
         let dialing = caught(dialing).instrument(log::dial(plan.upstream));
         let outcome = dialing.await.and_then(|outcome| outcome);
-        if let Err(failure) = &outcome {
-            totals.dials_failed.add(1);
-            tracing::debug!(
-                layer = failure.layer.name(),
-                code = failure.code.as_str(),
-                upstream = plan.upstream,
-                "dial {number}: {failure}"
-            );
+        match &outcome {
+            Ok((_, dialed)) => {
+                let took = dialed.tcp.as_micros().clamp(1, u128::from(u64::MAX));
+                totals.connect_us.set(took as u64);
+            }
+            Err(failure) => {
+                totals.dials_failed.add(1);
+                tracing::debug!(
+                    layer = failure.layer.name(),
+                    code = failure.code.as_str(),
+                    upstream = plan.upstream,
+                    "dial {number}: {failure}"
+                );
+            }
         }
         outcome
     }
@@ -440,6 +453,7 @@ mod tests {
             upstream: 0,
             handle: Handle::of_no_session(),
             purpose: Purpose::Many,
+            doubted: None,
             stats: Arc::default(),
             address: "192.0.2.1:443".parse().unwrap(),
             since: Instant::now(),

@@ -22,6 +22,8 @@ pub struct SessionSnapshot {
     pub age: Duration,
     /// The last measured round trip.
     pub rtt: Option<Duration>,
+    /// The round trip of the path, with little of the queue that the session's own bytes make on it.
+    pub path: Option<Duration>,
     /// Bytes to targets.
     pub bytes_up: u64,
     /// Bytes from targets.
@@ -43,6 +45,9 @@ pub struct UpstreamSnapshot {
     pub dials_failed: u64,
     /// ECH rejections met with retry configurations.
     pub ech_retries: u64,
+    /// How long the server took to be connected to in the last dial that came so far: a round trip, or more if a packet was
+    /// lost.
+    pub connect: Option<Duration>,
     /// Bytes to targets.
     pub bytes_up: u64,
     /// Bytes from targets.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ech_workers_sync::Mutex;
 
@@ -18,6 +19,8 @@ pub(crate) struct UpstreamTotals {
     pub(crate) dials_failed: Counter,
     /// ECH rejections met with retry configurations.
     pub(crate) ech_retries: Counter,
+    /// How long the last connection took to be made, in microseconds; 0 before the first.
+    pub(crate) connect_us: Counter,
     /// What its sessions carried.
     pub(crate) traffic: Arc<Traffic>,
 }
@@ -79,6 +82,9 @@ impl UpstreamTotals {
             dials_total: self.dials.value(),
             dials_failed: self.dials_failed.value(),
             ech_retries: self.ech_retries.value(),
+            connect: Some(self.connect_us.value())
+                .filter(|&took| took > 0)
+                .map(Duration::from_micros),
             bytes_up: self.traffic.up.value(),
             bytes_down: self.traffic.down.value(),
         }
@@ -92,6 +98,8 @@ impl UpstreamSnapshot {
             dials_total: self.dials_total + other.dials_total,
             dials_failed: self.dials_failed + other.dials_failed,
             ech_retries: self.ech_retries + other.ech_retries,
+            // Nothing that can be added up.
+            connect: None,
             bytes_up: self.bytes_up + other.bytes_up,
             bytes_down: self.bytes_down + other.bytes_down,
         }
