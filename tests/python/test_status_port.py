@@ -386,7 +386,8 @@ def test_a_slow_reader_misses_frames_and_is_let_go(serving: StatusPort, monkeypa
             assert len(watching.recv(timeout=5)) == 200_000
             held += [len(connection._out) for connection in list(serving._connections)]
         assert len(serving._connections) == 1
-        assert 0 < max(held) <= 200_100
+        # One frame, and the answer to the upgrade where that has not gone out yet.
+        assert 0 < max(held) <= 201_000
         assert len(watching.recv(timeout=5)) == 200_000
 
 
