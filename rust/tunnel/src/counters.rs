@@ -28,6 +28,18 @@ impl Counter {
     pub fn value(&self) -> u64 {
         self.0.load(Relaxed)
     }
+
+    /// Replaces the value by a time in microseconds, at least one.
+    pub(crate) fn set_duration(&self, time: Duration) {
+        self.set(u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1));
+    }
+
+    /// The value as such a time; `None` while it is 0.
+    pub(crate) fn duration(&self) -> Option<Duration> {
+        Some(self.value())
+            .filter(|&micros| micros > 0)
+            .map(Duration::from_micros)
+    }
 }
 
 /// One of those that a counter counts, from its creation to its drop.

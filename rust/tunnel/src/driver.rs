@@ -39,7 +39,7 @@ pub struct SessionStats {
     pub heard: Stamp,
     /// When the last question was sent that the peer has answered.
     pub answered: Stamp,
-    /// When the peer was asked for a sign of life last, if nothing had come since the question before.
+    /// When the peer was asked for a sign of life. While it owes one, a later question changes nothing.
     pub probed: Stamp,
 }
 
@@ -384,7 +384,7 @@ impl<L: LocalEnd> Driver<L> {
             (&self.stats.path_us, self.session.path_round_trip()),
         ] {
             if let Some(round_trip) = round_trip {
-                counter.set(round_trip.as_micros().clamp(1, u128::from(u64::MAX)) as u64);
+                counter.set_duration(round_trip);
             }
         }
     }

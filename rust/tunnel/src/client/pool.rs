@@ -168,14 +168,6 @@ impl Pool {
         state.sessions.push(member);
     }
 
-    /// Takes in the session of a dial for one stream, which counts in the dial's place from now on.
-    pub(crate) fn add_dialled(&self, member: Member, counted: Counted) {
-        let mut state = self.state.lock();
-        state.failed_at.remove(&member.upstream);
-        state.sessions.push(member);
-        drop(counted);
-    }
-
     /// Lets those who wait look again.
     pub(crate) fn wake(&self) {
         self.changed.notify_waiters();
@@ -353,8 +345,8 @@ impl Pool {
         }
     }
 
-    /// Something has happened by which any session may be dead: each takes new streams again when something has come from its
-    /// server, or after a while. A connection of simple mode that waits for its first use is not used any more.
+    /// Something has happened by which any session may be dead: each takes new streams again when its server has
+    /// answered, or after a while. A connection of simple mode that waits for its first use is not used any more.
     pub(crate) fn doubt_all(&self) {
         let now = Instant::now();
         for member in &mut self.state.lock().sessions {
@@ -660,19 +652,12 @@ impl Member {
             streams: stats.streams.value(),
             streams_total: stats.streams_total.value(),
             age: self.since.elapsed(),
-            rtt: measured(&stats.rtt_us),
-            path: measured(&stats.path_us),
+            rtt: stats.rtt_us.duration(),
+            path: stats.path_us.duration(),
             bytes_up: stats.traffic.up.value(),
             bytes_down: stats.traffic.down.value(),
         }
     }
-}
-
-/// What was counted in microseconds; 0 is none.
-fn measured(microseconds: &Counter) -> Option<Duration> {
-    Some(microseconds.value())
-        .filter(|&measured| measured > 0)
-        .map(Duration::from_micros)
 }
 
 #[cfg(test)]

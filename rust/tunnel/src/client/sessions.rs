@@ -159,7 +159,9 @@ impl ClientState {
             }
             let Running { driver, observer } = running;
             let session = member.session;
-            self.pool.add_dialled(member, counted);
+            self.pool.add(member);
+            // From now on the session counts in the dial's place.
+            drop(counted);
             let span = log::session(session, Some(observer.upstream));
             self.keep_session(session, Purpose::Taken, &observer, driver.run(&observer))
                 .instrument(span)
@@ -296,8 +298,7 @@ impl ClientState {
         let outcome = dialing.await.and_then(|outcome| outcome);
         match &outcome {
             Ok((_, dialed)) => {
-                let took = dialed.tcp.as_micros().clamp(1, u128::from(u64::MAX));
-                totals.connect_us.set(took as u64);
+                totals.connect_us.set_duration(dialed.tcp);
             }
             Err(failure) => {
                 totals.dials_failed.add(1);

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ech_workers_sync::Mutex;
 
@@ -82,9 +81,7 @@ impl UpstreamTotals {
             dials_total: self.dials.value(),
             dials_failed: self.dials_failed.value(),
             ech_retries: self.ech_retries.value(),
-            connect: Some(self.connect_us.value())
-                .filter(|&took| took > 0)
-                .map(Duration::from_micros),
+            connect: self.connect_us.duration(),
             bytes_up: self.traffic.up.value(),
             bytes_down: self.traffic.down.value(),
         }

@@ -10,7 +10,7 @@ export const INITIAL_WINDOW = 256 * 1024;
  * header of the message.
  */
 const LONGEST_PAYLOAD = 4 * 16384 - 8 - FRAME_HEADER;
-/** Windows of others that a stream may have beside them, its own included. */
+/** A stream may have so many windows at most: its own, and those of streams that are not open. */
 const MOST_SHARES = 6;
 export const GO_AWAY_NORMAL = 0;
 export const GO_AWAY_PROTOCOL_ERROR = 1;
